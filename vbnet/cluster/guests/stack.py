@@ -1,0 +1,48 @@
+"""Guests that are small IP hosts: ping, echo and a web page, from one to a thousand in one process.
+
+Their stacks run on native threads; this process only joins them to the bus and then waits for the host node's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from vbnet.cluster.launch import Job
+from vbnet.cluster.plan import GuestPlan
+
+NIC_TIMEOUT_S = 30.0
+JOINS_AT_ONCE = 32
+
+
+def run(job: Job) -> int:
+    """Run all ``stack`` guests of a process."""
+    return asyncio.run(_serve(job))
+
+
+async def _serve(job: Job) -> int:
+    from vbnet._native import StackGuests  # noqa: PLC0415 -- this process speaks to the bus only from here on
+    from vbnet.guestnode import GuestNode  # noqa: PLC0415 -- same
+
+    stacks = StackGuests()
+    room = asyncio.Semaphore(JOINS_AT_ONCE)
+    async with await GuestNode.connect(job.folder, job.process.name) as node:
+
+        async def join(plan: GuestPlan) -> None:
+            async with room:
+                guest = await node.join(plan.name, bus=plan.bus, kind="stack", ram_bytes=plan.ram_bytes)
+                nic = await guest.nic(plan.nics[0].name, timeout=NIC_TIMEOUT_S)
+                _add(stacks, plan, nic)
+                job.report(plan.name, "ready")
+
+        await asyncio.gather(*(join(plan) for plan in job.process.guests))
+        try:
+            await node.wait_closed()
+        finally:
+            stacks.close()
+        return 1
+
+
+def _add(stacks: Any, plan: GuestPlan, nic: Any) -> None:  # noqa: ANN401 -- native objects
+    first = plan.nics[0]
+    stacks.add(plan.name, nic.driver, mac=first.mac, ip=first.ip, gateway=first.gateway, mtu=first.mtu)
