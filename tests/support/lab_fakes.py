@@ -42,7 +42,7 @@ async def connect(_folder: Path) -> FakeControl:
 
 def host(job: Job) -> int:
     """A host node that is ready at once and stays."""
-    job.report("_host", "ready")
+    job.report("host", "ready")
     time.sleep(FOREVER_S)
     return 0
 

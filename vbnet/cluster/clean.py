@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from vbnet.bus.rundir import run_root
-from vbnet.cluster import process
+from vbnet.cluster import process, uplinks
 from vbnet.cluster.state import LOCK_FILE, STATE_FILE, LabState, Lock, is_locked, read_state
 from vbnet.errors import BusyError, ResourceError, VbnetError
 
@@ -54,7 +54,7 @@ def find_leftovers(root: Path | None = None) -> list[Leftover]:
         if lab_state is not None:
             for identity in _processes(lab_state):
                 found.append(Leftover(folder.name, "process", str(identity.pid), _command_line(identity.pid)))
-            found += [Leftover(folder.name, "tap", tap) for tap in lab_state.taps if _is_leftover_tap(tap)]
+            found += [Leftover(folder.name, "tap", tap) for tap in lab_state.taps if uplinks.is_made_by(tap, lab_state.instance)]
         found.append(Leftover(folder.name, "folder", str(folder), _owner_note(folder)))
     return found
 
@@ -98,9 +98,7 @@ def clean_folder(folder: Path, *, is_ours: bool = False) -> None:
         lab_state = _state(folder)
         if lab_state is not None:
             end_processes(list(_processes(lab_state)))
-            for tap in lab_state.taps:
-                if _is_leftover_tap(tap):
-                    _remove_tap(tap)
+            remove_taps(lab_state)
         if is_ours:
             (folder / STATE_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder / "launch", ignore_errors=True)
@@ -116,6 +114,13 @@ def clean_folder(folder: Path, *, is_ours: bool = False) -> None:
 def end_marked(instance: str) -> None:
     """End every process that carries the mark of this lab, the caller excepted."""
     end_processes(list(process.marked_processes(instance)))
+
+
+def remove_taps(lab_state: LabState) -> None:
+    """Remove the TAPs that this lab made; one that merely has such a name is left alone."""
+    for tap in lab_state.taps:
+        if uplinks.is_made_by(tap, lab_state.instance):
+            uplinks.remove_tap(tap)
 
 
 def end_processes(identities: list[process.Identity]) -> None:
@@ -146,10 +151,11 @@ def _is_in_use(folder: Path) -> bool:
     if is_locked(folder):
         return True
     has_lab = (folder / STATE_FILE).exists()
-    return not has_lab and _host_lives(folder)
+    return not has_lab and host_lives(folder)
 
 
-def _host_lives(folder: Path) -> bool:
+def host_lives(folder: Path) -> bool:
+    """Say whether a living host node holds this run directory."""
     try:
         fd = os.open(folder / HOST_LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -176,26 +182,6 @@ def _processes(lab_state: LabState) -> Iterator[process.Identity]:
         {identity for identity in recorded | set(process.marked_processes(lab_state.instance)) if identity.pid != os.getpid()},
         key=lambda identity: identity.pid,
     )
-
-
-def _is_leftover_tap(tap: str) -> bool:
-    """Say whether a TAP is there that no process has open: an interface without carrier, made to last."""
-    folder = Path("/sys/class/net") / tap
-    return (folder / "tun_flags").exists() and _text(folder / "carrier") != "1" and _text(folder / "owner") == "-1"
-
-
-def _remove_tap(tap: str) -> None:
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 -- slow to import, rarely needed
-
-    with suppress(NetlinkError, IndexError), IPRoute() as route:
-        route.link("del", index=route.link_lookup(ifname=tap)[0])
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _command_line(pid: int) -> str:

@@ -37,8 +37,8 @@ from vbnet.cluster.state import GuestState, LabState, Lock, ProcessState
 from vbnet.errors import DeadlineError, PeerGone, VbnetError
 from vbnet.units import SECOND_NS
 
-HOST = "_host"
-"""Name of the host node's process (and log); no guest can have it."""
+HOST = "host"
+"""Name of the host node's process and log; the lab file keeps it from guests."""
 
 READY_TIMEOUT_S = 60.0
 POLITE_S = 3.0
@@ -211,6 +211,7 @@ class Lab:
             self._launcher.close()
         if self._state is not None:
             clean.end_marked(self._state.instance)
+            clean.remove_taps(self._state)
         if self._write_due is not None:
             self._write_due.cancel()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -274,12 +275,12 @@ class Lab:
             self._tell("network", batch[-1].describe(), "ready", done=start + len(batch), total=len(requests))
 
     async def _make_uplinks(self) -> None:
-        from vbnet.cluster import netns  # noqa: PLC0415 -- only labs with uplinks need it
+        from vbnet.cluster import uplinks  # noqa: PLC0415 -- only labs with uplinks need it
 
         for number, uplink in enumerate(self.plan.uplinks, 1):
+            if uplink.tap in self.state.taps:
+                uplinks.make_tap(uplink, self.state.instance)
             await self._controlled().add_uplink(uplink)
-            if uplink.ip is not None:
-                netns.configure_address(uplink.tap, uplink.ip, uplink.mtu)
             self._tell("uplink", uplink.tap, "ready", done=number, total=len(self.plan.uplinks))
 
     def _start_guests(self) -> None:

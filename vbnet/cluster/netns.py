@@ -98,7 +98,7 @@ def make_interface(nic: NicPlan) -> int:
         raise ResourceError(f"cannot make interface {nic.name} ({error.strerror})", errno=error.errno or 0) from error
     try:
         _set_mac(fd, nic)
-        _configure(nic)
+        configure(nic)
     except BaseException:
         os.close(fd)
         raise
@@ -111,15 +111,6 @@ def bring_up_loopback() -> None:
 
     with IPRoute() as route:
         route.link("set", index=route.link_lookup(ifname="lo")[0], state="up")
-
-
-def configure_address(name: str, ip: str | None, mtu: int) -> None:
-    """Set address and MTU of an interface of the current namespace, and bring it up.
-
-    Raises:
-        ResourceError: the kernel refused.
-    """
-    _configure(NicPlan(name=name, device="", switch="", mac="", mtu=mtu, ip=ip))
 
 
 def run_inside(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -152,7 +143,12 @@ def _set_mac(fd: int, nic: NicPlan) -> None:
         raise ResourceError(message, errno=error.errno or 0) from error
 
 
-def _configure(nic: NicPlan) -> None:
+def configure(nic: NicPlan) -> None:
+    """Set MTU, address and routes of an interface of the current namespace, and bring it up.
+
+    Raises:
+        ResourceError: the kernel refused; the message names the interface and the step.
+    """
     from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 -- slow to import; guests have it preloaded
 
     step = "find it"

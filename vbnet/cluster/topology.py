@@ -26,6 +26,9 @@ from vbnet.cluster.source import Place, Problem, Source, TopologyError, did_you_
 
 SCHEMA_ID = "https://vbnet.dev/schema/lab.schema.json"
 GUESTS_MAX = 10_000
+RESERVED = frozenset({"host"})
+"""Names of processes that every lab has."""
+
 NICS_MAX = 8
 MTU_MIN, MTU_MAX = 68, 65535
 RAM_MIN_BYTES, RAM_MAX_BYTES = 64 << 10, 4 << 30
@@ -363,6 +366,8 @@ class _Checker:
         self.found.append(self.source.problem(place, what, fix))
 
     def _guest_names(self, name: str, guest: Guest) -> None:
+        if name in RESERVED:
+            self._add(("guests", name), f"the guest name `{name}` is taken by the lab itself", "use another name")
         for full in guest_names(name, guest):
             if full in self.expanded:
                 other = self.source.line_of(("guests", self.expanded[full]))
