@@ -1,0 +1,1 @@
+//! `vbnet._native`: conversions between Python and `vbnet-core`, nothing else.
