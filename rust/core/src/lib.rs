@@ -25,5 +25,7 @@
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterFile::blocks` |
 
 pub mod error;
+#[cfg(not(loom))]
+pub mod guest;
 pub mod shm;
 pub(crate) mod sync;

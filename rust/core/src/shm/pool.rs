@@ -69,6 +69,8 @@ impl BufferPool {
 pub struct SendArena {
     start: u32,
     size: u32,
+    /// Most pieces in flight at once.
+    slots: u32,
     /// Bytes ever taken and ever freed; their difference is what is in use, padding included.
     taken: u64,
     freed: u64,
@@ -77,20 +79,25 @@ pub struct SendArena {
 }
 
 impl SendArena {
-    /// `size` bytes at byte `start`; both multiples of a cache line.
+    /// `size` bytes at byte `start`, both multiples of a cache line, for at most `slots` pieces at a time.
     #[must_use]
-    pub const fn new(start: u32, size: u32) -> Self {
-        Self { start, size, taken: 0, freed: 0, pieces: VecDeque::new() }
+    pub const fn new(start: u32, size: u32, slots: u32) -> Self {
+        Self { start, size, slots, taken: 0, freed: 0, pieces: VecDeque::new() }
     }
 
     /// Takes `length` bytes in one piece: their byte offset, or `None` when there is no room now.
     pub fn take(&mut self, length: u32) -> Option<u32> {
         let rounded = length.max(1).next_multiple_of(CACHE_LINE as u32);
         let position = (self.taken % u64::from(self.size)) as u32;
-        // A piece never wraps: the rest of the arena is skipped and counted as part of this piece.
-        let skipped = if position + rounded > self.size { self.size - position } else { 0 };
+        let room = u64::from(self.size) - (self.taken - self.freed);
+        // A piece never wraps: the rest of the arena is skipped and counted as part of this piece. Small frames turn
+        // back early, where as many of them as can be in flight fit: what is not touched needs no place in a cache.
+        let enough = self.slots.saturating_mul(rounded).min(self.size);
+        let rest = self.size - position;
+        let turns_back = position >= enough && u64::from(rest) + u64::from(rounded) <= room;
+        let skipped = if rounded > rest || turns_back { rest } else { 0 };
         let used = u64::from(skipped) + u64::from(rounded);
-        if used > u64::from(self.size) - (self.taken - self.freed) {
+        if used > room {
             return None;
         }
         self.pieces.push_back(skipped + rounded);
