@@ -1,0 +1,316 @@
+//! Counters other processes can read: a mapped file of blocks, one block a port, worker or guest.
+//!
+//! ```text
+//!   file   ┌ header: magic, version, size ┐┌ block ┐┌ block ┐ …
+//!   block  ┌ state · words · kind[32] · labels[200] ┐┌ value 0 ┐┌ value 1 ┐ …          (all 64-bit words)
+//! ```
+//!
+//! Who writes what: the process that made the file writes all of it; each value has exactly one writing thread. Reading
+//! needs no permission of the writer, takes no lock, and works when the writer hangs or is dead. What value `n` of a
+//! kind means is declared beside its owner. A block that is freed is marked so and reused by one of the same size, under
+//! a new generation. A file is readable garbage to nobody: readers check every length. Source: aeron's counters file.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{self, FallocateFlags, Mode, OFlags};
+use rustix::mm::{self, MapFlags, ProtFlags};
+
+use crate::error::{Error, Fault, Result};
+use crate::sync::{AtomicU64, Ordering};
+
+/// First eight bytes of a counters file: `VBNETCNT`.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"VBNETCNT");
+/// Version of the layout.
+pub const VERSION: u64 = 1;
+/// Words of the file's header.
+pub const FILE_HEADER_WORDS: usize = 8;
+/// Words in front of a block's values.
+pub const BLOCK_HEADER_WORDS: usize = 32;
+/// Longest kind in bytes.
+pub const KIND_BYTES: usize = 32;
+/// Longest labels in bytes.
+pub const LABEL_BYTES: usize = 200;
+
+const KIND_END: usize = 3 + KIND_BYTES / 8;
+const LABELS_END: usize = KIND_END + LABEL_BYTES / 8;
+const _: () = assert!(LABELS_END == BLOCK_HEADER_WORDS);
+
+const STATE_END: u64 = 0;
+const STATE_LIVE: u64 = 1;
+const STATE_FREE: u64 = 2;
+
+struct Mapping {
+    _file: OwnedFd,
+    base: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: shared memory accessed by atomics only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: OwnedFd, bytes: usize, protection: ProtFlags) -> Result<Self> {
+        // SAFETY: a fresh shared mapping chosen by the kernel.
+        let base = unsafe { mm::mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, &file, 0) }
+            .map_err(|errno| Error::machine("map a counters file", errno))?;
+        let base =
+            NonNull::new(base.cast()).ok_or_else(|| Error::machine("map a counters file", rustix::io::Errno::NOMEM))?;
+        Ok(Self { _file: file, base, words: bytes / 8 })
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: mapped for the life of self, aligned to a page, accessed by atomics only.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped.
+        let unmapped = unsafe { mm::munmap(self.base.as_ptr().cast(), self.words * 8) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// The writing end: makes the file and hands out blocks.
+pub struct CounterFile {
+    mapping: Arc<Mapping>,
+    /// First word never used.
+    end: Mutex<usize>,
+}
+
+/// What a reader found in one block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockSnapshot {
+    /// What is counted: names the declaration of the values.
+    pub kind: String,
+    /// Whose: `name=value,name=value`.
+    pub labels: String,
+    /// Goes up when the block changes hands.
+    pub generation: u64,
+    /// The counters.
+    pub values: Vec<u64>,
+}
+
+/// One owner's row of counters. Dropping it frees the block.
+pub struct Block {
+    mapping: Arc<Mapping>,
+    header: usize,
+    count: usize,
+}
+
+impl CounterFile {
+    /// Makes a file of `bytes` bytes at `path`, or a nameless one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: the path cannot be created or the space is not there.
+    pub fn create(path: Option<&Path>, bytes: usize) -> Result<Self> {
+        let bytes = bytes.max(4096).next_multiple_of(4096);
+        let file = match path {
+            Some(path) => fs::open(
+                path,
+                OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                Mode::RUSR | Mode::WUSR,
+            ),
+            None => fs::memfd_create("vbnet-counters", fs::MemfdFlags::CLOEXEC),
+        }
+        .map_err(|errno| Error::machine("create a counters file", errno))?;
+        fs::ftruncate(&file, bytes as u64).map_err(|errno| Error::machine("size a counters file", errno))?;
+        fs::fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)
+            .map_err(|errno| Error::machine("allocate a counters file", errno))?;
+        let mapping = Mapping::new(file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        let words = mapping.words();
+        words[1].store(VERSION, Ordering::Relaxed);
+        words[2].store(bytes as u64, Ordering::Relaxed);
+        words[0].store(MAGIC, Ordering::Release);
+        Ok(Self { mapping: Arc::new(mapping), end: Mutex::new(FILE_HEADER_WORDS) })
+    }
+
+    /// Takes a block of `count` counters, all 0. Longer labels than fit are cut.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: the file is full.
+    pub fn allocate(&self, kind: &str, labels: &str, count: usize) -> Result<Block> {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = self.mapping.words();
+        let mut header = FILE_HEADER_WORDS;
+        while header < *end {
+            let size = words[header + 1].load(Ordering::Relaxed) as usize;
+            if words[header].load(Ordering::Relaxed) == STATE_FREE && size == count {
+                break;
+            }
+            header += BLOCK_HEADER_WORDS + size;
+        }
+        // The next block's state must stay in reach: readers stop at it.
+        if header + BLOCK_HEADER_WORDS + count >= self.mapping.words {
+            return Err(Error::machine("find room in the counters file", rustix::io::Errno::NOSPC));
+        }
+        words[header + 1].store(count as u64, Ordering::Relaxed);
+        let generation = &words[header + 2];
+        generation.store(generation.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        store_text(&words[header + 3..header + KIND_END], kind);
+        store_text(&words[header + KIND_END..header + LABELS_END], labels);
+        for value in &words[header + BLOCK_HEADER_WORDS..header + BLOCK_HEADER_WORDS + count] {
+            value.store(0, Ordering::Relaxed);
+        }
+        // [CT-1 block published] release: labels and zeroes before the state; partner in CounterFile::blocks.
+        words[header].store(STATE_LIVE, Ordering::Release);
+        *end = (*end).max(header + BLOCK_HEADER_WORDS + count);
+        Ok(Block { mapping: self.mapping.clone(), header, count })
+    }
+
+    /// Reads what is in somebody's file. Never blocks, never fails on nonsense inside: it stops there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] when the file cannot be opened, [`Error::Peer`] when it is no counters file.
+    pub fn open(path: &Path) -> Result<CounterReader> {
+        let file = fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| Error::machine("open a counters file", errno))?;
+        let status = fs::fstat(&file).map_err(|errno| Error::machine("inspect a counters file", errno))?;
+        let bytes = usize::try_from(status.st_size).unwrap_or(0);
+        if bytes < FILE_HEADER_WORDS * 8 {
+            return Err(Fault::BadSize { what: "counters file", found: bytes as u64, limit: u64::MAX }.into());
+        }
+        let mapping = Mapping::new(file, bytes, ProtFlags::READ)?;
+        let expect = |what, index: usize, expected: u64| {
+            let found = mapping.words()[index].load(Ordering::Acquire);
+            if found == expected { Ok(()) } else { Err(Fault::BadHeader { what, found, expected }) }
+        };
+        expect("counters magic", 0, MAGIC)?;
+        expect("counters version", 1, VERSION)?;
+        expect("counters size", 2, bytes as u64)?;
+        Ok(CounterReader { mapping: Arc::new(mapping) })
+    }
+
+    /// A reader of this very file.
+    #[must_use]
+    pub fn reader(&self) -> CounterReader {
+        CounterReader { mapping: self.mapping.clone() }
+    }
+}
+
+impl fmt::Debug for CounterFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CounterFile").field("words", &self.mapping.words).finish_non_exhaustive()
+    }
+}
+
+/// The reading end.
+pub struct CounterReader {
+    mapping: Arc<Mapping>,
+}
+
+impl CounterReader {
+    /// Every live block, as of now.
+    #[must_use]
+    pub fn blocks(&self) -> Vec<BlockSnapshot> {
+        let words = self.mapping.words();
+        let mut found = Vec::new();
+        let mut header = FILE_HEADER_WORDS;
+        while header + BLOCK_HEADER_WORDS <= words.len() {
+            // [CT-1 block published] acquire: state before labels and values; partner in CounterFile::allocate.
+            let state = words[header].load(Ordering::Acquire);
+            let count = words[header + 1].load(Ordering::Relaxed) as usize;
+            if state == STATE_END || count > words.len() - header - BLOCK_HEADER_WORDS {
+                break;
+            }
+            if state == STATE_LIVE {
+                let generation = words[header + 2].load(Ordering::Relaxed);
+                let block = BlockSnapshot {
+                    kind: load_text(&words[header + 3..header + KIND_END]),
+                    labels: load_text(&words[header + KIND_END..header + LABELS_END]),
+                    generation,
+                    values: words[header + BLOCK_HEADER_WORDS..header + BLOCK_HEADER_WORDS + count]
+                        .iter()
+                        .map(|value| value.load(Ordering::Relaxed))
+                        .collect(),
+                };
+                // A block that changed hands while it was read belongs to neither; the next look will find it whole.
+                if words[header + 2].load(Ordering::Acquire) == generation {
+                    found.push(block);
+                }
+            }
+            header += BLOCK_HEADER_WORDS + count;
+        }
+        found
+    }
+}
+
+impl fmt::Debug for CounterReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CounterReader").field("words", &self.mapping.words).finish_non_exhaustive()
+    }
+}
+
+impl Block {
+    /// The counters. One writing thread each: add with [`add`].
+    #[must_use]
+    pub fn values(&self) -> &[AtomicU64] {
+        let start = self.header + BLOCK_HEADER_WORDS;
+        &self.mapping.words()[start..start + self.count]
+    }
+
+    /// Adds to counter `index`, for its one writer. An index the block does not have is ignored.
+    #[inline]
+    pub fn add(&self, index: usize, amount: u64) {
+        if let Some(value) = self.values().get(index) {
+            value.store(value.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+        }
+    }
+
+    /// Sets counter `index`, for a value that goes up and down.
+    #[inline]
+    pub fn set(&self, index: usize, amount: u64) {
+        if let Some(value) = self.values().get(index) {
+            value.store(amount, Ordering::Relaxed);
+        }
+    }
+
+    /// What counter `index` says.
+    #[must_use]
+    pub fn load(&self, index: usize) -> u64 {
+        self.values().get(index).map_or(0, |value| value.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.mapping.words()[self.header].store(STATE_FREE, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block").field("count", &self.count).finish_non_exhaustive()
+    }
+}
+
+fn store_text(words: &[AtomicU64], text: &str) {
+    let mut end = text.len().min(words.len() * 8);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let bytes = &text.as_bytes()[..end];
+    for (index, word) in words.iter().enumerate() {
+        let mut part = [0; 8];
+        let rest = bytes.get(index * 8..).unwrap_or_default();
+        let length = rest.len().min(8);
+        part[..length].copy_from_slice(&rest[..length]);
+        word.store(u64::from_le_bytes(part), Ordering::Relaxed);
+    }
+}
+
+fn load_text(words: &[AtomicU64]) -> String {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}

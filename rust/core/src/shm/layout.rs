@@ -1,0 +1,199 @@
+//! Every byte that two processes agree on. Little-endian, `repr(C)`, fixed sizes, magic and version in front.
+//!
+//! Whoever changes a number here changes `docs/wire/` with it (a test compares the two) and raises the version.
+//! Writers never share a cache line with other writers, nor with the neighbour a prefetcher drags along: hence 128.
+
+use crate::sync::{AtomicU32, AtomicU64};
+
+/// Distance that keeps two words from disturbing each other: a cache line and its prefetched neighbour.
+pub const LINE_PAIR: usize = 128;
+/// A cache line.
+pub const CACHE_LINE: usize = 64;
+
+/// First eight bytes of a guest's RAM: `VBNETRAM`.
+pub const RAM_MAGIC: u64 = u64::from_le_bytes(*b"VBNETRAM");
+/// Version of [`RamHeader`].
+pub const RAM_VERSION: u32 = 1;
+/// Bytes at the start of RAM that belong to the header.
+pub const RAM_HEADER_BYTES: u32 = 4096;
+
+/// First four bytes of a ring: `vRNG`.
+pub const RING_MAGIC: u32 = u32::from_le_bytes(*b"vRNG");
+/// Version of [`RingHeader`] and of the descriptor word.
+pub const RING_VERSION: u32 = 1;
+/// Bytes in front of a ring's first slot.
+pub const RING_HEADER_BYTES: usize = 0x400;
+/// Least number of slots.
+pub const RING_SLOTS_MIN: u32 = 1;
+/// Most slots.
+pub const RING_SLOTS_MAX: u32 = 1 << 15;
+
+/// First four bytes of a signal pair: `vSIG`.
+pub const SIGNAL_MAGIC: u32 = u32::from_le_bytes(*b"vSIG");
+/// Version of [`SignalPair`].
+pub const SIGNAL_VERSION: u32 = 1;
+/// Bytes of a signal pair.
+pub const SIGNAL_PAIR_BYTES: usize = 0x280;
+
+/// The first page of a guest's RAM. Written by the guest before the memory is sealed and handed over.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RamHeader {
+    /// [`RAM_MAGIC`].
+    pub magic: u64,
+    /// [`RAM_VERSION`].
+    pub version: u32,
+    /// [`RAM_HEADER_BYTES`].
+    pub header_bytes: u32,
+    /// Bytes of the whole region, header included; equals the file's size.
+    pub size: u64,
+}
+
+/// One word alone on its pair of cache lines.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct PaddedU32(pub(crate) AtomicU32);
+
+impl PaddedU32 {
+    pub(crate) fn new(value: u32) -> Self {
+        Self(AtomicU32::new(value))
+    }
+}
+
+/// The words the sending side of a signal sets and the receiving side clears.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct SenderWords {
+    /// 1 = something happened since the receiver last looked.
+    pub(crate) dirty: AtomicU32,
+    /// 1 = the doorbell was rung and the receiver has not armed again since.
+    pub(crate) pending: AtomicU32,
+}
+
+/// One direction of a signal.
+#[repr(C)]
+#[derive(Debug)]
+pub struct SignalWords {
+    /// Written by the receiver: 1 = asleep, ring the doorbell; 0 = awake or masked, do not.
+    pub(crate) enabled: PaddedU32,
+    /// Written by the sender, cleared by the receiver.
+    pub(crate) sender: SenderWords,
+}
+
+impl SignalWords {
+    pub(crate) fn new() -> Self {
+        Self {
+            enabled: PaddedU32::new(0),
+            sender: SenderWords { dirty: AtomicU32::new(0), pending: AtomicU32::new(0) },
+        }
+    }
+}
+
+/// Both directions of a shm-signal. `kick`: guest to host. `call`: host to guest.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct SignalPair {
+    pub(crate) magic: AtomicU32,
+    pub(crate) version: AtomicU32,
+    pub(crate) kick: SignalWords,
+    pub(crate) call: SignalWords,
+}
+
+impl SignalPair {
+    pub(crate) fn new() -> Self {
+        Self {
+            magic: AtomicU32::new(SIGNAL_MAGIC),
+            version: AtomicU32::new(SIGNAL_VERSION),
+            kick: SignalWords::new(),
+            call: SignalWords::new(),
+        }
+    }
+}
+
+/// What stands in front of a ring's slots.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct RingHeader {
+    pub(crate) magic: AtomicU32,
+    pub(crate) version: AtomicU32,
+    /// Number of slots, a power of two. Written once by the producer, copied once by the consumer.
+    pub(crate) slots: AtomicU32,
+    /// Written by the producer: slots published, counted up for ever, modulo 2^32.
+    pub(crate) tail: PaddedU32,
+    /// Written by the consumer: slots returned, counted up for ever, modulo 2^32.
+    pub(crate) head: PaddedU32,
+    pub(crate) signal: SignalPair,
+}
+
+impl RingHeader {
+    pub(crate) fn new(slots: u32) -> Self {
+        Self {
+            magic: AtomicU32::new(RING_MAGIC),
+            version: AtomicU32::new(RING_VERSION),
+            slots: AtomicU32::new(slots),
+            tail: PaddedU32::new(0),
+            head: PaddedU32::new(0),
+            signal: SignalPair::new(),
+        }
+    }
+}
+
+/// One slot of a ring: a descriptor in one word, so that it can never be read half.
+pub(crate) type Slot = AtomicU64;
+
+/// Bytes a ring of `slots` slots occupies.
+#[must_use]
+pub const fn ring_bytes(slots: u32) -> usize {
+    RING_HEADER_BYTES + 8 * slots as usize
+}
+
+#[cfg(not(loom))]
+const _: () = {
+    use std::mem::{offset_of, size_of};
+    assert!(size_of::<RamHeader>() == 24);
+    assert!(offset_of!(RamHeader, version) == 8);
+    assert!(offset_of!(RamHeader, header_bytes) == 12);
+    assert!(offset_of!(RamHeader, size) == 16);
+    assert!(size_of::<SignalPair>() == SIGNAL_PAIR_BYTES);
+    assert!(offset_of!(SignalPair, kick) == 0x80);
+    assert!(offset_of!(SignalPair, call) == 0x180);
+    assert!(size_of::<SignalWords>() == 0x100);
+    assert!(offset_of!(SignalWords, sender) == 0x80);
+    assert!(offset_of!(SenderWords, pending) == 4);
+    assert!(size_of::<RingHeader>() == RING_HEADER_BYTES);
+    assert!(offset_of!(RingHeader, slots) == 8);
+    assert!(offset_of!(RingHeader, tail) == 0x80);
+    assert!(offset_of!(RingHeader, head) == 0x100);
+    assert!(offset_of!(RingHeader, signal) == 0x180);
+};
+
+/// `(structure, field, byte offset, byte size)` for every word of every shared structure: what `docs/wire/` must say.
+#[cfg(not(loom))]
+#[must_use]
+pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
+    let ring_signal = 0x180;
+    let mut rows = vec![
+        ("ram", "magic", 0, 8),
+        ("ram", "version", 8, 4),
+        ("ram", "header_bytes", 12, 4),
+        ("ram", "size", 16, 8),
+        ("ring", "magic", 0, 4),
+        ("ring", "version", 4, 4),
+        ("ring", "slots", 8, 4),
+        ("ring", "tail", 0x80, 4),
+        ("ring", "head", 0x100, 4),
+        ("ring", "signal", ring_signal, SIGNAL_PAIR_BYTES),
+        ("ring", "descriptors", RING_HEADER_BYTES, 8),
+    ];
+    rows.extend([
+        ("signal", "magic", 0, 4),
+        ("signal", "version", 4, 4),
+        ("signal", "kick.enabled", 0x80, 4),
+        ("signal", "kick.dirty", 0x100, 4),
+        ("signal", "kick.pending", 0x104, 4),
+        ("signal", "call.enabled", 0x180, 4),
+        ("signal", "call.dirty", 0x200, 4),
+        ("signal", "call.pending", 0x204, 4),
+    ]);
+    rows
+}

@@ -1,0 +1,492 @@
+//! The descriptor ring ("IOQ"): one producer, one consumer, slots handed over in order and returned in order.
+//!
+//! ```text
+//!            reaped              head                 tail            staged
+//!   ───────────┬──────────────────┬────────────────────┬─────────────────┬──────────── slots, modulo the ring's size
+//!     free     │ returned: the    │ published: the     │ claimed: the    │  free
+//!              │ producer reaps   │ consumer works     │ producer fills  │
+//! ```
+//!
+//! A slot is one 64-bit word, `offset | length << 32 | flags << 56`: it is read in one load, so no peer can change it
+//! between two reads or have it read half. The consumer may write a slot back before returning it (a received frame's
+//! length), the producer finds the answer when it reaps: frames to the guest travel in buffers the guest published.
+//!
+//! Who writes what: the producer `tail` and slots it owns; the consumer `head` and slots it owns. Each keeps its own
+//! indices privately and believes the other's only within bounds; anything else is a [`Fault`] and ends the queue.
+//! Source: vbus IOQ with its store-only barriers mended; `docs/wire/ring.md` has the bytes.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::layout::{RING_MAGIC, RING_SLOTS_MAX, RING_VERSION, RingHeader, SIGNAL_MAGIC, SIGNAL_VERSION, Slot};
+use super::signal::{Listener, Notifier, Owner, SignalMemory};
+use crate::error::Fault;
+#[cfg(not(loom))]
+use crate::error::{Error, Result};
+#[cfg(not(loom))]
+use crate::shm::{layout, region::Ram};
+use crate::sync::Ordering;
+
+/// Longest piece of memory one descriptor can name.
+pub const LENGTH_MAX: u32 = (1 << 24) - 1;
+
+/// What one slot says: `length` bytes at `offset` of the producer's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Byte offset in the region.
+    pub offset: u32,
+    /// Bytes, at most [`LENGTH_MAX`]; higher bits are cut off on the wire.
+    pub length: u32,
+    /// Negotiated flags; 0 when none were.
+    pub flags: u8,
+}
+
+impl Descriptor {
+    /// A piece of memory without flags.
+    #[must_use]
+    pub const fn new(offset: u32, length: u32) -> Self {
+        Self { offset, length, flags: 0 }
+    }
+
+    /// The word that goes into the slot.
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        self.offset as u64 | ((self.length & LENGTH_MAX) as u64) << 32 | (self.flags as u64) << 56
+    }
+
+    /// What a slot's word says.
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        Self { offset: word as u32, length: (word >> 32) as u32 & LENGTH_MAX, flags: (word >> 56) as u8 }
+    }
+}
+
+/// Where a ring is, checked once: everything the two ends need is copied from the shared header here.
+#[derive(Clone)]
+pub struct RingMemory {
+    header: NonNull<RingHeader>,
+    slots: NonNull<Slot>,
+    count: u32,
+    owner: Owner,
+}
+
+// SAFETY: header and slots are atomics, reachable for as long as `owner` lives, and accessed as atomics only.
+unsafe impl Send for RingMemory {}
+
+struct HeapRing {
+    header: RingHeader,
+    slots: Box<[Slot]>,
+}
+
+impl RingMemory {
+    /// A ring in this process's own memory, for models, tests and the bare limits of benchmarks.
+    ///
+    /// # Panics
+    ///
+    /// Never for a power of two up to 32768; anything else is rounded up to one.
+    #[must_use]
+    pub fn on_heap(slots: u32) -> Self {
+        let count = slots.clamp(1, RING_SLOTS_MAX).next_power_of_two();
+        let ring =
+            Arc::new(HeapRing { header: RingHeader::new(count), slots: (0..count).map(|_| Slot::new(0)).collect() });
+        Self { header: NonNull::from(&ring.header), slots: NonNull::from(&ring.slots[0]), count, owner: ring }
+    }
+
+    /// Lays an empty ring out at `offset` of memory that is ours, for the producing side.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: `slots` is not a power of two up to 32768, or the place is misaligned or outside the region.
+    #[cfg(not(loom))]
+    pub fn format(ram: &Arc<Ram>, offset: u32, slots: u32) -> Result<Self> {
+        if !slots.is_power_of_two() || slots > RING_SLOTS_MAX {
+            return Err(Error::Usage(format!(
+                "a ring has a power of two of slots, at most {RING_SLOTS_MAX}; got {slots}"
+            )));
+        }
+        let start =
+            Self::place(ram, offset, layout::ring_bytes(slots)).map_err(|fault| Error::Usage(fault.to_string()))?;
+        let header = start.cast::<RingHeader>();
+        // SAFETY: `place` checked alignment and bounds of header and slots; nobody else knows of this ring yet.
+        unsafe {
+            header.write(RingHeader::new(slots));
+            let first = start.add(layout::RING_HEADER_BYTES).cast::<Slot>();
+            for index in 0..slots as usize {
+                first.add(index).write(Slot::new(0));
+            }
+            Ok(Self { header, slots: first, count: slots, owner: ram.clone() })
+        }
+    }
+
+    /// Believes a ring that a peer laid out in `length` bytes at `offset`, after checking all of it.
+    ///
+    /// # Errors
+    ///
+    /// The peer's fault: place, magic, version or number of slots cannot be.
+    #[cfg(not(loom))]
+    pub fn attach(ram: &Arc<Ram>, offset: u32, length: u32) -> std::result::Result<Self, Fault> {
+        let start = Self::place(ram, offset, (length as usize).max(layout::RING_HEADER_BYTES))?;
+        let header = start.cast::<RingHeader>();
+        // SAFETY: `place` checked alignment and bounds; the header is atomics only.
+        let shared = unsafe { header.as_ref() };
+        let expect = |what, found: u32, expected: u32| {
+            if found == expected {
+                Ok(())
+            } else {
+                Err(Fault::BadHeader { what, found: found.into(), expected: expected.into() })
+            }
+        };
+        expect("ring magic", shared.magic.load(Ordering::Relaxed), RING_MAGIC)?;
+        expect("ring version", shared.version.load(Ordering::Relaxed), RING_VERSION)?;
+        expect("signal magic", shared.signal.magic.load(Ordering::Relaxed), SIGNAL_MAGIC)?;
+        expect("signal version", shared.signal.version.load(Ordering::Relaxed), SIGNAL_VERSION)?;
+        let slots = shared.slots.load(Ordering::Relaxed);
+        if !slots.is_power_of_two() || slots > RING_SLOTS_MAX {
+            return Err(Fault::BadSize { what: "ring slots", found: slots.into(), limit: RING_SLOTS_MAX.into() });
+        }
+        if layout::ring_bytes(slots) != length as usize {
+            return Err(Fault::BadSize {
+                what: "ring length",
+                found: length.into(),
+                limit: layout::ring_bytes(slots) as u64,
+            });
+        }
+        // SAFETY: the length just checked covers header and slots.
+        let first = unsafe { start.add(layout::RING_HEADER_BYTES).cast::<Slot>() };
+        Ok(Self { header, slots: first, count: slots, owner: ram.clone() })
+    }
+
+    #[cfg(not(loom))]
+    fn place(ram: &Arc<Ram>, offset: u32, bytes: usize) -> std::result::Result<NonNull<u8>, Fault> {
+        if !(offset as usize).is_multiple_of(layout::LINE_PAIR) {
+            return Err(Fault::BadSize {
+                what: "ring alignment",
+                found: offset.into(),
+                limit: layout::LINE_PAIR as u64,
+            });
+        }
+        if offset < layout::RAM_HEADER_BYTES {
+            return Err(Fault::OverlapsControl {
+                offset,
+                length: u32::try_from(bytes).unwrap_or(u32::MAX),
+                start: 0,
+                end: layout::RAM_HEADER_BYTES,
+            });
+        }
+        ram.at(offset, bytes)
+    }
+
+    /// Number of slots.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.count
+    }
+
+    fn header(&self) -> &RingHeader {
+        // SAFETY: valid for the life of `owner`.
+        unsafe { self.header.as_ref() }
+    }
+
+    fn slot(&self, index: u32) -> &Slot {
+        // SAFETY: the mask keeps the index below `count`, whose slots were checked to be in bounds.
+        unsafe { self.slots.add((index & (self.count - 1)) as usize).as_ref() }
+    }
+
+    fn kick(&self) -> SignalMemory {
+        // SAFETY: the words live inside the header, for as long as `owner`.
+        unsafe { SignalMemory::new(NonNull::from(&self.header().signal.kick), self.owner.clone()) }
+    }
+
+    fn call(&self) -> SignalMemory {
+        // SAFETY: the words live inside the header, for as long as `owner`.
+        unsafe { SignalMemory::new(NonNull::from(&self.header().signal.call), self.owner.clone()) }
+    }
+}
+
+/// The end that fills slots, and finds them again after the consumer returned them.
+pub struct Producer {
+    ring: RingMemory,
+    /// Next slot to fill; `tail` as of the last publish is `published`.
+    staged: u32,
+    published: u32,
+    /// First slot not yet reaped.
+    reaped: u32,
+    /// The consumer's `head` when last looked at: never ahead of the truth, so it may only lack room, not invent it.
+    head_seen: u32,
+    kick: Notifier,
+    call: Listener,
+}
+
+impl Producer {
+    /// Takes the producing end of a ring nobody has used yet. One per ring: the caller keeps that promise.
+    #[must_use]
+    pub fn new(ring: RingMemory) -> Self {
+        ring.header().tail.0.store(0, Ordering::Relaxed);
+        Self {
+            kick: Notifier::new(ring.kick()),
+            call: Listener::new(ring.call()),
+            ring,
+            staged: 0,
+            published: 0,
+            reaped: 0,
+            head_seen: 0,
+        }
+    }
+
+    /// Slots of the ring.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.ring.count
+    }
+
+    /// Slots that can be staged right now. Slots that came back count only once they were reaped.
+    #[must_use]
+    pub const fn room(&self) -> u32 {
+        self.ring.count - self.staged.wrapping_sub(self.reaped)
+    }
+
+    /// Slots published and not yet reaped.
+    #[must_use]
+    pub const fn in_flight(&self) -> u32 {
+        self.published.wrapping_sub(self.reaped)
+    }
+
+    /// Fills the next slot; the consumer sees it after [`Self::publish`]. `false`: no room, nothing happened.
+    #[must_use = "false means the descriptor was not taken"]
+    pub fn stage(&mut self, descriptor: Descriptor) -> bool {
+        if self.room() == 0 {
+            return false;
+        }
+        self.ring.slot(self.staged).store(descriptor.to_word(), Ordering::Relaxed);
+        self.staged = self.staged.wrapping_add(1);
+        true
+    }
+
+    /// Slots filled since the last publish.
+    #[must_use]
+    pub const fn unpublished(&self) -> u32 {
+        self.staged.wrapping_sub(self.published)
+    }
+
+    /// Makes everything staged visible to the consumer. Cost: one store, no system call.
+    pub fn publish(&mut self) {
+        self.published = self.staged;
+        // [RG-1 slots visible] release: slots and payload before tail; partner in Consumer::available.
+        #[cfg(not(vbnet_mutant = "ring_publish"))]
+        let order = Ordering::Release;
+        #[cfg(vbnet_mutant = "ring_publish")]
+        let order = Ordering::Relaxed;
+        self.ring.header().tail.0.store(self.staged, order);
+    }
+
+    /// Number of slots the consumer returned and nobody reaped yet.
+    ///
+    /// # Errors
+    ///
+    /// The consumer's index lies outside what was published.
+    pub fn completed(&mut self) -> std::result::Result<u32, Fault> {
+        if self.head_seen == self.reaped {
+            // [RG-2 slots returned] acquire: head before slots and payload; partner in Consumer::release.
+            #[cfg(not(vbnet_mutant = "ring_completed"))]
+            let order = Ordering::Acquire;
+            #[cfg(vbnet_mutant = "ring_completed")]
+            let order = Ordering::Relaxed;
+            let head = self.ring.header().head.0.load(order);
+            if head.wrapping_sub(self.reaped) > self.in_flight() {
+                return Err(Fault::HeadOutOfRange { head, reaped: self.reaped, tail: self.published });
+            }
+            self.head_seen = head;
+        }
+        Ok(self.head_seen.wrapping_sub(self.reaped))
+    }
+
+    /// Looks at the `ahead`-th returned slot without reaping it. Only below what [`Self::completed`] said.
+    #[must_use]
+    pub fn peek(&self, ahead: u32) -> Descriptor {
+        Descriptor::from_word(self.ring.slot(self.reaped.wrapping_add(ahead)).load(Ordering::Relaxed))
+    }
+
+    /// Takes the oldest `count` returned slots back; at most what [`Self::completed`] said.
+    pub fn reap(&mut self, count: u32) {
+        debug_assert!(count <= self.head_seen.wrapping_sub(self.reaped));
+        self.reaped = self.reaped.wrapping_add(count);
+    }
+
+    /// Index of the next slot to stage, counted up for ever modulo 2^32: a key for what the producer remembers a slot.
+    #[must_use]
+    pub const fn next_index(&self) -> u32 {
+        self.staged
+    }
+
+    /// Index of the next slot to reap.
+    #[must_use]
+    pub const fn reap_index(&self) -> u32 {
+        self.reaped
+    }
+
+    /// Tells the consumer that there is work. `true`: it sleeps, ring its doorbell.
+    #[must_use = "true means the consumer sleeps until its doorbell is rung"]
+    pub fn notify(&self) -> bool {
+        self.kick.inject()
+    }
+
+    /// How the consumer reaches us: armed when we want to hear of returned slots.
+    #[must_use]
+    pub const fn listener(&self) -> &Listener {
+        &self.call
+    }
+}
+
+impl fmt::Debug for Producer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Producer")
+            .field("slots", &self.ring.count)
+            .field("reaped", &self.reaped)
+            .field("published", &self.published)
+            .field("staged", &self.staged)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The end that works on published slots and returns them.
+pub struct Consumer {
+    ring: RingMemory,
+    /// Next slot to work on.
+    next: u32,
+    /// `head` as last stored.
+    returned: u32,
+    /// The producer's `tail` when last looked at.
+    tail_seen: u32,
+    kick: Listener,
+    call: Notifier,
+}
+
+impl Consumer {
+    /// Takes the consuming end, starting at slot 0. One per ring: the caller keeps that promise.
+    #[must_use]
+    pub fn new(ring: RingMemory) -> Self {
+        ring.header().head.0.store(0, Ordering::Relaxed);
+        Self {
+            kick: Listener::new(ring.kick()),
+            call: Notifier::new(ring.call()),
+            ring,
+            next: 0,
+            returned: 0,
+            tail_seen: 0,
+        }
+    }
+
+    /// Slots of the ring.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.ring.count
+    }
+
+    /// Published slots not yet advanced over. Looks at the shared index only when it knows of none.
+    ///
+    /// # Errors
+    ///
+    /// The producer's index is more than a ring ahead of ours.
+    pub fn available(&mut self) -> std::result::Result<u32, Fault> {
+        if self.tail_seen == self.next { self.refresh() } else { Ok(self.tail_seen.wrapping_sub(self.next)) }
+    }
+
+    /// As [`Self::available`], but always looks.
+    ///
+    /// # Errors
+    ///
+    /// The producer's index is more than a ring ahead of ours.
+    pub fn refresh(&mut self) -> std::result::Result<u32, Fault> {
+        // [RG-1 slots visible] acquire: tail before slots and payload; partner in Producer::publish.
+        #[cfg(not(vbnet_mutant = "ring_available"))]
+        let order = Ordering::Acquire;
+        #[cfg(vbnet_mutant = "ring_available")]
+        let order = Ordering::Relaxed;
+        let tail = self.ring.header().tail.0.load(order);
+        // Against what was returned, not what was worked on: slots in hand are still ours and cannot be published again.
+        let ahead = tail.wrapping_sub(self.returned);
+        if ahead > self.ring.count || ahead < self.tail_seen.wrapping_sub(self.returned) {
+            return Err(Fault::TailOutOfRange { tail, head: self.returned, slots: self.ring.count });
+        }
+        self.tail_seen = tail;
+        Ok(tail.wrapping_sub(self.next))
+    }
+
+    /// The `ahead`-th published slot. Only below what [`Self::available`] said. One load: copy it, check the copy.
+    #[must_use]
+    pub fn peek(&self, ahead: u32) -> Descriptor {
+        Descriptor::from_word(self.ring.slot(self.next.wrapping_add(ahead)).load(Ordering::Relaxed))
+    }
+
+    /// Writes the answer into the `ahead`-th slot, before advancing over it.
+    pub fn complete(&self, ahead: u32, descriptor: Descriptor) {
+        self.ring.slot(self.next.wrapping_add(ahead)).store(descriptor.to_word(), Ordering::Relaxed);
+    }
+
+    /// Steps over `count` slots; they stay ours until [`Self::release`].
+    pub fn advance(&mut self, count: u32) {
+        debug_assert!(count <= self.tail_seen.wrapping_sub(self.next));
+        self.next = self.next.wrapping_add(count);
+    }
+
+    /// Slots advanced over and not yet returned.
+    #[must_use]
+    pub const fn held(&self) -> u32 {
+        self.next.wrapping_sub(self.returned)
+    }
+
+    /// Returns everything advanced over to the producer. Cost: one store, no system call.
+    pub fn release(&mut self) {
+        self.returned = self.next;
+        // [RG-2 slots returned] release: slots and payload before head; partner in Producer::completed.
+        #[cfg(not(vbnet_mutant = "ring_release"))]
+        let order = Ordering::Release;
+        #[cfg(vbnet_mutant = "ring_release")]
+        let order = Ordering::Relaxed;
+        self.ring.header().head.0.store(self.next, order);
+    }
+
+    /// Tells the producer that slots came back. `true`: it sleeps, ring its doorbell.
+    #[must_use = "true means the producer sleeps until its doorbell is rung"]
+    pub fn notify(&self) -> bool {
+        self.call.inject()
+    }
+
+    /// How the producer reaches us: armed when we have nothing to do.
+    #[must_use]
+    pub const fn listener(&self) -> &Listener {
+        &self.kick
+    }
+
+    /// Goes to sleep unless there is work. `true`: armed and empty, wait for the doorbell. `false`: work came in.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::available`].
+    pub fn arm(&mut self) -> std::result::Result<bool, Fault> {
+        self.kick.acknowledge();
+        if self.refresh()? != 0 {
+            return Ok(false);
+        }
+        Ok(self.kick.arm())
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("slots", &self.ring.count)
+            .field("returned", &self.returned)
+            .field("next", &self.next)
+            .field("tail_seen", &self.tail_seen)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Both ends of a ring in this process's own memory.
+#[must_use]
+pub fn pair_on_heap(slots: u32) -> (Producer, Consumer) {
+    let ring = RingMemory::on_heap(slots);
+    (Producer::new(ring.clone()), Consumer::new(ring))
+}

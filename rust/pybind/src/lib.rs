@@ -1,0 +1,32 @@
+//! `vbnet._native`: conversions between Python and `vbnet-core`, nothing else.
+//!
+//! Operations are few and coarse, frames go in and out in batches, and whatever blocks or loops lets go of the
+//! interpreter. Every error becomes a class of `vbnet.errors`; nothing here panics on what Python passes in.
+
+use pyo3::prelude::*;
+
+mod counters;
+mod errors;
+mod memory;
+mod venet;
+
+/// Filled in below; `_native.pyi` is held to it by stubtest.
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("FAULT_REASONS", vbnet_core::error::Fault::REASONS.to_vec())?;
+    module.add_function(wrap_pyfunction!(memory::wire_table, module)?)?;
+    module.add_class::<memory::Ram>()?;
+    module.add_class::<memory::View>()?;
+    module.add_class::<counters::CounterFile>()?;
+    module.add_class::<counters::CounterBlock>()?;
+    module.add_function(wrap_pyfunction!(counters::read_counters, module)?)?;
+    module.add_function(wrap_pyfunction!(counters::histogram_quantile, module)?)?;
+    module.add_function(wrap_pyfunction!(counters::histogram_bounds, module)?)?;
+    module.add_class::<venet::VenetLayout>()?;
+    module.add_class::<venet::Venet>()?;
+    module.add_class::<venet::VenetTotals>()?;
+    module.add_class::<venet::FrameView>()?;
+    module.add_class::<venet::FrameClaim>()?;
+    Ok(())
+}

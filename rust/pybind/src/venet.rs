@@ -1,0 +1,662 @@
+//! The driver half of a venet device, as Python holds it.
+//!
+//! Sending and receiving lock separately: one thread may wait for frames while another sends. Two threads doing the
+//! same thing at once get `BusyError` instead of waiting for each other under the interpreter's lock.
+
+use std::ffi::c_int;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use pyo3::buffer::PyBuffer;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+use vbnet_core::guest::venet as core;
+use vbnet_core::shm::doorbell::Doorbell;
+use vbnet_core::shm::region;
+
+use crate::errors::{OrRaise, raise, raise_plain};
+use crate::memory::{Ram, duplicate, fill_buffer};
+
+/// Where the parts of one venet device lie in guest RAM.
+#[pyclass(frozen, get_all, module = "vbnet._native")]
+pub(crate) struct VenetLayout {
+    mtu: u32,
+    tx_slots: u32,
+    rx_slots: u32,
+    tx_offset: u32,
+    tx_length: u32,
+    rx_offset: u32,
+    rx_length: u32,
+    end: u32,
+    ram_bytes: u64,
+}
+
+#[pymethods]
+impl VenetLayout {
+    #[new]
+    #[pyo3(signature = (mtu = 1500, tx_slots = 256, rx_slots = 256, start = 0))]
+    fn new(py: Python<'_>, mtu: u32, tx_slots: u32, rx_slots: u32, start: u32) -> PyResult<Self> {
+        Ok(Self::from(core::VenetLayout::plan(start, mtu, tx_slots, rx_slots).or_raise(py)?))
+    }
+}
+
+impl From<core::VenetLayout> for VenetLayout {
+    fn from(layout: core::VenetLayout) -> Self {
+        Self {
+            mtu: layout.mtu,
+            tx_slots: layout.tx_slots,
+            rx_slots: layout.rx_slots,
+            tx_offset: layout.tx_offset,
+            tx_length: layout.tx_bytes(),
+            rx_offset: layout.rx_offset,
+            rx_length: layout.rx_bytes(),
+            end: layout.end,
+            ram_bytes: layout.ram_bytes(),
+        }
+    }
+}
+
+/// What one half of a device has done so far.
+#[pyclass(frozen, get_all, module = "vbnet._native")]
+pub(crate) struct VenetTotals {
+    frames: u64,
+    bytes: u64,
+    kicks: u64,
+    sleeps: u64,
+}
+
+impl From<core::Totals> for VenetTotals {
+    fn from(totals: core::Totals) -> Self {
+        Self { frames: totals.frames, bytes: totals.bytes, kicks: totals.kicks, sleeps: totals.sleeps }
+    }
+}
+
+/// The receiving half and what views of it need to come back.
+struct Receiving {
+    half: Mutex<Option<core::Receiver>>,
+    /// Buffers whose views ended while somebody else was receiving.
+    returned: Mutex<Vec<u32>>,
+    /// Wakes a receiver that waits without a single buffer posted.
+    wake: Mutex<Option<Doorbell>>,
+}
+
+impl Receiving {
+    fn give_back(&self, buffer: u32) {
+        if let Ok(mut half) = self.half.try_lock()
+            && let Some(receiver) = half.as_mut()
+        {
+            // A doorbell that fails here fails for the next receive too, and is reported there.
+            let _ = receiver.give_back(buffer);
+            return;
+        }
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        if let Some(wake) = self.wake.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            let _ = wake.ring();
+        }
+    }
+
+    fn collect(&self, receiver: &mut core::Receiver) -> vbnet_core::error::Result<()> {
+        let returned = std::mem::take(&mut *self.returned.lock().unwrap_or_else(PoisonError::into_inner));
+        returned.into_iter().try_for_each(|buffer| receiver.give_back(buffer))
+    }
+}
+
+/// The driver half of a venet device.
+#[pyclass(subclass, frozen, module = "vbnet._native")]
+pub(crate) struct Venet {
+    ram: Arc<region::Ram>,
+    layout: core::VenetLayout,
+    sending: Arc<Mutex<Option<core::Sender>>>,
+    receiving: Arc<Receiving>,
+    gone: AtomicBool,
+    closed: AtomicBool,
+    poll_ns: AtomicU64,
+}
+
+fn in_use(py: Python<'_>, what: &str) -> PyErr {
+    raise_plain(py, "BusyError", &format!("another thread is {what} on this device; use one thread for each direction"))
+}
+
+/// Why a half is not there although the device is open.
+fn lent(py: Python<'_>) -> PyErr {
+    raise_plain(
+        py,
+        "BusyError",
+        "this half of the device is lent: commit or cancel the claim, or ask the native guest that runs it",
+    )
+}
+
+fn held<'a, T>(py: Python<'_>, half: &'a Mutex<Option<T>>, what: &str) -> PyResult<MutexGuard<'a, Option<T>>> {
+    match half.try_lock() {
+        Ok(guard) => Ok(guard),
+        Err(TryLockError::WouldBlock) => Err(in_use(py, what)),
+        Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+    }
+}
+
+fn seconds(py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Duration>> {
+    timeout
+        .map(|value| {
+            Duration::try_from_secs_f64(value).map_err(|_| {
+                raise_plain(py, "UsageError", &format!("a timeout is 0 or more seconds, or None to wait; got {value}"))
+            })
+        })
+        .transpose()
+}
+
+/// Time left until `deadline`; `None` waits for ever.
+fn left(deadline: Option<Instant>) -> Option<Duration> {
+    deadline.map(|end| end.saturating_duration_since(Instant::now()))
+}
+
+fn passed(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|end| Instant::now() >= end)
+}
+
+impl Venet {
+    fn alive(&self, py: Python<'_>) -> PyResult<()> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(raise_plain(py, "ClosedError", "this device is closed"));
+        }
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(raise_plain(py, "PeerGone", "the host node of this device has ended; its frames are lost"));
+        }
+        Ok(())
+    }
+
+    fn poll(&self) -> Duration {
+        Duration::from_nanos(self.poll_ns.load(Ordering::Relaxed))
+    }
+
+    /// Hands both halves to native code that runs the device from now on.
+    pub(crate) fn take_halves(&self, py: Python<'_>) -> PyResult<(core::Sender, core::Receiver)> {
+        let mut sending = held(py, &self.sending, "sending")?;
+        let mut receiving = held(py, &self.receiving.half, "receiving")?;
+        match (sending.take(), receiving.take()) {
+            (Some(sender), Some(receiver)) => Ok((sender, receiver)),
+            (sender, receiver) => {
+                *sending = sender;
+                *receiving = receiver;
+                Err(lent(py))
+            }
+        }
+    }
+
+    /// Stages one frame from any object with bytes in it. `false`: no room now.
+    fn stage(sender: &mut core::Sender, frame: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = frame.py();
+        if let Ok(bytes) = frame.cast::<PyBytes>() {
+            return sender.stage(bytes.as_bytes()).or_raise(py);
+        }
+        let buffer = PyBuffer::<u8>::get(frame)?;
+        let length = buffer.len_bytes();
+        let mut copied = Ok(());
+        let staged = sender.stage_with(length, |room| copied = buffer.copy_to_slice(py, room)).or_raise(py)?;
+        copied?;
+        Ok(staged)
+    }
+
+    /// Waits for room outside the interpreter. `false`: the time is up.
+    fn wait_room(&self, py: Python<'_>, sender: &mut core::Sender, deadline: Option<Instant>) -> PyResult<bool> {
+        if passed(deadline) {
+            return Ok(false);
+        }
+        py.detach(|| sender.wait(left(deadline))).or_raise(py)?;
+        py.check_signals()?;
+        self.alive(py)?;
+        Ok(true)
+    }
+
+    /// Waits for frames outside the interpreter. `false`: the time is up.
+    fn wait_frames(&self, py: Python<'_>, receiver: &mut core::Receiver, deadline: Option<Instant>) -> PyResult<bool> {
+        if passed(deadline) {
+            return Ok(false);
+        }
+        let poll = self.poll();
+        py.detach(|| receiver.wait(poll, left(deadline))).or_raise(py)?;
+        py.check_signals()?;
+        self.alive(py)?;
+        self.receiving.collect(receiver).or_raise(py)?;
+        Ok(true)
+    }
+}
+
+#[pymethods]
+impl Venet {
+    #[new]
+    #[pyo3(signature = (ram, mtu = 1500, tx_slots = 256, rx_slots = 256, start = 0))]
+    fn new(py: Python<'_>, ram: &Ram, mtu: u32, tx_slots: u32, rx_slots: u32, start: u32) -> PyResult<Self> {
+        let layout = core::VenetLayout::plan(start, mtu, tx_slots, rx_slots).or_raise(py)?;
+        let ram = ram.region(py)?;
+        let (sender, receiver) = core::open(&ram, layout).or_raise(py)?;
+        Ok(Self {
+            ram,
+            layout,
+            sending: Arc::new(Mutex::new(Some(sender))),
+            receiving: Arc::new(Receiving {
+                half: Mutex::new(Some(receiver)),
+                returned: Mutex::default(),
+                wake: Mutex::default(),
+            }),
+            gone: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            poll_ns: AtomicU64::new(0),
+        })
+    }
+
+    #[getter]
+    fn layout(&self) -> VenetLayout {
+        self.layout.into()
+    }
+
+    /// Seconds to look for frames before going to sleep.
+    #[getter]
+    fn poll_seconds(&self) -> f64 {
+        self.poll().as_secs_f64()
+    }
+
+    #[pyo3(name = "set_poll_seconds")]
+    fn set_poll(&self, py: Python<'_>, value: f64) -> PyResult<()> {
+        let poll = seconds(py, Some(value))?.unwrap_or_default();
+        self.poll_ns.store(u64::try_from(poll.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn connect(&self, py: Python<'_>, tx_kick: RawFd, tx_call: RawFd, rx_kick: RawFd, rx_call: RawFd) -> PyResult<()> {
+        self.alive(py)?;
+        let bell = |fd| Ok::<_, PyErr>(Doorbell::from_fd(duplicate(py, fd)?));
+        let tx = core::Bells { kick: bell(tx_kick)?, call: bell(tx_call)? };
+        let rx = core::Bells { kick: bell(rx_kick)?, call: bell(rx_call)? };
+        let wake = bell(rx_call)?;
+        held(py, &self.sending, "sending")?.as_mut().ok_or_else(|| lent(py))?.connect(tx);
+        held(py, &self.receiving.half, "receiving")?.as_mut().ok_or_else(|| lent(py))?.connect(rx);
+        *self.receiving.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
+        Ok(())
+    }
+
+    fn set_mtu(&self, py: Python<'_>, mtu: u32) -> PyResult<()> {
+        if !(core::MTU_MIN..=self.layout.mtu).contains(&mtu) {
+            return Err(raise_plain(
+                py,
+                "UsageError",
+                &format!("the MTU can be {} to {} here; got {mtu}", core::MTU_MIN, self.layout.mtu),
+            ));
+        }
+        held(py, &self.sending, "sending")?.as_mut().ok_or_else(|| lent(py))?.set_mtu(mtu);
+        Ok(())
+    }
+
+    #[pyo3(signature = (frames, timeout = None))]
+    fn send(&self, py: Python<'_>, frames: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<usize> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.sending, "sending")?;
+        let sender = guard.as_mut().ok_or_else(|| lent(py))?;
+        let limit = seconds(py, timeout)?;
+        let mut deadline = None;
+        let mut sent = 0;
+        let staged = (|| {
+            let mut each = |frame: Bound<'_, PyAny>| {
+                while !Self::stage(sender, &frame)? {
+                    sender.flush().or_raise(py)?;
+                    if deadline.is_none() {
+                        deadline = limit.map(|limit| Instant::now() + limit);
+                    }
+                    if !self.wait_room(py, sender, deadline)? {
+                        return Ok(false);
+                    }
+                }
+                sent += 1;
+                Ok::<_, PyErr>(true)
+            };
+            if let Ok(list) = frames.cast::<PyList>() {
+                for frame in list.iter() {
+                    if !each(frame)? {
+                        break;
+                    }
+                }
+            } else {
+                for frame in frames.try_iter()? {
+                    if !each(frame?)? {
+                        break;
+                    }
+                }
+            }
+            Ok(())
+        })();
+        sender.flush().or_raise(py)?;
+        staged.map(|()| sent)
+    }
+
+    #[pyo3(signature = (frame, timeout = None))]
+    fn send_frame(&self, py: Python<'_>, frame: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<bool> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.sending, "sending")?;
+        let sender = guard.as_mut().ok_or_else(|| lent(py))?;
+        if !Self::stage(sender, frame)? {
+            let deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
+            loop {
+                if !self.wait_room(py, sender, deadline)? {
+                    return Ok(false);
+                }
+                if Self::stage(sender, frame)? {
+                    break;
+                }
+            }
+        }
+        sender.flush().or_raise(py)?;
+        Ok(true)
+    }
+
+    #[pyo3(signature = (length, timeout = None))]
+    fn claim(&self, py: Python<'_>, length: u32, timeout: Option<f64>) -> PyResult<Option<FrameClaim>> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.sending, "sending")?;
+        let sender = guard.as_mut().ok_or_else(|| lent(py))?;
+        let deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
+        loop {
+            if let Some(offset) = sender.claim(length as usize).or_raise(py)? {
+                // The half goes with the claim: nothing else can be staged before it is committed or cancelled.
+                let sender = guard.take();
+                return Ok(Some(FrameClaim {
+                    ram: self.ram.clone(),
+                    sending: self.sending.clone(),
+                    offset,
+                    length,
+                    sender: Mutex::new(sender),
+                }));
+            }
+            if !self.wait_room(py, sender, deadline)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    #[pyo3(signature = (max = 32, timeout = None))]
+    fn recv<'py>(&self, py: Python<'py>, max: u32, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.receiving.half, "receiving")?;
+        let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
+        let mut frames = Vec::with_capacity(max.min(256) as usize);
+        let mut deadline = None;
+        loop {
+            receiver.receive(max, |frame| frames.push(PyBytes::new(py, frame))).or_raise(py)?;
+            if !frames.is_empty() {
+                break;
+            }
+            if deadline.is_none() {
+                deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
+            }
+            if !self.wait_frames(py, receiver, deadline)? {
+                break;
+            }
+        }
+        PyList::new(py, frames)
+    }
+
+    #[pyo3(signature = (timeout = None))]
+    fn recv_frame<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.receiving.half, "receiving")?;
+        let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
+        let mut found = None;
+        let mut deadline = None;
+        loop {
+            receiver.receive(1, |frame| found = Some(PyBytes::new(py, frame))).or_raise(py)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+            if deadline.is_none() {
+                deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
+            }
+            if !self.wait_frames(py, receiver, deadline)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    #[pyo3(signature = (max = 32, timeout = None))]
+    fn recv_views(&self, py: Python<'_>, max: u32, timeout: Option<f64>) -> PyResult<Vec<FrameView>> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.receiving.half, "receiving")?;
+        let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
+        let deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
+        let mut frames = Vec::new();
+        loop {
+            self.receiving.collect(receiver).or_raise(py)?;
+            receiver.hold(max, &mut frames).or_raise(py)?;
+            if !frames.is_empty() || !self.wait_frames(py, receiver, deadline)? {
+                break;
+            }
+        }
+        Ok(frames
+            .into_iter()
+            .map(|frame| FrameView {
+                ram: self.ram.clone(),
+                receiving: self.receiving.clone(),
+                frame,
+                returned: AtomicBool::new(false),
+                exports: AtomicU64::new(0),
+            })
+            .collect())
+    }
+
+    /// Asks for the doorbell when a frame arrives. `False`: frames are waiting already.
+    fn arm_receive(&self, py: Python<'_>) -> PyResult<bool> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.receiving.half, "receiving")?;
+        let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
+        self.receiving.collect(receiver).or_raise(py)?;
+        if let Some(bells) = receiver.bells() {
+            bells.call.quiet();
+        }
+        receiver.arm().or_raise(py)
+    }
+
+    /// Asks for the doorbell when there is room to send. `False`: there is room already.
+    fn arm_send(&self, py: Python<'_>) -> PyResult<bool> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.sending, "sending")?;
+        let sender = guard.as_mut().ok_or_else(|| lent(py))?;
+        if sender.in_flight() == 0 {
+            return Ok(false);
+        }
+        if let Some(bells) = sender.bells() {
+            bells.call.quiet();
+        }
+        sender.arm().or_raise(py)
+    }
+
+    /// Readable when a frame arrived after `arm_receive`.
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        self.alive(py)?;
+        let guard = held(py, &self.receiving.half, "receiving")?;
+        let bells = guard.as_ref().ok_or_else(|| lent(py))?.bells();
+        bells.map(|bells| bells.call.raw()).ok_or_else(|| raise_plain(py, "UsageError", "connect the device first"))
+    }
+
+    /// Readable when there is room to send after `arm_send`.
+    fn send_fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        self.alive(py)?;
+        let guard = held(py, &self.sending, "sending")?;
+        let bells = guard.as_ref().ok_or_else(|| lent(py))?.bells();
+        bells.map(|bells| bells.call.raw()).ok_or_else(|| raise_plain(py, "UsageError", "connect the device first"))
+    }
+
+    /// What was sent and what was received so far.
+    fn totals(&self, py: Python<'_>) -> PyResult<(VenetTotals, VenetTotals)> {
+        self.alive(py)?;
+        let sending = held(py, &self.sending, "sending")?;
+        let receiving = held(py, &self.receiving.half, "receiving")?;
+        let sent = sending.as_ref().ok_or_else(|| lent(py))?.totals();
+        let received = receiving.as_ref().ok_or_else(|| lent(py))?.totals();
+        Ok((sent.into(), received.into()))
+    }
+
+    /// The host has ended: whoever waits wakes up and gets `PeerGone`, and so does every later call.
+    fn abandon(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        if let Some(wake) = self.receiving.wake.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            let _ = wake.ring();
+        }
+    }
+
+    /// Ends the device on this side; views stay readable.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let (mut sending, mut receiving) =
+            (held(py, &self.sending, "sending")?, held(py, &self.receiving.half, "receiving")?);
+        self.closed.store(true, Ordering::Relaxed);
+        sending.take();
+        receiving.take();
+        Ok(())
+    }
+}
+
+/// Room for one frame in shared memory: write through `memoryview(claim)`, then `commit()`.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct FrameClaim {
+    ram: Arc<region::Ram>,
+    sending: Arc<Mutex<Option<core::Sender>>>,
+    offset: u32,
+    length: u32,
+    sender: Mutex<Option<core::Sender>>,
+}
+
+impl FrameClaim {
+    fn finish(&self, each: impl FnOnce(&mut core::Sender)) -> Option<()> {
+        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        each(&mut sender);
+        *self.sending.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        Some(())
+    }
+}
+
+#[pymethods]
+impl FrameClaim {
+    fn __len__(&self) -> usize {
+        self.length as usize
+    }
+
+    /// Sends the first `length` bytes of it, all by default.
+    #[pyo3(signature = (length = None))]
+    fn commit(&self, py: Python<'_>, length: Option<u32>) -> PyResult<()> {
+        let length = length.unwrap_or(self.length);
+        if !(core::ETHERNET_HEADER..=self.length).contains(&length) {
+            let message =
+                format!("commit {} to {} bytes of this claim; got {length}", core::ETHERNET_HEADER, self.length);
+            return Err(raise_plain(py, "UsageError", &message));
+        }
+        let mut flushed = Ok(());
+        self.finish(|sender| {
+            sender.commit(self.offset, length);
+            flushed = sender.flush();
+        })
+        .ok_or_else(|| raise_plain(py, "ClosedError", "this claim was committed or cancelled before"))?;
+        flushed.map_err(|error| raise(py, error))
+    }
+
+    /// Gives the room back unused.
+    fn cancel(&self, py: Python<'_>) -> PyResult<()> {
+        self.finish(core::Sender::cancel)
+            .ok_or_else(|| raise_plain(py, "ClosedError", "this claim was committed or cancelled before"))
+    }
+
+    /// # Safety
+    ///
+    /// Called by the interpreter with a buffer structure of its own.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let claim = slf.get();
+        let py = slf.py();
+        if claim.sender.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Err(raise_plain(py, "ClosedError", "this claim was committed or cancelled before"));
+        }
+        let start = claim.ram.at(claim.offset, claim.length as usize).or_raise(py)?;
+        // SAFETY: passed on from the interpreter; the claim owns the mapping.
+        unsafe { fill_buffer(slf.clone().into_any(), view, flags, start.as_ptr(), claim.length as isize, false) }
+    }
+}
+
+impl Drop for FrameClaim {
+    fn drop(&mut self) {
+        self.finish(core::Sender::cancel);
+    }
+}
+
+/// A received frame that still lies in shared memory: read it through `memoryview(view)`, then `release()`.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct FrameView {
+    ram: Arc<region::Ram>,
+    receiving: Arc<Receiving>,
+    frame: core::Held,
+    returned: AtomicBool,
+    /// Live `memoryview`s of it.
+    exports: AtomicU64,
+}
+
+#[pymethods]
+impl FrameView {
+    fn __len__(&self) -> usize {
+        self.frame.length as usize
+    }
+
+    /// Gives the buffer back to be received into again.
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        if self.exports.load(Ordering::Relaxed) != 0 {
+            return Err(raise_plain(py, "BusyError", "a memoryview of this frame is still in use; release that first"));
+        }
+        if !self.returned.swap(true, Ordering::Relaxed) {
+            self.receiving.give_back(self.frame.buffer);
+        }
+        Ok(())
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.release(py)
+    }
+
+    /// # Safety
+    ///
+    /// Called by the interpreter with a buffer structure of its own.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let held = slf.get();
+        let py = slf.py();
+        if held.returned.load(Ordering::Relaxed) {
+            return Err(raise_plain(
+                py,
+                "ClosedError",
+                "this frame was released; its buffer belongs to the device again",
+            ));
+        }
+        let start = held.ram.at(held.frame.offset, held.frame.length as usize).or_raise(py)?;
+        held.exports.fetch_add(1, Ordering::Relaxed);
+        let length = held.frame.length as isize;
+        // SAFETY: passed on from the interpreter; the view owns the mapping.
+        let filled = unsafe { fill_buffer(slf.clone().into_any(), view, flags, start.as_ptr(), length, true) };
+        if filled.is_err() {
+            held.exports.fetch_sub(1, Ordering::Relaxed);
+        }
+        filled
+    }
+
+    /// # Safety
+    ///
+    /// Called by the interpreter with a buffer this object filled.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.exports.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for FrameView {
+    fn drop(&mut self) {
+        if !self.returned.swap(true, Ordering::Relaxed) {
+            self.receiving.give_back(self.frame.buffer);
+        }
+    }
+}
