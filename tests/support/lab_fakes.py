@@ -6,14 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import Request, UplinkPlan
 
-FOREVER_S = 3600.0
 
 
 class FakeControl:
@@ -43,7 +41,7 @@ async def connect(_folder: Path) -> FakeControl:
 def host(job: Job) -> int:
     """A host node that is ready at once and stays."""
     job.report("host", "ready")
-    time.sleep(FOREVER_S)
+    signal.pause()
     return 0
 
 
@@ -52,7 +50,7 @@ def steady(job: Job) -> int:
     for guest in job.process.guests:
         job.report(guest.name, "ready")
     print("steady", flush=True)
-    time.sleep(FOREVER_S)
+    signal.pause()
     return 0
 
 
@@ -73,7 +71,7 @@ def broken(job: Job) -> int:
 def stubborn(job: Job) -> int:
     """Guests that get ready, ignore SIGTERM, and start a daemon of their own."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    daemon = subprocess.Popen(["sleep", str(FOREVER_S)], start_new_session=True)
+    daemon = subprocess.Popen(["sleep", "3600"], start_new_session=True)
     Path(job.folder, "logs", "daemon.log").write_text(str(daemon.pid), encoding="ascii")
     return steady(job)
 
@@ -87,5 +85,5 @@ def once_failing(job: Job) -> int:
     if not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(FOREVER_S)
+    signal.pause()
     return 0

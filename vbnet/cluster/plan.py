@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -68,7 +67,7 @@ class GuestPlan(_Part):
     bus: str
     nics: tuple[NicPlan, ...] = ()
     ram_bytes: int | None = None
-    run: str | tuple[str, ...] | None = None
+    run: list[str] | str | None = None
     env: dict[str, str] = {}
     send: SendPlan | None = None
 
@@ -185,7 +184,7 @@ def _guest_plan(lab: str, full: str, index: int, guest: Guest) -> GuestPlan:
         )
         for nic, nic_name in zip(guest.nics, lab_file.nic_names(guest), strict=True)
     )
-    run: str | tuple[str, ...] | None = None
+    run: list[str] | str | None = None
     env: dict[str, str] = {}
     if isinstance(guest, PythonGuest):
         run, env = guest.run, _text(guest.env)
@@ -228,16 +227,9 @@ def _with_targets(process: ProcessPlan, guests: dict[str, Guest], plans: dict[st
     return msgspec.structs.replace(process, guests=tuple(members))
 
 
-def _command(run: str | list[str] | None) -> tuple[str, ...] | None:
-    if run is None:
-        return None
-    return tuple(shlex.split(run)) if isinstance(run, str) else tuple(run)
+def _command(run: str | list[str] | None) -> list[str] | None:
+    return shlex.split(run) if isinstance(run, str) else run
 
 
 def _text(env: lab_file.Environment) -> dict[str, str]:
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in env.items()}
-
-
-def folder_of(process: ProcessPlan) -> Path:
-    """Return the folder from which a process's relative paths count."""
-    return Path(process.folder)

@@ -213,7 +213,9 @@ class _Builder:
     def _scalar(self, node: yaml.Node, line: int) -> Any:  # noqa: ANN401 -- YAML holds anything
         text = self._substitute(str(node.value), line)
         tag = node.tag
-        if text != node.value and getattr(node, "style", None) is None:
+        is_one_variable = _VARIABLE.fullmatch(str(node.value)) is not None
+        if is_one_variable or (text != node.value and getattr(node, "style", None) is None):
+            # A value that is nothing but a variable has the type of what replaces it, though `{...}` may force quotes.
             tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
         match tag.rpartition(":")[2]:
             case "null":

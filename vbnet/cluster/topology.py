@@ -11,6 +11,7 @@ address that the file leaves out is derived from the names of lab, guest and NIC
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import ipaddress
 import re
@@ -186,6 +187,8 @@ def json_schema() -> dict[str, Any]:
     schema = msgspec.json.schema(Topology)
     components = schema.pop("$defs")
     top = components.pop("Topology")
+    for part in ("switches", "guests"):
+        top["properties"][part]["propertyNames"] = {"pattern": NAME_PATTERN}
     top["patternProperties"] = {"^x-": {"description": "Ignored: a place for anchors and notes."}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -280,7 +283,12 @@ class _Reader:
             self._add(
                 (*place, key), f"unknown key `{key}`", did_you_mean(key, known, otherwise=f"known here: {', '.join(known)}")
             )
-        missing = [item.encode_name for item in msgspec.structs.fields(part) if item.required and item.encode_name not in data]
+        meant = {match for key in unknown for match in difflib.get_close_matches(key, known, n=1)}
+        missing = [
+            item.encode_name
+            for item in msgspec.structs.fields(part)
+            if item.required and item.encode_name not in data and item.encode_name not in meant
+        ]
         for key in missing if place else []:
             self._add(place, f"`{key}` is missing in {_dotted(place)}", f"add `{key}: ...`")
         return not unknown and not missing
@@ -408,6 +416,7 @@ class _Checker:
             at: Place = (*place, "nics", index)
             if nic_name in names:
                 self._add((*at, "name"), f"duplicate NIC name `{nic_name}` in `{name}`", "name each NIC differently")
+                continue
             names[nic_name] = index
             self._switch((*at, "switch"), nic.switch)
             self._mac(at, name, guest, nic, nic_name)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 
 from vbnet.cluster import netns
+from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import NicPlan
 
@@ -29,24 +31,21 @@ def run(job: Job) -> int:
 
 
 async def _serve(job: Job, taps: list[tuple[NicPlan, int]]) -> int:
-    from vbnet.devices.tap.driver import join_tap  # noqa: PLC0415 -- only in the namespace, which must exist first
+    from vbnet.devices.tap.driver import TapDriver  # noqa: PLC0415 -- only in the namespace, which must exist first
     from vbnet.guestnode import GuestNode  # noqa: PLC0415 -- same
 
     plan = job.process.guests[0]
     async with await GuestNode.connect(job.folder, job.process.name) as node:
-        guest = await node.join(plan.name, bus=plan.bus, kind="netns", ram_bytes=plan.ram_bytes)
-        for nic, fd in taps:
-            await join_tap(guest, nic.name, fd, timeout=NIC_TIMEOUT_S)
-            os.close(fd)
+        guest = await node.join(plan.name, bus=plan.bus, kind="netns", ram_bytes=0)
+        guest.register(TapDriver({nic.name: fd for nic, fd in taps}))
+        for nic, _ in taps:
+            await guest.bind(nic.name, NIC_TIMEOUT_S)
         job.report(plan.name, "ready")
         await job.gone_ahead()
-        if plan.run:
-            return await _run_program(tuple(plan.run), plan.env)
-        await guest.wait_closed()
-        return 1
+        return await with_host(guest, _run_program(plan.run, plan.env) if plan.run else None)
 
 
-async def _run_program(command: tuple[str, ...], env: dict[str, str]) -> int:
+async def _run_program(command: Sequence[str], env: dict[str, str]) -> int:
     """Run the lab file's command to its end; it is ended with this process."""
     program = netns.run_inside(command, env)
     loop = asyncio.get_running_loop()
