@@ -18,6 +18,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MAX_PRIORITY",
     "NAME_BYTES",
+    "RAM_HEADER_BYTES",
     "REQUEST_DEADLINE_S",
     "SIGNAL_BYTES",
     "Limits",
@@ -40,7 +41,10 @@ REQUEST_DEADLINE_S: Final = 5.0
 SIGNAL_BYTES: Final = 16
 """Room a doorbell needs inside its region, from ``signal_offset`` on; the offset is a multiple of 4."""
 
-DEFAULT_RAM_BYTES: Final = 4 * MIB
+RAM_HEADER_BYTES: Final = 4096
+"""Start of a guest's memory, where it says what it is; no region may reach into it."""
+
+DEFAULT_RAM_BYTES: Final = 2 * MIB
 """Memory of a guest that does not say how much it wants."""
 
 

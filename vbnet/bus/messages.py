@@ -68,7 +68,7 @@ NEGOTIATE_MAGIC: Final = 0xBF53EEF5
 
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
-U64 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF_FFFF_FFFF)]
+U64 = Annotated[int, Meta(ge=0)]  # MessagePack has nothing larger
 I63 = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_BYTES, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*\Z")]
 Word = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_:.-]*\Z")]
@@ -92,7 +92,7 @@ class Envelope(Struct, array_like=True, forbid_unknown_fields=True, frozen=True)
     body: msgspec.Raw
 
 
-class Body(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+class Body(Struct, array_like=True, forbid_unknown_fields=True, frozen=True, tag_field="tag"):
     """Base of all bodies: an array that starts with its tag."""
 
 

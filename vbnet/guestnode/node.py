@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from vbnet.bus import fdpass, messages
 from vbnet.bus.fdpass import FdChannel
 from vbnet.bus.keys import TcpAddress
-from vbnet.bus.limits import DEFAULT_RAM_BYTES, REQUEST_DEADLINE_S
+from vbnet.bus.limits import DEFAULT_RAM_BYTES, RAM_HEADER_BYTES, REQUEST_DEADLINE_S
 from vbnet.bus.link import Address, Link, Requests, Secrets, resolve_address
 from vbnet.bus.messages import Event, HostBody, MessageFault
 from vbnet.bus.rundir import RunDir
@@ -48,7 +48,7 @@ from vbnet.guestnode.proxy import ProxyDevice, SharedSignal
 from vbnet.units import SECOND_NS, seconds_to_ns
 
 if TYPE_CHECKING:
-    from vbnet.sharedmem.ram import Ram
+    from vbnet.sharedmem import Ram
 
 __all__ = ["EventStream", "GuestNode", "GuestSession"]
 
@@ -555,7 +555,7 @@ class GuestSession:
         """Say hello, prove who we are, hand over the memory, and be ready."""
         if ram_bytes:
             self._ram = _new_ram(ram_bytes)
-            self.memory = Memory(0, self._ram.size)
+            self.memory = Memory(RAM_HEADER_BYTES, self._ram.size)
         hello = messages.Hello(
             self.name, bus, os.getpid(), self.kind, messages.PROTOCOL_VERSION, messages.ABI_VERSION
         )
@@ -697,7 +697,7 @@ def _connect_attach(run_dir: RunDir, deadline_s: float) -> socket.socket:
 
 
 def _new_ram(size: int) -> Ram:
-    from vbnet.sharedmem.ram import Ram  # noqa: PLC0415 - guests without memory do not need the native module
+    from vbnet.sharedmem import Ram  # noqa: PLC0415 - guests without memory do not need the native module
 
     return Ram.create(size)
 

@@ -15,7 +15,7 @@ from vbnet.guestnode.memory import Memory
 
 if TYPE_CHECKING:
     from vbnet.guestnode.driver import DriverInstance
-    from vbnet.sharedmem.ram import Ram
+    from vbnet.sharedmem import Ram
 
 __all__ = ["Carrier", "OpenDevice", "ProxyDevice", "SharedSignal"]
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from vbnet.bus import fdpass
 from vbnet.bus.fdpass import FdChannel, FdListener, PeerIdentity
-from vbnet.errors import NotPermittedError, PeerFault, ResourceError, VbnetError, refusal_name
+from vbnet.errors import NotPermittedError, PeerFault, VbnetError, refusal_name
 from vbnet.hostnode import metrics
 from vbnet.hostnode.device import SignalEnds
 
 if TYPE_CHECKING:
     from vbnet.hostnode.sessions import Session, SessionBook
-    from vbnet.sharedmem.ram import Ram
+    from vbnet.sharedmem import Ram
 
 __all__ = ["AttachDesk", "AttachPeer"]
 
@@ -123,10 +123,10 @@ class AttachDesk:
     Args:
         path: of the socket.
         book: the sessions.
-        open_ram: maps and checks a guest's memory; it duplicates the descriptor it is given.
+        open_ram: checks and maps a guest's memory, given a descriptor (which it duplicates) and the most bytes allowed.
     """
 
-    def __init__(self, path: Path, book: SessionBook, open_ram: Callable[[int], Ram]) -> None:
+    def __init__(self, path: Path, book: SessionBook, open_ram: Callable[[int, int], Ram]) -> None:
         self.book = book
         self._open_ram = open_ram
         self._peers: set[AttachPeer] = set()
@@ -189,12 +189,8 @@ class AttachDesk:
         return fdpass.Attached(session.sid)
 
     def _map(self, session: Session, fd: int) -> Ram:
-        limit = self.book.limits.ram_bytes
-        size = os.fstat(fd).st_size
-        if size > limit:
-            raise ResourceError(f"memory of {size} bytes, at most {limit}", got=size, limit=limit)
         try:
-            return self._open_ram(fd)
+            return self._open_ram(fd, self.book.limits.ram_bytes)
         except PeerFault as fault:
             session.report(fault, "memory")
             raise

@@ -23,7 +23,7 @@ from vbnet.errors import BusyError, NotFoundError, PeerFault, UsageError
 from vbnet.hostnode.fabric import Fabric
 
 if TYPE_CHECKING:
-    from vbnet.sharedmem.ram import Ram
+    from vbnet.sharedmem import Ram
 
 __all__ = [
     "Attribute",

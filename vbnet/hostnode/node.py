@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
@@ -42,6 +42,9 @@ from vbnet.hostnode.registry import ClassRegistry
 from vbnet.hostnode.sessions import SessionBook
 from vbnet.hostnode.verbs import BusDesk
 from vbnet.units import seconds_to_ns
+
+if TYPE_CHECKING:
+    from vbnet.sharedmem import Ram
 
 __all__ = ["HostNode", "HostOptions"]
 
@@ -296,11 +299,11 @@ class HostNode:
         )
 
 
-def _open_ram(fd: int) -> Any:  # noqa: ANN401 - the native Ram
+def _open_ram(fd: int, limit: int) -> Ram:
     """Check and map a guest's memory; the native module is loaded when the first guest brings some."""
-    from vbnet.sharedmem.ram import Ram  # noqa: PLC0415 - not needed by hosts whose guests share no memory
+    from vbnet.sharedmem import Ram  # noqa: PLC0415 - not needed by hosts whose guests share no memory
 
-    return Ram.open(fd)
+    return Ram.open(fd, limit)
 
 
 def _default_log() -> Log:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from vbnet.bus import messages
 from vbnet.bus.handles import HandleTable
-from vbnet.bus.limits import SIGNAL_BYTES, Limits
+from vbnet.bus.limits import RAM_HEADER_BYTES, SIGNAL_BYTES, Limits
 from vbnet.bus.model import Slot
 from vbnet.bus.transport import Delivery, ZmqPort
 from vbnet.clock import Clock
@@ -42,7 +42,7 @@ from vbnet.units import SECOND_NS, seconds_to_ns
 
 if TYPE_CHECKING:
     from vbnet.hostnode.attach import AttachPeer
-    from vbnet.sharedmem.ram import Ram
+    from vbnet.sharedmem import Ram
 
 __all__ = ["Peer", "RefusalBudget", "Session", "SessionBook", "SessionState"]
 
@@ -341,6 +341,13 @@ class Session:
             raise UsageError("this guest joined without memory; join with ram_bytes", guest=self.name)
         if verb.id in entry.regions:
             raise ExistsError(f"region {verb.id} of this device is shared already", region=verb.id)
+        if verb.offset < RAM_HEADER_BYTES:
+            raise UsageError(
+                f"region at {verb.offset} reaches into the memory's header",
+                rule=f"offset >= {RAM_HEADER_BYTES}",
+                got=verb.offset,
+                limit=RAM_HEADER_BYTES,
+            )
         if verb.offset + verb.length > self.ram.size:
             raise UsageError(
                 f"region {verb.offset}+{verb.length} ends behind the memory of {self.ram.size} bytes",
