@@ -40,7 +40,8 @@ def execute(
             guest=guest,
         )
     holder = living_process(state, found)
-    program = command or [os.environ.get("SHELL", "/bin/sh")]
+    program = [word for position, word in enumerate(command or []) if position or word != "--"]
+    program = program or [os.environ.get("SHELL", "/bin/sh")]
     os.environ[MARK] = state.instance
     netns.join(holder)
     sys.stdout.flush()

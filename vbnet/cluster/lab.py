@@ -186,8 +186,12 @@ class Lab:
             if self._slots and all(slot.ended.is_set() for slot in self._slots.values()):
                 guests = self.state.guests.values()
                 return int(any(guest.state in {"failed", "given-up"} for guest in guests))
-            self._changed.clear()
-            await self._changed.wait()
+            await self.changed()
+
+    async def changed(self) -> None:
+        """Wait until a guest's state changes."""
+        self._changed.clear()
+        await self._changed.wait()
 
     async def down(self) -> None:
         """End everything and remove every trace. Harmless when nothing is up."""
@@ -297,8 +301,7 @@ class Lab:
                     raise LabFailed(f"guest {guest.name} did not get ready: {said}{self._log_tail(guest.process)}")
             if all(guest.state == "ready" for guest in states):
                 return
-            self._changed.clear()
-            await self._changed.wait()
+            await self.changed()
 
     def _check_host(self) -> None:
         if self._host.ended.is_set():

@@ -75,13 +75,13 @@ class Job:
         self.folder = Path(order.folder)
         self.workers = order.workers
         self.entry = order.entry
-        self._reports = reports
+        self.reports = reports
 
     def report(self, guest: str, state: str, detail: str = "") -> None:
         """Tell the supervisor about one guest. A supervisor that is gone is not an error: this process ends anyway."""
         message = msgspec.json.encode(Report(guest, state, detail[: REPORT_LENGTH_MAX_BYTES // 8]))
         with suppress(OSError):
-            self._reports.send(message)
+            self.reports.send(message)
 
     async def gone_ahead(self) -> None:
         """Wait until the supervisor says that every guest of the lab is ready.
@@ -91,13 +91,13 @@ class Job:
         """
         import asyncio  # noqa: PLC0415 -- loaded by every guest that waits
 
-        self._reports.setblocking(False)
-        await asyncio.get_running_loop().sock_recv(self._reports, len(GO))
+        self.reports.setblocking(False)
+        await asyncio.get_running_loop().sock_recv(self.reports, len(GO))
 
     def wait_gone_ahead(self) -> None:
         """Like :meth:`gone_ahead`, for a process without an event loop of its own."""
-        self._reports.setblocking(True)
-        self._reports.recv(len(GO))
+        self.reports.setblocking(True)
+        self.reports.recv(len(GO))
 
 
 class Process:

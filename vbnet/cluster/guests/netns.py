@@ -18,6 +18,8 @@ from vbnet.cluster import netns
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import NicPlan
+from vbnet.devices.tap.driver import TapDriver
+from vbnet.guestnode import GuestNode
 
 NIC_TIMEOUT_S = 30.0
 
@@ -31,9 +33,6 @@ def run(job: Job) -> int:
 
 
 async def _serve(job: Job, taps: list[tuple[NicPlan, int]]) -> int:
-    from vbnet.devices.tap.driver import TapDriver  # noqa: PLC0415 -- only in the namespace, which must exist first
-    from vbnet.guestnode import GuestNode  # noqa: PLC0415 -- same
-
     plan = job.process.guests[0]
     async with await GuestNode.connect(job.folder, job.process.name) as node:
         guest = await node.join(plan.name, bus=plan.bus, kind="netns", ram_bytes=0)

@@ -19,8 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vbnet.bus.limits import DEFAULT_RAM_BYTES
+from vbnet.bus.rundir import RunDir
+from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.errors import UsageError
+from vbnet.guestnode import GuestNode
+from vbnet.guestnode.sync import Guest as SyncGuest
 
 NIC_TIMEOUT_S = 30.0
 
@@ -31,8 +36,7 @@ def run(job: Job) -> int:
     os.environ.update(plan.env)
     os.chdir(job.process.folder)
     function = load_function(str(plan.run), Path(job.process.folder))
-    result = asyncio.run(_run_async(job, function)) if inspect.iscoroutinefunction(function) else _run_plain(job, function)
-    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+    return _code(asyncio.run(_run_async(job, function)) if inspect.iscoroutinefunction(function) else _run_plain(job, function))
 
 
 def load_function(target: str, folder: Path) -> Callable[[Any], Any]:
@@ -63,28 +67,54 @@ def load_function(target: str, folder: Path) -> Callable[[Any], Any]:
     return loaded
 
 
-async def _run_async(job: Job, function: Callable[[Any], Any]) -> object:
-    from vbnet.guestnode import GuestNode  # noqa: PLC0415 -- this process speaks to the bus only from here on
+def run_function(target: str, folder: Path, address: RunDir, name: str, bus: str | None) -> int:
+    """Run a function as a guest of a host node in this process, outside of a lab.
 
+    Args:
+        target: ``file.py:function`` (from ``folder``) or ``module:function``.
+        folder: where files and modules are looked for.
+        address: the host node.
+        name: of the guest.
+        bus: to join; None makes a private one.
+
+    Returns:
+        The number that the function returned, else 0.
+    """
+    function = load_function(target, folder)
+    if inspect.iscoroutinefunction(function):
+
+        async def run_it() -> object:
+            async with await GuestNode.connect(address, name) as node:
+                guest = await node.join(name, bus)
+                return await with_host(guest, function(guest))
+
+        return _code(asyncio.run(run_it()))
+    with SyncGuest(name, bus, address=address) as guest:
+        return _code(function(guest))
+
+
+async def _run_async(job: Job, function: Callable[[Any], Any]) -> object:
     plan = job.process.guests[0]
     async with await GuestNode.connect(job.folder, job.process.name) as node:
-        guest = await node.join(plan.name, bus=plan.bus, kind="python", ram_bytes=plan.ram_bytes)
+        guest = await node.join(plan.name, plan.bus, ram_bytes=plan.ram_bytes or DEFAULT_RAM_BYTES)
         for nic in plan.nics:
-            await guest.nic(nic.name, timeout=NIC_TIMEOUT_S)
+            await guest.nic(nic.name, NIC_TIMEOUT_S)
         job.report(plan.name, "ready")
         await job.gone_ahead()
-        result: object = await function(guest)
-        return result
+        return await with_host(guest, function(guest))
 
 
 def _run_plain(job: Job, function: Callable[[Any], Any]) -> object:
-    from vbnet import Guest  # noqa: PLC0415 -- same
-
     plan = job.process.guests[0]
-    with Guest(plan.name, run_dir=job.folder, bus=plan.bus, ram_bytes=plan.ram_bytes) as guest:
+    ram_bytes = plan.ram_bytes or DEFAULT_RAM_BYTES
+    with SyncGuest(plan.name, plan.bus, address=job.folder, ram_bytes=ram_bytes) as guest:
         for nic in plan.nics:
-            guest.nic(nic.name, timeout=NIC_TIMEOUT_S)
+            guest.nic(nic.name, NIC_TIMEOUT_S)
         job.report(plan.name, "ready")
         job.wait_gone_ahead()
         result: object = function(guest)
         return result
+
+
+def _code(result: object) -> int:
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0

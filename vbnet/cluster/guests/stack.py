@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from vbnet.bus.limits import DEFAULT_RAM_BYTES
+from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import GuestPlan
+from vbnet.guestnode import GuestNode
 
 NIC_TIMEOUT_S = 30.0
 JOINS_AT_ONCE = 32
@@ -21,8 +24,7 @@ def run(job: Job) -> int:
 
 
 async def _serve(job: Job) -> int:
-    from vbnet._native import StackGuests  # noqa: PLC0415 -- this process speaks to the bus only from here on
-    from vbnet.guestnode import GuestNode  # noqa: PLC0415 -- same
+    from vbnet._native import StackGuests  # noqa: PLC0415 -- starts threads, so only in the process that serves
 
     stacks = StackGuests()
     room = asyncio.Semaphore(JOINS_AT_ONCE)
@@ -30,17 +32,17 @@ async def _serve(job: Job) -> int:
 
         async def join(plan: GuestPlan) -> None:
             async with room:
-                guest = await node.join(plan.name, bus=plan.bus, kind="stack", ram_bytes=plan.ram_bytes)
-                nic = await guest.nic(plan.nics[0].name, timeout=NIC_TIMEOUT_S)
+                ram_bytes = plan.ram_bytes or DEFAULT_RAM_BYTES
+                guest = await node.join(plan.name, plan.bus, kind="stack", ram_bytes=ram_bytes)
+                nic = await guest.nic(plan.nics[0].name, NIC_TIMEOUT_S)
                 _add(stacks, plan, nic)
                 job.report(plan.name, "ready")
 
         await asyncio.gather(*(join(plan) for plan in job.process.guests))
         try:
-            await node.wait_closed()
+            return int(await with_host(node.sessions[0]))
         finally:
             stacks.close()
-        return 1
 
 
 def _add(stacks: Any, plan: GuestPlan, nic: Any) -> None:  # noqa: ANN401 -- native objects
