@@ -1,7 +1,8 @@
 """Time, through one door: everything that waits or measures is given a Clock.
 
-Production code gets a ``MonotonicClock``; tests get ``vbnet.testing.ManualClock`` and move time by hand, so that no test
-sleeps. A process sets few timers (one heartbeat, and one for each request under way): an idle node must cost nothing.
+Production code gets a ``MonotonicClock``; tests get ``vbnet.testing.ManualClock`` and move time by hand, so that no
+test sleeps. A process sets few timers (one heartbeat, and one for each request under way): an idle node must cost
+nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Clock(Protocol):
         """Nanoseconds since some fixed moment; never goes backwards."""
 
     def call_later(self, delay_ns: int, callback: Callable[[], object]) -> Timer:
-        """Run ``callback`` on the event loop once ``delay_ns`` nanoseconds have passed (0 or less: at the next turn)."""
+        """Run ``callback`` on the event loop once ``delay_ns`` nanoseconds have passed (<= 0: next turn)."""
 
 
 class MonotonicClock:

@@ -1,7 +1,7 @@
 """The words for everything that can go wrong, and whose fault it is.
 
-Every error carries fields, not prose alone: ``error.fields["limit"]`` is the limit, whatever the sentence says. A message
-tells what happened with its values, what was done about it, and what the reader can do.
+Every error carries fields, not prose alone: ``error.fields["limit"]`` is the limit, whatever the sentence says. A
+message tells what happened with its values, what was done about it, and what the reader can do.
 
 =================  ==========================================  =======================
 class              meaning                                     also a

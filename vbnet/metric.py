@@ -1,7 +1,7 @@
 """What a metric is: declared once by its owner, read by the exporter, the dashboards and the documentation.
 
-Names follow Prometheus: ``vbnet_`` first, base units, ``_total`` for counters. A reason for a drop is a metric of its own
-or a value of the label ``reason``, never part of a name that varies.
+Names follow Prometheus: ``vbnet_`` first, base units, ``_total`` for counters. A reason for a drop is a metric of its
+own or a value of the label ``reason``, never part of a name that varies.
 """
 
 from __future__ import annotations

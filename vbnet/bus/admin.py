@@ -1,8 +1,9 @@
 """What operators say to a host node, and what they are answered: typed and versioned.
 
-A request is the MessagePack array ``[version, seq, verb]``, the verb a map like ``{"verb": "bus.create", "name": "lan"}``; a
-reply is ``[version, seq, body]`` with the body ``[0, result]`` or ``[1, code, message, detail]``. Results are plain maps and lists,
-so that a program in any language can be an operator. Events go out separately, as two parts: the topic, and a JSON object.
+A request is the MessagePack array ``[version, seq, verb]``, the verb a map like ``{"verb": "bus.create", "name":
+"lan"}``; a reply is ``[version, seq, body]`` with the body ``[0, result]`` or ``[1, code, message, detail]``. Results
+are plain maps and lists, so that a program in any language can be an operator. Events go out separately, as two
+parts: the topic, and a JSON object.
 """
 
 from __future__ import annotations
@@ -40,32 +41,32 @@ class _Verb(Struct, tag_field="verb", frozen=True, forbid_unknown_fields=True, o
     """Base of all verbs: a map that names its verb."""
 
 
-class NodeInfoVerb(_Verb, tag="node.info"):
+class NodeInfoVerb(_Verb, tag="node.info", frozen=True):
     """Who is this host node, and how is it?"""
 
 
-class NodeShutdown(_Verb, tag="node.shutdown"):
+class NodeShutdown(_Verb, tag="node.shutdown", frozen=True):
     """Answer, then end."""
 
 
-class BusCreate(_Verb, tag="bus.create"):
+class BusCreate(_Verb, tag="bus.create", frozen=True):
     """Make an empty bus."""
 
     name: Name
 
 
-class BusList(_Verb, tag="bus.list"):
+class BusList(_Verb, tag="bus.list", frozen=True):
     """All buses."""
 
 
-class BusDelete(_Verb, tag="bus.delete"):
+class BusDelete(_Verb, tag="bus.delete", frozen=True):
     """Remove a bus without devices and guests; with ``force`` unplug and reset first."""
 
     name: Name
     force: bool = False
 
 
-class DeviceCreate(_Verb, tag="device.create"):
+class DeviceCreate(_Verb, tag="device.create", frozen=True):
     """Make a device; with ``type`` also set its type, then its attributes in order. All or nothing."""
 
     name: Name
@@ -73,7 +74,7 @@ class DeviceCreate(_Verb, tag="device.create"):
     attributes: dict[str, Text] = {}
 
 
-class DeviceSet(_Verb, tag="device.set"):
+class DeviceSet(_Verb, tag="device.set", frozen=True):
     """Set one attribute; ``type`` once, before any other."""
 
     name: Name
@@ -81,79 +82,79 @@ class DeviceSet(_Verb, tag="device.set"):
     value: Text
 
 
-class DeviceGet(_Verb, tag="device.get"):
+class DeviceGet(_Verb, tag="device.get", frozen=True):
     """One device."""
 
     name: Name
 
 
-class DeviceList(_Verb, tag="device.list"):
+class DeviceList(_Verb, tag="device.list", frozen=True):
     """All devices."""
 
 
-class DevicePlug(_Verb, tag="device.plug"):
+class DevicePlug(_Verb, tag="device.plug", frozen=True):
     """Put a device on a bus; answered with its new dev-ids."""
 
     name: Name
     bus: Name
 
 
-class DeviceUnplug(_Verb, tag="device.unplug"):
+class DeviceUnplug(_Verb, tag="device.unplug", frozen=True):
     """Take a device off a bus."""
 
     name: Name
     bus: Name
 
 
-class DeviceDelete(_Verb, tag="device.delete"):
+class DeviceDelete(_Verb, tag="device.delete", frozen=True):
     """Remove a device; with ``force`` unplug it everywhere first."""
 
     name: Name
     force: bool = False
 
 
-class ClassList(_Verb, tag="class.list"):
+class ClassList(_Verb, tag="class.list", frozen=True):
     """All device classes."""
 
 
-class GuestList(_Verb, tag="guest.list"):
+class GuestList(_Verb, tag="guest.list", frozen=True):
     """All guests."""
 
 
-class GuestReset(_Verb, tag="guest.reset"):
+class GuestReset(_Verb, tag="guest.reset", frozen=True):
     """Close all a guest has open and show it its devices anew."""
 
     name: Name
 
 
-class SwitchCreate(_Verb, tag="switch.create"):
+class SwitchCreate(_Verb, tag="switch.create", frozen=True):
     """Make a switch."""
 
     name: Name
     ageing_s: Annotated[float, Meta(ge=1, le=86400 * 365)] = 300.0
 
 
-class SwitchList(_Verb, tag="switch.list"):
+class SwitchList(_Verb, tag="switch.list", frozen=True):
     """Names of all switches."""
 
 
-class SwitchDelete(_Verb, tag="switch.delete"):
+class SwitchDelete(_Verb, tag="switch.delete", frozen=True):
     """Remove a switch without ports."""
 
     name: Name
 
 
-class SwitchMacs(_Verb, tag="switch.macs"):
+class SwitchMacs(_Verb, tag="switch.macs", frozen=True):
     """What a switch learned."""
 
     name: Name
 
 
-class PortList(_Verb, tag="port.list"):
+class PortList(_Verb, tag="port.list", frozen=True):
     """All ports."""
 
 
-class PortAdd(_Verb, tag="port.add"):
+class PortAdd(_Verb, tag="port.add", frozen=True):
     """Join a TAP of the host to a switch, by the TAP's name; answered with the port's id."""
 
     switch: Name
@@ -161,17 +162,17 @@ class PortAdd(_Verb, tag="port.add"):
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
 
 
-class PortRemove(_Verb, tag="port.remove"):
+class PortRemove(_Verb, tag="port.remove", frozen=True):
     """Take a port off its switch."""
 
     id: Port
 
 
-class EventTopics(_Verb, tag="event.topics"):
+class EventTopics(_Verb, tag="event.topics", frozen=True):
     """Which events are there, and where?"""
 
 
-class Apply(_Verb, tag="apply"):
+class Apply(_Verb, tag="apply", frozen=True):
     """Many verbs in order; the first that is refused stops it, the ones before stay done."""
 
     verbs: Annotated[list[msgspec.Raw], Meta(max_length=MAX_ADMIN_VERBS)]
@@ -204,7 +205,7 @@ Verb = (
     | Apply
 )
 
-# ---- results -----------------------------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------------------------
 
 
 class NodeInfo(Struct, frozen=True):
@@ -278,7 +279,7 @@ class GuestInfo(Struct, frozen=True):
     devices: list[int]
 
 
-# ---- bytes -------------------------------------------------------------------------------------------------------------
+# ---- bytes ---------------------------------------------------------------------------------------------------------
 
 
 class _Request(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

@@ -1,9 +1,9 @@
 """Descriptors change hands here: a Unix SEQPACKET socket beside ZeroMQ, which cannot carry them.
 
 Each packet is the MessagePack array ``[version, seq, body]`` with zero to two descriptors attached (SCM_RIGHTS). The
-receiver owns what it got: everything that was not expected is closed at once. The kernel vouches for the peer's pid and uid
-(SO_PEERCRED), a pidfd tells of its death, and the hang-up of this socket is the earliest sign that a process is gone.
-Byte tables: docs/wire/attach.md.
+receiver owns what it got: everything that was not expected is closed at once. The kernel vouches for the peer's pid
+and uid (SO_PEERCRED), a pidfd tells of its death, and the hang-up of this socket is the earliest sign that a process
+is gone. Byte tables: docs/wire/attach.md.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta
 
-from vbnet.bus.messages import PROTOCOL_VERSION, U16, U32, U64, Body, I63, MessageFault
+from vbnet.bus.messages import I63, PROTOCOL_VERSION, U16, U32, U64, Body, MessageFault
 
 __all__ = [
     "Attach",
+    "AttachBody",
+    "AttachReply",
     "Attached",
     "FdChannel",
     "FdListener",
@@ -49,27 +51,27 @@ _SO_PEERPIDFD: Final = 77
 _ACCEPT_PAUSE_S: Final = 0.5
 
 
-class Attach(Body, tag=1):
+class Attach(Body, tag=1, frozen=True):
     """I am the process that got this token. With ``has_ram`` one descriptor follows: the session's memory."""
 
     token: Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
     has_ram: bool
 
 
-class Give(Body, tag=2):
+class Give(Body, tag=2, frozen=True):
     """One descriptor for a device to take by this ticket."""
 
     sid: U32
     ticket: U64
 
 
-class Attached(Body, tag=64):
+class Attached(Body, tag=64, frozen=True):
     """The session is bound to this process, and its memory is mapped."""
 
     sid: U32
 
 
-class FdRefused(Body, tag=65):
+class FdRefused(Body, tag=65, frozen=True):
     """The packet with this seq changed nothing; its descriptors were closed."""
 
     code: str
@@ -77,14 +79,14 @@ class FdRefused(Body, tag=65):
     detail: dict[str, Any]
 
 
-class SignalFds(Body, tag=66):
+class SignalFds(Body, tag=66, frozen=True):
     """Two eventfds follow: kick (guest to host), then call (host to guest), of this signal handle. seq is 0."""
 
     sid: U32
     signal: I63
 
 
-class Given(Body, tag=67):
+class Given(Body, tag=67, frozen=True):
     """The descriptor waits for a device to take it."""
 
     sid: U32
@@ -138,7 +140,9 @@ def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[_BodyT]) -> tuple[int,
         seq = packet.seq
         if packet.version != PROTOCOL_VERSION:
             raise MessageFault(
-                f"attach version {packet.version} is not spoken here, only {PROTOCOL_VERSION}", seq=seq, rule="version == 1"
+                f"attach version {packet.version} is not spoken here, only {PROTOCOL_VERSION}",
+                seq=seq,
+                rule="version == 1",
             )
         return seq, decoder.decode(packet.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -193,7 +197,7 @@ class FdChannel:
         on_closed: Callable[[str], None],
         max_waiting: int = 16384,
     ) -> None:
-        sock.setblocking(False)
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
         self._sock = sock
         self._on_packet = on_packet
         self._on_closed = on_closed

@@ -1,8 +1,8 @@
 """Handles: the numbers by which a guest names things of the host.
 
-A handle is ``serial << 32 | 32 random bits``: the serial never repeats within a table, so a handle that was closed stays
-dead; the random half makes a neighbour's or a made-up handle miss. Tables belong to one session: a handle of another
-session is as forged as any. Handles fit 63 bits and are never 0.
+A handle is ``serial << 32 | 32 random bits``: the serial never repeats within a table, so a handle that was closed
+stays dead; the random half makes a neighbour's or a made-up handle miss. Tables belong to one session: a handle of
+another session is as forged as any. Handles fit 63 bits and are never 0.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ class HandleTable(Generic[T]):
         entropy: gives 32 random bits; tests hand in their own.
     """
 
-    def __init__(
-        self, what: str, capacity: int, entropy: Callable[[], int] = lambda: secrets.randbits(32)
-    ) -> None:
+    def __init__(self, what: str, capacity: int, entropy: Callable[[], int] = lambda: secrets.randbits(32)) -> None:
         self._what = what
         self._capacity = capacity
         self._entropy = entropy

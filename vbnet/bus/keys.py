@@ -1,9 +1,9 @@
 """Keys for other machines: CURVE key pairs in private files, an allow-list, and the desk that checks it.
 
-A key folder holds ``secret`` (mode 0600, two lines: public, secret), ``public`` (one line) and ``allowed`` (one line a peer:
-key, then a name). Without a line in ``allowed`` nobody connects over tcp. The desk answers libzmq's own question (ZAP, RFC
-27) before the first byte of a stranger reaches us; it is bound before any tcp socket, because libzmq lets everyone in while
-there is no desk.
+A key folder holds ``secret`` (mode 0600, two lines: public, secret), ``public`` (one line) and ``allowed`` (one line
+a peer: key, then a name). Without a line in ``allowed`` nobody connects over tcp. The desk answers libzmq's own
+question (ZAP, RFC 27) before the first byte of a stranger reaches us; it is bound before any tcp socket, because
+libzmq lets everyone in while there is no desk.
 """
 
 from __future__ import annotations

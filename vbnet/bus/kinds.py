@@ -1,7 +1,7 @@
 """Device kinds: found in the folders of ``vbnet.devices`` and in installed packages, loaded only when used.
 
-A kind is one folder whose ``__init__`` holds one constant ``KIND``. It names both halves by import path, so that a guest
-process never loads host code and the host never loads guest code. Packages elsewhere use the entry-point group
+A kind is one folder whose ``__init__`` holds one constant ``KIND``. It names both halves by import path, so that a
+guest process never loads host code and the host never loads guest code. Packages elsewhere use the entry-point group
 ``vbnet.devices``, each entry naming their ``KIND``.
 """
 

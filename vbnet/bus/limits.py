@@ -1,7 +1,7 @@
 """How much of anything a peer may have: every bound the host enforces, in one place.
 
-A bound that is passed means a refusal (or silence, once refusals themselves are too many), a count, and nothing else: the
-other peers do not notice.
+A bound that is passed means a refusal (or silence, once refusals themselves are too many), a count, and nothing else:
+the other peers do not notice.
 """
 
 from __future__ import annotations

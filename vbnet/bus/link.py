@@ -1,4 +1,4 @@
-"""A client's connection to a host node: one DEALER, requests with deadlines, and the certainty of being told of its end."""
+"""A client's connection to a host node: one DEALER, requests with deadlines, and certainty about its end."""
 
 from __future__ import annotations
 
@@ -201,4 +201,3 @@ def _endpoint(address: RunDir | TcpAddress, service: int, secrets: Secrets | Non
     if not path.exists():
         raise NotFoundError(f"no host node runs in {address.path}", path=str(address.path))
     return str(address.path), f"ipc://{path}"
-

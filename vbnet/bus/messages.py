@@ -1,9 +1,9 @@
 """What travels on the bus: typed, versioned messages and their bytes.
 
-A message is the MessagePack array ``[version, sid, seq, body]``; a body is the array ``[tag, field…]``. A request carries a
-``seq`` that its sender chose, and the reply repeats it; events carry ``seq`` 0. ``sid`` names the session on this connection;
-0 is the process as a whole. The envelope is decoded before the body, so that a message with a wrong version or an unknown
-body can still be refused by name. The byte tables are in docs/wire/bus.md.
+A message is the MessagePack array ``[version, sid, seq, body]``; a body is the array ``[tag, field…]``. A request
+carries a ``seq`` that its sender chose, and the reply repeats it; events carry ``seq`` 0. ``sid`` names the session
+on this connection; 0 is the process as a whole. The envelope is decoded before the body, so that a message with a
+wrong version or an unknown body can still be refused by name. The byte tables are in docs/wire/bus.md.
 
 Everything is validated by type, range and length while it is decoded: a decoder either gives a whole, lawful message or
 raises ``MessageFault``; extra or missing fields are a fault.
@@ -96,10 +96,10 @@ class Body(Struct, array_like=True, forbid_unknown_fields=True, frozen=True, tag
     """Base of all bodies: an array that starts with its tag."""
 
 
-# ---- guest process → host ----------------------------------------------------------------------------------------------
+# ---- guest process → host ------------------------------------------------------------------------------------------
 
 
-class Hello(Body, tag=1):
+class Hello(Body, tag=1, frozen=True):
     """Ask for a session. ``bus`` None asks for a private bus; ``pid`` is checked against the attach socket."""
 
     name: Name
@@ -110,24 +110,24 @@ class Hello(Body, tag=1):
     abi: U16
 
 
-class Ready(Body, tag=2):
+class Ready(Body, tag=2, frozen=True):
     """The guest can take events now: every device present as DevAdd, then the answer, then live events."""
 
 
-class Open(Body, tag=3):
+class Open(Body, tag=3, frozen=True):
     """Connect to a device with this version of the device's ABI; answered with a handle."""
 
     dev_id: I63
     version: U32
 
 
-class Close(Body, tag=4):
+class Close(Body, tag=4, frozen=True):
     """End a connection; answered after the ShmClose of each of its regions."""
 
     handle: I63
 
 
-class Call(Body, tag=5):
+class Call(Body, tag=5, frozen=True):
     """Run a device's function; answered with its bytes. ``flags`` must be 0."""
 
     handle: I63
@@ -136,10 +136,11 @@ class Call(Body, tag=5):
     flags: U32
 
 
-class Shm(Body, tag=6):
+class Shm(Body, tag=6, frozen=True):
     """Show a region of the guest's own memory to the device; answered with a signal handle, 0 without signal.
 
-    ``signal_offset`` is relative to the region, -1 for no signal. ``cookie`` is the guest's own and comes back in ShmClose.
+    ``signal_offset`` is relative to the region, -1 for no signal. ``cookie`` is the guest's own and comes back in
+    ShmClose.
     """
 
     handle: I63
@@ -152,35 +153,35 @@ class Shm(Body, tag=6):
     cookie: U64
 
 
-class Signal(Body, tag=7):
+class Signal(Body, tag=7, frozen=True):
     """Kick by message instead of eventfd: slow, never answered unless refused."""
 
     signal: I63
 
 
-class Negotiate(Body, tag=8):
+class Negotiate(Body, tag=8, frozen=True):
     """Reset this session: everything it opened is closed, no events until the next Ready."""
 
     magic: U32
     version: U16
 
 
-class Alive(Body, tag=9):
+class Alive(Body, tag=9, frozen=True):
     """The process is alive; sid 0, never answered."""
 
 
-class Bye(Body, tag=10):
+class Bye(Body, tag=10, frozen=True):
     """The session ends on purpose; never answered."""
 
 
-class List(Body, tag=11):
+class List(Body, tag=11, frozen=True):
     """Which devices are on my bus now? Answered with a list of Listed."""
 
 
 GuestBody = Hello | Ready | Open | Close | Call | Shm | Signal | Negotiate | Alive | Bye | List
 Request = Hello | Ready | Open | Close | Call | Shm | Negotiate | List
 
-# ---- host → guest process ----------------------------------------------------------------------------------------------
+# ---- host → guest process ------------------------------------------------------------------------------------------
 
 
 class Listed(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -191,7 +192,7 @@ class Listed(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
     name: Name
 
 
-class Welcome(Body, tag=64):
+class Welcome(Body, tag=64, frozen=True):
     """The session exists. An empty ``attach_path`` and token: another machine, no shared memory."""
 
     token: bytes
@@ -200,13 +201,13 @@ class Welcome(Body, tag=64):
     bus: Name
 
 
-class Answer(Body, tag=65):
+class Answer(Body, tag=65, frozen=True):
     """The request with this seq was done."""
 
     result: int | bytes | tuple[Listed, ...] | None
 
 
-class Refused(Body, tag=66):
+class Refused(Body, tag=66, frozen=True):
     """The request with this seq was not done, and changed nothing. ``code`` is an errno name."""
 
     code: str
@@ -214,7 +215,7 @@ class Refused(Body, tag=66):
     detail: dict[str, Any]
 
 
-class DevAdd(Body, tag=67):
+class DevAdd(Body, tag=67, frozen=True):
     """A device is on the bus."""
 
     dev_id: I63
@@ -222,26 +223,26 @@ class DevAdd(Body, tag=67):
     name: Name
 
 
-class DevDrop(Body, tag=68):
+class DevDrop(Body, tag=68, frozen=True):
     """A device left the bus; its dev-id never comes back."""
 
     dev_id: I63
 
 
-class ShmClose(Body, tag=69):
+class ShmClose(Body, tag=69, frozen=True):
     """The host no longer touches the region of this cookie: the last word about it."""
 
     cookie: U64
 
 
-class LinkState(Body, tag=70):
+class LinkState(Body, tag=70, frozen=True):
     """The carrier of a device went up or down."""
 
     dev_id: I63
     is_up: bool
 
 
-class Probe(Body, tag=71):
+class Probe(Body, tag=71, frozen=True):
     """Are you alive? Sent with sid 0 to a process that was not heard for some time; answer with Alive."""
 
 

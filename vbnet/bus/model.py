@@ -246,9 +246,7 @@ class BusModel(Generic[InterfaceT, MemberT]):
         found = self._bus(bus)
         if found.next_id + len(interfaces) - 1 > self._max_dev_id:
             raise ResourceError(f"bus {bus!r} has no dev-id left", bus=bus, limit=self._max_dev_id)
-        slots = [
-            Slot(bus, dev_id, name, interface) for dev_id, interface in enumerate(interfaces, start=found.next_id)
-        ]
+        slots = [Slot(bus, dev_id, name, interface) for dev_id, interface in enumerate(interfaces, start=found.next_id)]
         found.next_id += len(slots)
         found.slots.update((slot.dev_id, slot) for slot in slots)
         self.device(name).buses.append(bus)

@@ -1,7 +1,8 @@
 """The operator's client: everything a host node lets an administrator do, as methods.
 
-``Operator`` is for asyncio programs, ``SyncOperator`` for plain ones; both have the same methods, named like the verbs. Every
-call ends within its deadline; what the host refuses is raised as the class of ``vbnet.errors`` it stands for.
+``Operator`` is for asyncio programs, ``SyncOperator`` for plain ones; both have the same methods, named like the
+verbs. Every call ends within its deadline; what the host refuses is raised as the class of ``vbnet.errors`` it stands
+for.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, TypeVar
+from types import NoneType, TracebackType
+from typing import Any, Self, TypeVar
 
 import msgspec
 import zmq
@@ -108,8 +109,8 @@ class EventStream:
 class Operator:
     """An administrator's connection to one host node; also an async context manager.
 
-    Make one with ``connect``. All methods raise PeerGone when the host ended, DeadlineError when it did not answer in time,
-    and what the host refuses: NotFoundError, ExistsError, BusyError, UsageError and so on.
+    Make one with ``connect``. All methods raise PeerGone when the host ended, DeadlineError when it did not answer in
+    time, and what the host refuses: NotFoundError, ExistsError, BusyError, UsageError and so on.
     """
 
     def __init__(
@@ -120,9 +121,7 @@ class Operator:
         self._deadline_s = deadline_s
         self._requests: Requests[msgspec.Raw] = Requests(clock)
         self._streams: list[EventStream] = []
-        self._link = Link(
-            address, 1, secrets=secrets, on_message=self._received, on_lost=self._requests.fail_all
-        )
+        self._link = Link(address, 1, secrets=secrets, on_message=self._received, on_lost=self._requests.fail_all)
 
     @classmethod
     async def connect(
@@ -144,11 +143,9 @@ class Operator:
         Raises:
             NotFoundError: no host node runs there. NotPermittedError: not private, or tcp without keys.
         """
-        return cls(
-            resolve_address(address), secrets=secrets, deadline_s=deadline_s, clock=clock or MonotonicClock()
-        )
+        return cls(resolve_address(address), secrets=secrets, deadline_s=deadline_s, clock=clock or MonotonicClock())
 
-    async def __aenter__(self) -> Operator:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -167,11 +164,11 @@ class Operator:
 
     async def node_shutdown(self) -> None:
         """Have the host node end."""
-        await self._ask(admin.NodeShutdown(), None)
+        await self._ask(admin.NodeShutdown(), NoneType)
 
     async def bus_create(self, name: str) -> None:
         """Make an empty bus."""
-        await self._ask(admin.BusCreate(name), None)
+        await self._ask(admin.BusCreate(name), NoneType)
 
     async def bus_list(self) -> list[BusInfo]:
         """All buses."""
@@ -179,17 +176,20 @@ class Operator:
 
     async def bus_delete(self, name: str, *, force: bool = False) -> None:
         """Remove a bus; ``force`` ends the guests on it and unplugs its devices first."""
-        await self._ask(admin.BusDelete(name, force), None)
+        await self._ask(admin.BusDelete(name, force), NoneType)
 
     async def device_create(
-        self, name: str, type: str | None = None, attributes: Mapping[str, str] | None = None  # noqa: A002 - the word
+        self,
+        name: str,
+        type: str | None = None,  # noqa: A002 - the word of the wire
+        attributes: Mapping[str, str] | None = None,
     ) -> None:
         """Make a device, with ``type`` also typed, and with its attributes set; all or nothing."""
-        await self._ask(admin.DeviceCreate(name, type, dict(attributes or {})), None)
+        await self._ask(admin.DeviceCreate(name, type, dict(attributes or {})), NoneType)
 
     async def device_set(self, name: str, attribute: str, value: str) -> None:
         """Set an attribute; ``type`` once, before any other."""
-        await self._ask(admin.DeviceSet(name, attribute, value), None)
+        await self._ask(admin.DeviceSet(name, attribute, value), NoneType)
 
     async def device_get(self, name: str) -> DeviceInfo:
         """One device."""
@@ -205,11 +205,11 @@ class Operator:
 
     async def device_unplug(self, name: str, bus: str) -> None:
         """Take a device off a bus."""
-        await self._ask(admin.DeviceUnplug(name, bus), None)
+        await self._ask(admin.DeviceUnplug(name, bus), NoneType)
 
     async def device_delete(self, name: str, *, force: bool = False) -> None:
         """Remove a device; ``force`` unplugs it everywhere first."""
-        await self._ask(admin.DeviceDelete(name, force), None)
+        await self._ask(admin.DeviceDelete(name, force), NoneType)
 
     async def class_list(self) -> list[ClassInfo]:
         """All device classes."""
@@ -221,11 +221,11 @@ class Operator:
 
     async def guest_reset(self, name: str) -> None:
         """Close all a guest has open and show it its devices anew."""
-        await self._ask(admin.GuestReset(name), None)
+        await self._ask(admin.GuestReset(name), NoneType)
 
     async def switch_create(self, name: str, *, ageing_s: float = 300.0) -> None:
         """Make a learning switch."""
-        await self._ask(admin.SwitchCreate(name, ageing_s), None)
+        await self._ask(admin.SwitchCreate(name, ageing_s), NoneType)
 
     async def switch_list(self) -> list[str]:
         """Names of all switches."""
@@ -233,7 +233,7 @@ class Operator:
 
     async def switch_delete(self, name: str) -> None:
         """Remove a switch without ports."""
-        await self._ask(admin.SwitchDelete(name), None)
+        await self._ask(admin.SwitchDelete(name), NoneType)
 
     async def switch_macs(self, name: str) -> list[dict[str, Any]]:
         """What a switch learned."""
@@ -249,7 +249,7 @@ class Operator:
 
     async def port_remove(self, port: int) -> None:
         """Take a port off its switch."""
-        await self._ask(admin.PortRemove(port), None)
+        await self._ask(admin.PortRemove(port), NoneType)
 
     async def event_topics(self) -> dict[str, Any]:
         """Every topic with its meaning, and the endpoint they are published at."""
@@ -277,7 +277,7 @@ class Operator:
         self._streams.append(stream)
         return stream
 
-    async def _ask(self, verb: msgspec.Struct, result: Any) -> Any:  # noqa: ANN401 - the caller's type
+    async def _ask(self, verb: msgspec.Struct, result: type[T]) -> T:
         what = str(verb.__struct_config__.tag)
         seq, future = self._requests.begin(what, self._deadline_s)
         try:
@@ -336,7 +336,7 @@ class SyncOperator:
             self._thread.close()
             raise
 
-    def __enter__(self) -> SyncOperator:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -371,7 +371,10 @@ class SyncOperator:
         self._thread.run(self._operator.bus_delete(name, force=force))
 
     def device_create(
-        self, name: str, type: str | None = None, attributes: Mapping[str, str] | None = None  # noqa: A002 - the word
+        self,
+        name: str,
+        type: str | None = None,  # noqa: A002 - the word of the wire
+        attributes: Mapping[str, str] | None = None,
     ) -> None:
         """See ``Operator.device_create``."""
         self._thread.run(self._operator.device_create(name, type, attributes))

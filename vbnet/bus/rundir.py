@@ -5,8 +5,9 @@
                   host.json      pid, start time, versions                host.lock    held while a host node runs
                   counters/      one mapped file a process                logs/        one file a process
 
-The folder is the access control: mode 0700, owned by the user who runs the node, never reached through a symbolic link in
-its last two parts. The lock dies with its process, so sockets left by a killed host are replaced by the next one.
+The folder is the access control: mode 0700, owned by the user who runs the node, never reached through a symbolic
+link in its last two parts. The lock dies with its process, so sockets left by a killed host are replaced by the next
+one.
 """
 
 from __future__ import annotations

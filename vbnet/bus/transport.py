@@ -1,12 +1,12 @@
 """ZeroMQ sockets on an asyncio loop, with bounds: the only module that calls ZeroMQ's send and receive.
 
-A ``ZmqPort`` owns one socket and calls a plain function for each message; nothing waits inside. ZeroMQ's descriptor is
-edge-triggered and hides behind both sending and receiving, so after every send the socket's own event word decides whether
-there is something to drain (a missed edge would be a message that waits for the next one).
+A ``ZmqPort`` owns one socket and calls a plain function for each message; nothing waits inside. ZeroMQ's descriptor
+is edge-triggered and hides behind both sending and receiving, so after every send the socket's own event word decides
+whether there is something to drain (a missed edge would be a message that waits for the next one).
 
-Bounds: a message longer than ``HARD_MESSAGE_BYTES`` makes libzmq drop that connection while it arrives; parts beyond those
-expected are thrown away one by one and reported as a count; sending never blocks. ROUTER sockets are mandatory: a peer that
-left is an answer, not a silent loss. Source: ZeroMQ guide and RFC 28; dangers in docs/wire/bus.md.
+Bounds: a message longer than ``HARD_MESSAGE_BYTES`` makes libzmq drop that connection while it arrives; parts beyond
+those expected are thrown away one by one and reported as a count; sending never blocks. ROUTER sockets are mandatory:
+a peer that left is an answer, not a silent loss. Source: ZeroMQ guide and RFC 28; dangers in docs/wire/bus.md.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ZmqPort:
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._is_drain_due = False
-        self._fd: int = socket.getsockopt(zmq.FD)
+        self._fd = int(socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
         self._drain_soon()
 
@@ -105,7 +105,7 @@ class ZmqPort:
                 return Delivery.PEER_GONE
             raise UsageError(f"cannot send: {error}") from error
         finally:
-            if not self._socket.closed and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not self._socket.closed and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 self._drain_soon()
         return Delivery.QUEUED
 

@@ -1,12 +1,13 @@
 """What the author of a driver implements: the guest half of a device.
 
-A driver matches devices by their ABI type. For each match, now or later, ``probe`` is awaited once and gives an instance,
-which the guest's program uses; when the device leaves, the guest resets or the host ends, ``remove`` is awaited once.
+A driver matches devices by their ABI type. For each match, now or later, ``probe`` is awaited once and gives an
+instance, which the guest's program uses; when the device leaves, the guest resets or the host ends, ``remove`` is
+awaited once.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from vbnet.bus.kinds import Catalogue, discover, load
 from vbnet.errors import NotFoundError, UsageError
@@ -60,4 +61,4 @@ def load_driver(abi_type: str) -> Driver:
     driver = found() if isinstance(found, type) else found
     if not isinstance(driver, Driver) or driver.abi_type != abi_type:
         raise UsageError(f"{path} is no driver for {abi_type!r}", path=path)
-    return cast(Driver, driver)
+    return driver

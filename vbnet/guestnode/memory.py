@@ -48,7 +48,9 @@ class Memory:
             ResourceError: no piece is long enough; join with more ``ram_bytes``.
         """
         if length < 1 or alignment < 1 or alignment & (alignment - 1):
-            raise UsageError(f"cannot allocate {length} bytes aligned to {alignment}", length=length, alignment=alignment)
+            raise UsageError(
+                f"cannot allocate {length} bytes aligned to {alignment}", length=length, alignment=alignment
+            )
         for index, (start, end) in enumerate(self._free):
             offset = (start + alignment - 1) & -alignment
             if offset + length <= end:

@@ -6,8 +6,8 @@
         async with await device.open() as echo:
             print(await echo.call(1, b"hello"))
 
-One DEALER and one attach socket serve all guests of the process, and one timer says that it lives. When the host ends, the
-attach socket hangs up, and everything that waits or is asked later raises PeerGone.
+One DEALER and one attach socket serve all guests of the process, and one timer says that it lives. When the host
+ends, the attach socket hangs up, and everything that waits or is asked later raises PeerGone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vbnet.bus import fdpass, messages
 from vbnet.bus.fdpass import FdChannel
@@ -44,7 +44,7 @@ from vbnet.errors import (
 )
 from vbnet.guestnode.driver import Driver, DriverInstance, load_driver
 from vbnet.guestnode.memory import Memory
-from vbnet.guestnode.proxy import ProxyDevice, SharedSignal
+from vbnet.guestnode.proxy import ProxyDevice, RegionSpec, SharedSignal
 from vbnet.units import SECOND_NS, seconds_to_ns
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ _log = logging.getLogger("vbnet.guest")
 _LINGER_MS = 100
 _EVENT_BACKLOG = 4096
 _NIC_TYPE = "virtual-ethernet"
+T = TypeVar("T")
 
 
 class GuestNode:
@@ -115,7 +116,7 @@ class GuestNode:
             resolve_address(address), name, secrets=secrets, deadline_s=deadline_s, clock=clock or MonotonicClock()
         )
 
-    async def __aenter__(self) -> GuestNode:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -264,7 +265,7 @@ class GuestNode:
         else:
             _log.warning("the host refused a message of session %d: %s", sid, error)
 
-    def _packet(self, data: bytes, fds: list[int], is_cut: bool) -> None:  # noqa: FBT001
+    def _packet(self, data: bytes, fds: list[int], is_cut: bool) -> None:
         try:
             seq, body = fdpass.decode_attach_reply(data)
         except MessageFault as fault:
@@ -322,8 +323,8 @@ class GuestNode:
 class EventStream:
     """Events of one guest as they happen: DevAdd, DevDrop, ShmClose, LinkState of ``vbnet.bus.messages``.
 
-    An async iterator; it ends when the guest is closed, and raises PeerGone when the host ended. ``missed`` counts events
-    lost because this side took none for too long.
+    An async iterator; it ends when the guest is closed, and raises PeerGone when the host ended. ``missed`` counts
+    events lost because this side took none for too long.
     """
 
     def __init__(self) -> None:
@@ -388,7 +389,7 @@ class GuestSession:
         self._end: VbnetError | None = None
         self._is_entered = False
 
-    async def __aenter__(self) -> GuestSession:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -529,11 +530,18 @@ class GuestSession:
             raise _strange("Call", result)
         return result
 
-    async def share(
-        self, handle: int, id: int, offset: int, length: int, flags: int, priority: int, signal_offset: int  # noqa: A002
-    ) -> SharedSignal | None:
+    async def share(self, handle: int, region: RegionSpec) -> SharedSignal | None:
         """Show a region to an open device."""
-        body = messages.Shm(handle, id, offset, length, flags, signal_offset, priority, next(self._cookies))
+        body = messages.Shm(
+            handle,
+            region.id,
+            region.offset,
+            region.length,
+            region.flags,
+            region.signal_offset,
+            region.priority,
+            next(self._cookies),
+        )
         signal = _number_of(await self._node.ask(self.sid, body), "Shm")
         if signal == 0:
             return None
@@ -556,9 +564,7 @@ class GuestSession:
         if ram_bytes:
             self._ram = _new_ram(ram_bytes)
             self.memory = Memory(RAM_HEADER_BYTES, self._ram.size)
-        hello = messages.Hello(
-            self.name, bus, os.getpid(), self.kind, messages.PROTOCOL_VERSION, messages.ABI_VERSION
-        )
+        hello = messages.Hello(self.name, bus, os.getpid(), self.kind, messages.PROTOCOL_VERSION, messages.ABI_VERSION)
         welcome = await self._node.ask(self.sid, hello)
         if not isinstance(welcome, messages.Welcome):
             raise _strange("Hello", welcome)
@@ -606,7 +612,7 @@ class GuestSession:
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
-    async def _wait_until(self, find: Any, what: str, timeout: float | None) -> Any:  # noqa: ASYNC109, ANN401
+    async def _wait_until(self, find: Callable[[], T | None], what: str, timeout: float | None) -> T:  # noqa: ASYNC109
         changed = asyncio.Event()
         self._changed.append(changed)
         seconds = self._node.deadline_s if timeout is None else timeout
@@ -716,7 +722,9 @@ def _number_of(body: HostBody, what: str) -> int:
 
 
 def _strange(what: str, got: object) -> PeerFault:
-    return PeerFault(f"the host answered {what} with a {type(got).__name__}", rule="typed answers", got=type(got).__name__)
+    return PeerFault(
+        f"the host answered {what} with a {type(got).__name__}", rule="typed answers", got=type(got).__name__
+    )
 
 
 def _close_fds(fds: list[int] | tuple[int, int]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from vbnet.errors import ClosedError, PeerGone, VbnetError
 from vbnet.guestnode.memory import Memory
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vbnet.guestnode.driver import DriverInstance
     from vbnet.sharedmem import Ram
 
-__all__ = ["Carrier", "OpenDevice", "ProxyDevice", "SharedSignal"]
+__all__ = ["Carrier", "OpenDevice", "ProxyDevice", "RegionSpec", "SharedSignal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,18 @@ class SharedSignal:
         os.close(self.call_fd)
 
 
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """What ``OpenDevice.shm`` was asked for; the fields are its arguments."""
+
+    id: int
+    offset: int
+    length: int
+    flags: int
+    priority: int
+    signal_offset: int
+
+
 class Carrier(Protocol):
     """What carries a device's requests to the host half."""
 
@@ -55,9 +67,8 @@ class Carrier(Protocol):
     async def call_device(self, handle: int, function: int, data: bytes, deadline_s: float | None) -> bytes:
         """Run a function of the device."""
 
-    async def share(  # noqa: D102 - the arguments are those of OpenDevice.shm
-        self, handle: int, id: int, offset: int, length: int, flags: int, priority: int, signal_offset: int  # noqa: A002
-    ) -> SharedSignal | None: ...
+    async def share(self, handle: int, region: RegionSpec) -> SharedSignal | None:
+        """Show a region; gives the guest's ends of its signal."""
 
     async def close_device(self, handle: int) -> None:
         """Close a handle; when it returns, no region of it is in use."""
@@ -153,7 +164,7 @@ class OpenDevice:
         self._void: VbnetError | None = None
         self._is_closed = False
 
-    async def __aenter__(self) -> OpenDevice:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -174,7 +185,7 @@ class OpenDevice:
         self._check()
         return await self._carrier.call_device(self._handle, function, bytes(data), deadline_s)
 
-    async def shm(  # noqa: D417 - the class docstring of SharedSignal says who owns what
+    async def shm(
         self,
         id: int,  # noqa: A002 - the word of the wire
         offset: int,
@@ -201,7 +212,8 @@ class OpenDevice:
             UnsupportedError: from another machine. UsageError: bounds. ResourceError: over the quota.
         """
         self._check()
-        signal = await self._carrier.share(self._handle, id, offset, length, flags, priority, signal_offset)
+        region = RegionSpec(id, offset, length, flags, priority, signal_offset)
+        signal = await self._carrier.share(self._handle, region)
         if signal is not None:
             self._signals.append(signal)
         return signal

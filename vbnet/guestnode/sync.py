@@ -10,7 +10,7 @@ The bus runs in a thread of its own; every method waits until it is done or its 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from vbnet.bus.limits import DEFAULT_RAM_BYTES, REQUEST_DEADLINE_S
 from vbnet.bus.link import Address, Secrets
@@ -51,9 +51,7 @@ class Guest:
     ) -> None:
         self._thread = LoopThread(f"vbnet-{name}")
         try:
-            self._node = self._thread.run(
-                GuestNode.connect(address, name, secrets=secrets, deadline_s=deadline_s)
-            )
+            self._node = self._thread.run(GuestNode.connect(address, name, secrets=secrets, deadline_s=deadline_s))
             try:
                 self._session = self._thread.run(self._node.join(name, bus, ram_bytes=ram_bytes, kind=kind))
             except BaseException:
@@ -63,7 +61,7 @@ class Guest:
             self._thread.close()
             raise
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -145,7 +143,7 @@ class SyncOpenDevice:
         self._thread = thread
         self._opened = opened
 
-    def __enter__(self) -> SyncOpenDevice:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:

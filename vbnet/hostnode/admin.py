@@ -1,7 +1,7 @@
 """What operators may ask of a host node, and what it does: the host's end of the admin sockets.
 
-Every verb does all of its change or none of it, and is answered in the order it came; ``apply`` is many verbs in one message
-and stops at the first that is refused, saying which.
+Every verb does all of its change or none of it, and is answered in the order it came; ``apply`` is many verbs in one
+message and stops at the first that is refused, saying which.
 """
 
 from __future__ import annotations
@@ -142,25 +142,29 @@ class AdminDesk:
         seq = 0
         body: AdminResult | AdminFailure
         try:
-            if len(parts) != 2 or surplus:  # noqa: PLR2004 - who it is from, and the message
-                raise UsageError(f"{len(parts) + surplus - 1} parts, a request has one")
-            if len(parts[1]) > self._limits.message_bytes:
-                raise TooLargeError(
-                    f"request of {len(parts[1])} bytes, at most {self._limits.message_bytes}; send fewer verbs at once",
-                    got=len(parts[1]),
-                    limit=self._limits.message_bytes,
-                )
-            seq, raw = admin.decode_request(parts[1])
+            seq, raw = admin.decode_request(self._whole(parts, surplus))
             body = AdminResult(admin.encode_value(self.perform(admin.decode_verb(raw))))
         except VbnetError as error:
             body = _failure(error)
             seq = seq or getattr(error, "seq", 0)
-        except Exception as error:  # noqa: BLE001 - no request may stop the host
-            self._services.log.error("admin_failed", exc_info=True)
+        except Exception as error:  # no request may stop the host
+            self._services.log.exception("admin_failed")
             body = _failure(error)
         if isinstance(body, AdminFailure):
             self._book.tally.add(metrics.REFUSED, body.code)
         port.send_nowait(parts[0], admin.encode_reply(seq, body))
+
+    def _whole(self, parts: list[bytes], surplus: int) -> bytes:
+        if len(parts) != 2 or surplus:  # noqa: PLR2004 - who it is from, and the message
+            raise UsageError(f"{len(parts) + surplus - 1} parts, a request has one")
+        limit = self._limits.message_bytes
+        if len(parts[1]) > limit:
+            raise TooLargeError(
+                f"request of {len(parts[1])} bytes, at most {limit}; send fewer verbs at once",
+                got=len(parts[1]),
+                limit=limit,
+            )
+        return parts[1]
 
     def _apply(self, verb: admin.Apply) -> int:
         for index, raw in enumerate(verb.verbs):

@@ -1,8 +1,8 @@
 """The host's attach desk: identities are checked and descriptors taken and given here.
 
-The kernel says who connected; the token says which session; both must agree with what was said in Hello. The end of the
-process is seen twice, by the hang-up of its socket and by its pidfd, because a child may have inherited the one and pids
-are reused; whichever comes first ends all its sessions.
+The kernel says who connected; the token says which session; both must agree with what was said in Hello. The end of
+the process is seen twice, by the hang-up of its socket and by its pidfd, because a child may have inherited the one
+and pids are reused; whichever comes first ends all its sessions.
 """
 
 from __future__ import annotations
@@ -78,25 +78,16 @@ class AttachPeer:
     def _exited(self) -> None:
         self._desk.lost(self, "exited")
 
-    def _packet(self, data: bytes, fds: list[int], is_cut: bool) -> None:  # noqa: FBT001
+    def _packet(self, data: bytes, fds: list[int], is_cut: bool) -> None:
         seq = 0
         try:
-            if is_cut:
-                raise PeerFault("packet or descriptors were too many; all were closed", rule="one packet, one fd")
             seq, body = fdpass.decode_attach(data)
-            expected = 0 if isinstance(body, fdpass.Attach) and not body.has_ram else 1
-            if len(fds) != expected:
-                raise PeerFault(
-                    f"{len(fds)} descriptors came, {expected} belong to this packet; all were closed",
-                    rule="descriptors",
-                    got=len(fds),
-                    limit=expected,
-                )
+            _check_fds(body, fds, is_cut=is_cut)
             reply = self._desk.handle(self, body, fds)
         except VbnetError as error:
             self._refuse(seq or getattr(error, "seq", 0), error, surplus=len(fds))
-        except Exception as error:  # noqa: BLE001 - no packet may stop the host
-            self._desk.book.services.log.error("attach_failed", exc_info=True)
+        except Exception as error:  # no packet may stop the host
+            self._desk.book.services.log.exception("attach_failed")
             self._refuse(seq, error, surplus=len(fds))
         else:
             self._channel.send(fdpass.encode_packet(seq, reply))
@@ -151,7 +142,7 @@ class AttachDesk:
         for session in list(peer.sessions.values()):
             self.book.end(session, cause, tell=False)
 
-    def handle(self, peer: AttachPeer, body: fdpass.Attach | fdpass.Give, fds: list[int]) -> fdpass.Body:
+    def handle(self, peer: AttachPeer, body: fdpass.AttachBody, fds: list[int]) -> fdpass.Attached | fdpass.Given:
         """Do what a packet asks; takes out of ``fds`` what it keeps.
 
         Raises:
@@ -203,3 +194,16 @@ class AttachDesk:
             sock.close()
             return
         self._peers.add(AttachPeer(sock, identity, self))
+
+
+def _check_fds(body: fdpass.AttachBody, fds: list[int], *, is_cut: bool) -> None:
+    """Raise PeerFault unless exactly the descriptors that belong to a packet came with it."""
+    expected = 0 if isinstance(body, fdpass.Attach) and not body.has_ram else 1
+    if is_cut or len(fds) != expected:
+        came = f"more than {len(fds)}" if is_cut else str(len(fds))
+        raise PeerFault(
+            f"{came} descriptors came, {expected} belong to this packet; all were closed",
+            rule="descriptors",
+            got=len(fds),
+            limit=expected,
+        )

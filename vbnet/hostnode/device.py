@@ -2,13 +2,13 @@
 
     DeviceClass ── create() ──> Device ── plug(bus) ──> Interface… ── connect(opener, version) ──> Connection
 
-A *device* exists once and may be plugged into many buses; each plug shows interfaces; each open of an interface makes a
-*connection*, which answers calls and is shown regions of the guest's memory. The host checks names, versions, exclusivity,
-handles, quotas and bounds before any of these methods is called, and calls them on its event loop: none may block for
-longer than about a millisecond. Nothing here may trust what is in a guest's memory.
+A *device* exists once and may be plugged into many buses; each plug shows interfaces; each open of an interface
+makes a *connection*, which answers calls and is shown regions of the guest's memory. The host checks names,
+versions, exclusivity, handles, quotas and bounds before any of these methods is called, and calls them on its event
+loop: none may block for longer than about a millisecond. Nothing here may trust what is in a guest's memory.
 
-A method that refuses raises a class of ``vbnet.errors``; any other exception is a bug of the device: it is logged and the
-guest is refused with EIO, while everyone else goes on.
+A method that refuses raises a class of ``vbnet.errors``; any other exception is a bug of the device: it is logged and
+the guest is refused with EIO, while everyone else goes on.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ class Log(Protocol):
     def error(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
         """Write what someone must look into."""
 
+    def exception(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
+        """Write what someone must look into, with the exception being handled."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostServices:
@@ -87,7 +90,7 @@ class HostServices:
         return self.fabric
 
 
-# ---- attributes ----------------------------------------------------------------------------------------------------------
+# ---- attributes ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,7 @@ class AttributeTable:
         return {name: attribute.format(self._values[name]) for name, attribute in self._declared.items()}
 
 
-# ---- what a connection is given ------------------------------------------------------------------------------------------
+# ---- what a connection is given ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +257,7 @@ class Opener(ABC):
 
     @abstractmethod
     def fault(self, fault: PeerFault) -> None:
-        """Report that this guest broke a rule: counted, logged and published. The device quarantines the queue itself."""
+        """Report a rule this guest broke: it is counted, logged, published. Quarantine is the device's own to do."""
 
 
 class Connection(ABC):
@@ -322,10 +325,10 @@ class Device(ABC):
             BusyError: not on another bus (a device for one bus only). Whatever is raised, nothing is plugged.
         """
 
-    def unplug(self, bus: str) -> None:
+    def unplug(self, bus: str) -> None:  # noqa: B027 - most devices have nothing to do
         """It was taken off ``bus``; all connections through that plug are closed already. Must not raise."""
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027
         """It was deleted; let go of everything. Must not raise."""
 
 

@@ -1,7 +1,8 @@
 """The switch fabric as the rest of the host sees it.
 
-The real one is native (``vbnet._native.Fabric``): worker threads that move frames between ports without the interpreter.
-Admin verbs and the venet device speak to it through this protocol only; ``vbnet.testing.FakeFabric`` is another one.
+The real one is native (``vbnet._native.Fabric``): worker threads that move frames between ports without the
+interpreter. Admin verbs and the venet device speak to it through this protocol only; ``vbnet.testing.FakeFabric`` is
+another one.
 """
 
 from __future__ import annotations

@@ -47,6 +47,11 @@ class LimitedLog:
         if (left_out := self._spend(event)) is not None:
             self._log.error(event, **fields, **left_out)
 
+    def exception(self, event: str, **fields: Any) -> None:  # noqa: ANN401
+        """Write what someone must look into, with the exception being handled, if the allowance lasts."""
+        if (left_out := self._spend(event)) is not None:
+            self._log.exception(event, **fields, **left_out)
+
     def _spend(self, event: str) -> dict[str, int] | None:
         now = self._clock.now_ns()
         tokens, last_ns, left_out = self._allowances.get(event, (float(_BURST), now, 0))

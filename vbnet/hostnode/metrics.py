@@ -31,9 +31,7 @@ class Tally:
     """Values of this node's metrics; one writer, the host's event loop."""
 
     def __init__(self) -> None:
-        self._values: dict[tuple[Metric, str], int] = {
-            (metric, ""): 0 for metric in METRICS if not metric.labels
-        }
+        self._values: dict[tuple[Metric, str], int] = {(metric, ""): 0 for metric in METRICS if not metric.labels}
 
     def add(self, metric: Metric, label: str = "", count: int = 1) -> None:
         """Count ``count`` more of ``metric`` under its one label's value."""

@@ -4,9 +4,9 @@
                     ─ attach.sock > AttachDesk ─> SessionBook ───┤
     operators ─────── admin.sock ─> AdminDesk ┘                  └─> events.sock ─> whoever subscribed
 
-One thread, one asyncio loop, one timer. Every handler is a plain function that runs to its end, so no guest ever sees half
-a change, and "ready" needs no lock: between the replay and the first live event nothing can come. The data path is not
-here; it runs in the fabric's threads.
+One thread, one asyncio loop, one timer. Every handler is a plain function that runs to its end, so no guest ever sees
+half a change, and "ready" needs no lock: between the replay and the first live event nothing can come. The data path
+is not here; it runs in the fabric's threads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import zmq
@@ -57,12 +57,9 @@ class HostOptions:
     """How a host node is set up.
 
     Attributes:
-        run_dir: its private folder.
-        name: as ``node.info`` tells it.
-        limits: bounds on guests and operators.
-        tcp: ``"tcp://ADDRESS:PORT"`` to let other machines in: guests at PORT, operators at PORT + 1, events at PORT + 2.
-        keys: folder of this host's key and allow-list; needed with ``tcp``.
-        catalogue: device kinds; None finds them.
+        run_dir: its private folder. name: as ``node.info`` tells it. limits: bounds on guests and operators. tcp:
+        ``"tcp://ADDRESS:PORT"`` to let other machines in: guests at PORT, operators at PORT + 1, events at PORT + 2.
+        keys: folder of this host's key and allow-list; needed with ``tcp``. catalogue: device kinds; None finds them.
     """
 
     run_dir: RunDir = field(default_factory=RunDir.for_node)
@@ -116,7 +113,7 @@ class HostNode:
         self._desks: list[BusDesk] = []
         self._timer: Timer | None = None
 
-    async def __aenter__(self) -> HostNode:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -231,7 +228,8 @@ class HostNode:
         address = TcpAddress.parse(self._options.tcp)
         if self._options.keys is None:
             raise NotPermittedError(
-                "tcp lets in whoever reaches the port, so it needs keys: run 'vbnet keys make', then 'vbnet keys allow'",
+                "tcp lets in whoever reaches the port, so it needs keys: "
+                "run 'vbnet keys make', then 'vbnet keys allow'",
                 tcp=self._options.tcp,
             )
         return address, KeyStore(self._options.keys)

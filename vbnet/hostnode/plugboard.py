@@ -30,9 +30,7 @@ _ABI_TYPE = re.compile(r"[a-z][a-z0-9_:.-]{0,63}\Z")
 
 
 @contextmanager
-def contained(
-    services: HostServices, tally: Tally, device: str, what: str, *, swallow: bool = False
-) -> Iterator[None]:
+def contained(services: HostServices, tally: Tally, device: str, what: str, *, swallow: bool = False) -> Iterator[None]:
     """Keep a device author's bug from hurting anyone but its caller.
 
     Args:
@@ -51,7 +49,7 @@ def contained(
         if isinstance(error, VbnetError) and not isinstance(error, InternalError) and not swallow:
             raise
         tally.add(metrics.DEVICE_FAILURES)
-        services.log.error("device_failed", device=device, method=what, exc_info=True)
+        services.log.exception("device_failed", device=device, method=what)
         if not swallow:
             raise InternalError(
                 f"device {device!r} failed in {what}: {type(error).__name__}; see the host's log", device=device

@@ -1,9 +1,9 @@
 """What guests hold on the host, and how it is all let go of.
 
-A *peer* is one ZeroMQ connection (a guest process); a *session* is one guest in it. A session owns its handles, signals,
-eventfds, gifts and the mapping of its memory; ``SessionBook.end`` frees them in one stroke, whatever the reason, and that
-is the only way out. The order on the way out: connections close (devices let go), then descriptors, then memory, then the
-bus hears of it.
+A *peer* is one ZeroMQ connection (a guest process); a *session* is one guest in it. A session owns its handles,
+signals, eventfds, gifts and the mapping of its memory; ``SessionBook.end`` frees them in one stroke, whatever the
+reason, and that is the only way out. The order on the way out: connections close (devices let go), then descriptors,
+then memory, then the bus hears of it.
 """
 
 from __future__ import annotations
@@ -355,9 +355,7 @@ class Session:
                 got=verb.offset + verb.length,
                 limit=self.ram.size,
             )
-        if verb.signal_offset >= 0 and (
-            verb.signal_offset % 4 or verb.signal_offset + SIGNAL_BYTES > verb.length
-        ):
+        if verb.signal_offset >= 0 and (verb.signal_offset % 4 or verb.signal_offset + SIGNAL_BYTES > verb.length):
             raise UsageError(
                 f"signal at {verb.signal_offset} does not fit a region of {verb.length} bytes",
                 rule=f"offset % 4 == 0 and offset + {SIGNAL_BYTES} <= length",

@@ -1,7 +1,8 @@
 """What guests may ask, and how they are answered: the host's end of the bus sockets.
 
-Each message is answered, or refused by name, or dropped and counted; none can stop the host or hurt another guest. Strangers
-(processes without a session) share one allowance of refusals, so garbage from new connections costs nothing to remember.
+Each message is answered, or refused by name, or dropped and counted; none can stop the host or hurt another guest.
+Strangers (processes without a session) share one allowance of refusals, so garbage from new connections costs nothing
+to remember.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from collections.abc import Callable
 from vbnet.bus import messages
 from vbnet.bus.messages import Envelope, GuestBody, MessageFault
 from vbnet.bus.transport import ZmqPort
-from vbnet.errors import NotFoundError, NotPermittedError, PeerFault, TooLargeError, UsageError, VbnetError, refusal_name
+from vbnet.errors import (
+    NotFoundError,
+    NotPermittedError,
+    PeerFault,
+    TooLargeError,
+    UsageError,
+    VbnetError,
+    refusal_name,
+)
 from vbnet.hostnode import metrics
 from vbnet.hostnode.sessions import Peer, RefusalBudget, Session, SessionBook
 from vbnet.units import seconds_to_ns
@@ -72,8 +81,8 @@ class BusDesk:
             self._refuse(peer, fault.sid or sid, fault.seq or seq, fault)
         except VbnetError as error:
             self._refuse(peer, sid, seq, error)
-        except Exception as error:  # noqa: BLE001 - no message may stop the host
-            self._book.services.log.error("request_failed", exc_info=True)
+        except Exception as error:  # no message may stop the host
+            self._book.services.log.exception("request_failed")
             self._refuse(peer, sid, seq, error)
 
     def watch(self) -> None:
@@ -149,7 +158,8 @@ class BusDesk:
                     messages.Listed(slot.dev_id, slot.interface.abi_type, slot.interface.name) for slot in slots
                 )
             case messages.Negotiate():
-                return self._negotiate(session, body)
+                self._negotiate(session, body)
+                return None
             case _:
                 raise UsageError(f"{type(body).__name__} belongs to session 0", sid=session.sid)
 
@@ -178,8 +188,9 @@ class BusDesk:
             return
         message = str(error) if isinstance(error, VbnetError) else "a bug of the host; see its log"
         fields = error.fields if isinstance(error, VbnetError) else {}
-        detail = {name: value if isinstance(value, (int, str, float, bool)) else str(value)
-                  for name, value in fields.items()}
+        detail = {
+            name: value if isinstance(value, (int, str, float, bool)) else str(value) for name, value in fields.items()
+        }
         peer.send(messages.encode(sid, seq, messages.Refused(code, message, detail)))
 
     def _stranger(self, routing_id: bytes) -> Peer:

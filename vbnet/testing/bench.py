@@ -8,8 +8,8 @@
     echo = await EchoDriver().probe(guest.device("echo0"))
     assert await echo.echo(b"hello") == b"hello"
 
-The bench keeps the promises the host makes to devices (versions, exclusivity, order of closing) and nothing more: it does
-not check bounds and quotas.
+The bench keeps the promises the host makes to devices (versions, exclusivity, order of closing) and nothing more: it
+does not check bounds and quotas.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from vbnet.bus.limits import RAM_HEADER_BYTES
 from vbnet.errors import BusyError, NotFoundError, PeerFault, PeerGone, UsageError
 from vbnet.guestnode.memory import Memory
-from vbnet.guestnode.proxy import ProxyDevice, SharedSignal
+from vbnet.guestnode.proxy import ProxyDevice, RegionSpec, SharedSignal
 from vbnet.hostnode.device import (
     Connection,
     DeviceClass,
@@ -52,7 +52,13 @@ class FakeOpener(Opener):
     """
 
     def __init__(
-        self, guest: str = "guest", bus: str = "bus", *, dev_id: int = 1, is_remote: bool = False, ram: Ram | None = None
+        self,
+        guest: str = "guest",
+        bus: str = "bus",
+        *,
+        dev_id: int = 1,
+        is_remote: bool = False,
+        ram: Ram | None = None,
     ) -> None:
         self.guest = guest
         self.bus = bus
@@ -207,17 +213,19 @@ class GuestBench:
         del deadline_s
         return self._connection(handle).call(function, data)
 
-    async def share(
-        self, handle: int, id: int, offset: int, length: int, flags: int, priority: int, signal_offset: int  # noqa: A002
-    ) -> SharedSignal | None:
+    async def share(self, handle: int, region: RegionSpec) -> SharedSignal | None:
         """Show a region."""
         connection = self._connection(handle)
-        ends = None
-        if signal_offset >= 0:
+        ends, place = None, None
+        if region.signal_offset >= 0:
+            place = region.signal_offset
             ends = SignalEnds(*(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)))
             self._signals.setdefault(handle, []).append(ends)
-        place = signal_offset if signal_offset >= 0 else None
-        connection.shm(SharedRegion(id, self.ram, offset, length, flags, priority, 0, place, ends))
+        connection.shm(
+            SharedRegion(
+                region.id, self.ram, region.offset, region.length, region.flags, region.priority, 0, place, ends
+            )
+        )
         return None if ends is None else SharedSignal(1, os.dup(ends.kick_fd), os.dup(ends.call_fd))
 
     async def close_device(self, handle: int) -> None:

@@ -29,6 +29,10 @@ class ListLog:
         """Keep a line."""
         self.lines.append(("error", event, fields))
 
+    def exception(self, event: str, **fields: Any) -> None:  # noqa: ANN401
+        """Keep a line."""
+        self.lines.append(("error", event, fields))
+
     def events(self) -> list[str]:
         """Every event in order."""
         return [event for _, event, _ in self.lines]

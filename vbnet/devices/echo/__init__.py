@@ -1,8 +1,8 @@
 """echo: the smallest useful kind, and the example for authors of devices.
 
-It shows two interfaces on each bus: ``echo0`` gives back what it is sent, to any number of openers at once, also on other
-machines; ``cell0`` copies between regions of its one opener's memory when it is kicked. ``echo-loud`` is another class with
-the same ABI, so the same driver serves it.
+It shows two interfaces on each bus: ``echo0`` gives back what it is sent, to any number of openers at once, also on
+other machines; ``cell0`` copies between regions of its one opener's memory when it is kicked. ``echo-loud`` is
+another class with the same ABI, so the same driver serves it.
 """
 
 from vbnet.bus.kinds import Kind

@@ -59,8 +59,13 @@ class EchoDevice(Device):
         self.attributes = AttributeTable(
             (
                 Attribute("prefix", "put before every answer of ECHO", parse=str, default=""),
-                Attribute("limit", "longest data of a call, bytes", parse=_parse_limit, default=4096,
-                          is_locked_while_open=True),
+                Attribute(
+                    "limit",
+                    "longest data of a call, bytes",
+                    parse=_parse_limit,
+                    default=4096,
+                    is_locked_while_open=True,
+                ),
                 Attribute("calls", "calls answered so far", parse=int, default=0, is_read_only=True),
                 Attribute("buses", "how many buses it may be on", parse=_parse_limit, default=1024),
             )
@@ -114,7 +119,7 @@ class EchoConnection(Connection):
             raise TooLargeError(f"{len(data)} bytes, at most {attributes['limit']}", got=len(data))
         match function:
             case wire.EchoFunction.ECHO:
-                answer = attributes["prefix"].encode() + self._device.voice(data)
+                answer = str(attributes["prefix"]).encode() + self._device.voice(data)
             case wire.EchoFunction.SHOUT:
                 answer = data.upper()
             case wire.EchoFunction.COUNT:

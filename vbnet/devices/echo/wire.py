@@ -3,9 +3,9 @@
 ``echo`` version 1: ECHO gives the data back; SHOUT gives it back in upper case (ASCII only); COUNT gives the number of
 calls this opener made so far, u64, itself not counted; FAIL is refused as busy, for testing refusals.
 
-``echo-cell`` version 1: share region 0, the cell, of up to 4096 bytes, with or without signal. REVERSE turns the bytes of
-the cell around in place and gives their number, u32; with a signal the device also rings it. STORE writes its data to the
-start of the cell.
+``echo-cell`` version 1: share region 0, the cell, of up to 4096 bytes, with or without signal. REVERSE turns the
+bytes of the cell around in place and gives their number, u32; with a signal the device also rings it. STORE writes
+its data to the start of the cell.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ import enum
 import struct
 from typing import Final
 
-__all__ = ["CELL_BYTES", "CELL_REGION", "CELL_TYPE", "COUNT", "ECHO_TYPE", "LENGTH", "VERSION", "CellFunction", "EchoFunction"]
+__all__ = [
+    "CELL_BYTES",
+    "CELL_REGION",
+    "CELL_TYPE",
+    "COUNT",
+    "ECHO_TYPE",
+    "LENGTH",
+    "VERSION",
+    "CellFunction",
+    "EchoFunction",
+]
 
 ECHO_TYPE: Final = "echo"
 CELL_TYPE: Final = "echo-cell"
