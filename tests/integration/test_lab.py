@@ -1,12 +1,13 @@
 """A lab of real processes: up, watched, restarted, down, and nothing left however it ends.
 
-The processes here do one thing each (``tests/support/lab_fakes.py``); what real guests do on the bus is shown elsewhere.
+The processes here do one thing each (``tests/support/lab_fakes.py``); what real guests do on the bus is shown
+elsewhere.
 """
 
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def events() -> list[LabEvent]:
 
 
 @pytest.fixture
-def make_lab(run_dir: Path, events: list[LabEvent]) -> Iterator[Callable[..., Lab]]:
+def make_lab(run_dir: Path, events: list[LabEvent]) -> Callable[..., Lab]:
     """Return a function that makes a lab of fake processes: ``make_lab("steady", count=2, restart="always")``."""
 
     def make(behaviour: str, count: int = 2, restart: str = "no", name: str = "t") -> Lab:
@@ -51,7 +52,7 @@ def make_lab(run_dir: Path, events: list[LabEvent]) -> Iterator[Callable[..., La
             connect=lab_fakes.connect,
         )
 
-    yield make
+    return make
 
 
 def run(work: Awaitable[None]) -> None:
@@ -70,7 +71,9 @@ async def until(lab: Lab, guest: str, wanted: str) -> None:
         await lab.changed()
 
 
-def test_up_means_ready_and_down_leaves_nothing(make_lab: Callable[..., Lab], events: list[LabEvent], run_dir: Path) -> None:
+def test_up_means_ready_and_down_leaves_nothing(
+    make_lab: Callable[..., Lab], events: list[LabEvent], run_dir: Path
+) -> None:
     """Sixty-four processes come up, each reports, and afterwards there is no process, file or folder."""
 
     async def work() -> None:
@@ -80,12 +83,17 @@ def test_up_means_ready_and_down_leaves_nothing(make_lab: Callable[..., Lab], ev
         assert all(process.is_alive(identity) for identity in identities)
         assert {"ready"} == {guest.state for guest in lab.state.guests.values()}
         await lab.down()
-        assert [] == [identity for identity in identities if process.is_alive(identity)]
+        assert [identity for identity in identities if process.is_alive(identity)] == []
 
     run(work())
 
-    assert [] == list(run_dir.iterdir())
-    assert ["host", "network", "guest", "lab"] == list(dict.fromkeys(event.step for event in events if event.state == "ready"))
+    assert list(run_dir.iterdir()) == []
+    assert list(dict.fromkeys(event.step for event in events if event.state == "ready")) == [
+        "host",
+        "network",
+        "guest",
+        "lab",
+    ]
 
 
 def test_a_guest_that_fails_to_start_fails_the_lab_with_its_log(make_lab: Callable[..., Lab], run_dir: Path) -> None:
@@ -97,7 +105,7 @@ def test_a_guest_that_fails_to_start_fails_the_lab_with_its_log(make_lab: Callab
 
     run(work())
 
-    assert [] == list(run_dir.iterdir())
+    assert list(run_dir.iterdir()) == []
 
 
 def test_a_guest_that_is_never_ready_is_named_when_time_is_up(make_lab: Callable[..., Lab], run_dir: Path) -> None:
@@ -109,7 +117,7 @@ def test_a_guest_that_is_never_ready_is_named_when_time_is_up(make_lab: Callable
 
     run(work())
 
-    assert [] == list(run_dir.iterdir())
+    assert list(run_dir.iterdir()) == []
 
 
 def test_the_lab_ends_when_all_guests_ended_well(make_lab: Callable[..., Lab]) -> None:
@@ -118,7 +126,7 @@ def test_the_lab_ends_when_all_guests_ended_well(make_lab: Callable[..., Lab]) -
     async def work() -> None:
         lab = make_lab("brief")
         await lab.up()
-        assert 0 == await lab.run()
+        assert await lab.run() == 0
         assert {"ended"} == {guest.state for guest in lab.state.guests.values()}
         await lab.down()
 
@@ -137,7 +145,7 @@ def test_a_killed_guest_comes_back_when_its_policy_says_so(make_lab: Callable[..
         await until(lab, "g-0", "restarting")
         await until(lab, "g-0", "ready")
         record = lab.state.processes["g-0"]
-        assert 1 == record.restarts
+        assert record.restarts == 1
         assert record.identity not in {None, first}
         assert other == lab.state.processes["g-1"].identity
         await lab.down()
@@ -155,8 +163,8 @@ def test_a_killed_guest_without_a_policy_stays_away(make_lab: Callable[..., Lab]
         assert identity is not None
         process.send_signal(identity, signal.SIGKILL)
         await until(lab, "g-0", "failed")
-        assert "killed by SIGKILL" == lab.state.guests["g-0"].detail
-        assert "ready" == lab.state.guests["g-1"].state
+        assert lab.state.guests["g-0"].detail == "killed by SIGKILL"
+        assert lab.state.guests["g-1"].state == "ready"
         await lab.down()
 
     run(work())
@@ -177,7 +185,7 @@ def test_the_host_nodes_death_ends_the_lab(make_lab: Callable[..., Lab], run_dir
 
     run(work())
 
-    assert [] == list(run_dir.iterdir())
+    assert list(run_dir.iterdir()) == []
 
 
 def test_down_ends_guests_that_will_not_and_their_daemons(make_lab: Callable[..., Lab], run_dir: Path) -> None:
@@ -193,7 +201,7 @@ def test_down_ends_guests_that_will_not_and_their_daemons(make_lab: Callable[...
 
     run(work())
 
-    assert [] == list(run_dir.iterdir())
+    assert list(run_dir.iterdir()) == []
 
 
 def test_a_second_lab_of_the_same_name_is_refused(make_lab: Callable[..., Lab]) -> None:
@@ -216,7 +224,7 @@ def test_labs_of_different_names_live_side_by_side(make_lab: Callable[..., Lab],
     async def work() -> None:
         first = make_lab("steady", name="one")
         await first.up()
-        assert ["one"] == [folder.name for folder in state.lab_folders(run_dir)]
+        assert [folder.name for folder in state.lab_folders(run_dir)] == ["one"]
         await first.down()
 
     run(work())
@@ -236,7 +244,7 @@ def test_a_process_that_reports_nonsense_harms_only_itself(make_lab: Callable[..
 
 
 def test_a_killed_lab_leaves_no_process_and_clean_removes_the_rest(run_dir: Path) -> None:
-    """After ``kill -9`` of the supervisor every process ends by itself; clean removes the files, and says what it did."""
+    """After ``kill -9`` of the supervisor every process ends by itself; clean removes the files and says so."""
     supervisor, folder = lab_fakes.start_supervisor(run_dir, "steady")
     lab_state = state.read_state(folder)
     identities = [*lab_state.identities(), *process.marked_processes(lab_state.instance)]
@@ -245,9 +253,9 @@ def test_a_killed_lab_leaves_no_process_and_clean_removes_the_rest(run_dir: Path
     supervisor.wait(timeout=LIMIT_S)
 
     assert all(process.wait_ended(identity, LIMIT_S) for identity in identities)
-    assert [("t", "folder")] == [(item.lab, item.kind) for item in clean.find_leftovers(run_dir)]
-    assert [("t", "folder")] == [(item.lab, item.kind) for item in clean.clean(run_dir)]
-    assert [] == clean.find_leftovers(run_dir)
+    assert [(item.lab, item.kind) for item in clean.find_leftovers(run_dir)] == [("t", "folder")]
+    assert [(item.lab, item.kind) for item in clean.clean(run_dir)] == [("t", "folder")]
+    assert clean.find_leftovers(run_dir) == []
     assert not folder.exists()
 
 
@@ -271,12 +279,12 @@ def test_clean_leaves_living_labs_and_strangers_alone(run_dir: Path) -> None:
     (run_dir / "notes" / "lab.json").write_text("mine", encoding="ascii")
     (run_dir / "notes" / "todo.txt").write_text("mine", encoding="ascii")
 
-    assert [] == clean.clean(run_dir)
+    assert clean.clean(run_dir) == []
     assert process.is_alive(process.identify(supervisor.pid))
     assert (run_dir / "notes" / "todo.txt").exists()
 
     supervisor.terminate()
-    assert 0 == supervisor.wait(timeout=LIMIT_S)
+    assert supervisor.wait(timeout=LIMIT_S) == 0
     assert not folder.exists()
 
 
@@ -312,4 +320,4 @@ def test_up_after_a_kill_clears_what_was_left(make_lab: Callable[..., Lab], run_
 
     run(work())
 
-    assert [] == list(run_dir.iterdir())
+    assert list(run_dir.iterdir()) == []

@@ -58,7 +58,7 @@ def steady(job: Job) -> int:
     """Guests that get ready and stay."""
     for guest in job.process.guests:
         job.report(guest.name, "ready")
-    print("steady", flush=True)
+    print("steady", flush=True)  # noqa: T201 -- what `vbnet logs` shows
     signal.pause()
     return 0
 
@@ -73,7 +73,7 @@ def brief(job: Job) -> int:
 
 def broken(job: Job) -> int:
     """Guests that fail before they are ready."""
-    print("the reason is in the log", file=sys.stderr, flush=True)
+    print("the reason is in the log", file=sys.stderr, flush=True)  # noqa: T201 -- same
     raise RuntimeError(f"{job.process.name} cannot work")
 
 
@@ -129,7 +129,11 @@ def silent(_job: Job) -> int:
 
 def lying(job: Job) -> int:
     """Guests that report about others, nonsense and too much before they tell the truth."""
-    for guest, word in (("nobody", "ready"), ("g-0", "failed" if job.process.name == "g-1" else "king"), ("g-0", "x" * 1000)):
+    for guest, word in (
+        ("nobody", "ready"),
+        ("g-0", "failed" if job.process.name == "g-1" else "king"),
+        ("g-0", "x" * 1000),
+    ):
         job.report(guest, word, "y" * 100_000)
     for nonsense in (b"{not json", b"\xff" * 20_000):
         job.reports.send(nonsense)
@@ -141,7 +145,7 @@ def start_supervisor(root: Path, behaviour: str) -> tuple[subprocess.Popen[bytes
     program = f"from tests.support import lab_fakes; lab_fakes.supervise_one({str(root)!r}, {behaviour!r})"
     supervisor = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True)
     assert supervisor.stdout is not None
-    assert b"up\n" == supervisor.stdout.readline()
+    assert supervisor.stdout.readline() == b"up\n"
     supervisor.stdout.close()
     return supervisor, root / "t"
 
@@ -156,4 +160,4 @@ def supervise_one(root: str, behaviour: str) -> None:
         entries={"host": f"{module}:host", "traffic": f"{module}:{behaviour}"},
         connect=connect,
     )
-    sys.exit(asyncio.run(supervise(lab, 20, lambda: print("up", flush=True))))
+    sys.exit(asyncio.run(supervise(lab, 20, lambda: os.write(1, b"up\n"))))

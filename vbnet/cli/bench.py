@@ -11,14 +11,21 @@ from vbnet.cli import output
 from vbnet.cli.output import Format, FormatOption
 
 app = output.application(
-    "Measure vbnet beside its baselines, in one run: the bare ring limit built into the bench, and peers when installed.",
-    [("vbnet bench list", "what there is"), ("vbnet bench ring --quick", "one, shortly"), ("vbnet bench all --format json", "for a program")],
+    "Measure vbnet beside its baselines, in one run: the bare ring limit built into the bench, and peers when "
+    "installed.",
+    [
+        ("vbnet bench list", "what there is"),
+        ("vbnet bench ring --quick", "one, shortly"),
+        ("vbnet bench all --format json", "for a program"),
+    ],
 )
 
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(metavar="list|all|NAME...", help="Benches to run; `list` lists them.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="list|all|NAME...", help="Benches to run; `list` lists them.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Shorter runs, rougher numbers.")] = False,
     how: FormatOption = Format.table,
 ) -> None:

@@ -12,7 +12,11 @@ from vbnet.cli.output import Format, FormatOption
 
 app = output.application(
     "List, create and delete buses. A bus is a container: guests on it see the devices plugged into it.",
-    [("vbnet bus list", "all buses"), ("vbnet bus create lab", "an empty one"), ("vbnet bus delete lab --force", "with all on it")],
+    [
+        ("vbnet bus list", "all buses"),
+        ("vbnet bus create lab", "an empty one"),
+        ("vbnet bus delete lab --force", "with all on it"),
+    ],
     is_group=True,
 )
 
@@ -21,7 +25,11 @@ NameArgument = Annotated[str, typer.Argument(help="Name of the bus.", show_defau
 
 @app.command("list")
 def list_(
-    node: NodeOption = None, keys: KeysOption = None, server_key: ServerKeyOption = None, how: FormatOption = Format.table
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
 ) -> None:
     """List buses with their devices and guests."""
     with connect(node, keys, server_key) as operator:
@@ -31,6 +39,7 @@ def list_(
 @app.command()
 def create(
     name: NameArgument,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -46,6 +55,7 @@ def create(
 def delete(
     name: NameArgument,
     force: Annotated[bool, typer.Option("--force", help="End its guests and unplug its devices first.")] = False,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,

@@ -11,7 +11,8 @@ from vbnet.cli.output import Format, FormatOption
 from vbnet.cluster import clean as cleaning
 
 app = output.application(
-    "Remove what killed labs and host nodes left: processes, TAPs, sockets, files.\n\nRunning labs are not touched, nor is "
+    "Remove what killed labs and host nodes left: processes, TAPs, sockets, files.\n\nRunning labs are not "
+    "touched, nor is "
     "any process that merely got the number of one that was recorded.",
     [("vbnet clean --dry-run", "only list it"), ("vbnet clean", "remove it")],
 )

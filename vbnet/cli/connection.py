@@ -40,10 +40,14 @@ NodeOption = Annotated[
     ),
 ]
 KeysOption = Annotated[
-    Path | None, typer.Option("--keys", envvar="VBNET_KEYS", help="Folder of keys (see `vbnet keys`), for tcp.", show_default=False)
+    Path | None,
+    typer.Option("--keys", envvar="VBNET_KEYS", help="Folder of keys (see `vbnet keys`), for tcp.", show_default=False),
 ]
 ServerKeyOption = Annotated[
-    str | None, typer.Option("--server-key", envvar="VBNET_SERVER_KEY", help="Public key of the host node, for tcp.", show_default=False)
+    str | None,
+    typer.Option(
+        "--server-key", envvar="VBNET_SERVER_KEY", help="Public key of the host node, for tcp.", show_default=False
+    ),
 ]
 
 
@@ -72,7 +76,9 @@ def resolve(node: str | None) -> RunDir | str:
     if DEFAULT_NODE in running:
         return RunDir.for_node(DEFAULT_NODE)
     if not running:
-        raise NotFoundError("no host node runs here; start a lab with `vbnet up FILE`, or one by itself with `vbnet host run`")
+        raise NotFoundError(
+            "no host node runs here; start a lab with `vbnet up FILE`, or one by itself with `vbnet host run`"
+        )
     raise UsageError(f"several host nodes run; name one with --node: {', '.join(running)}")
 
 

@@ -36,7 +36,8 @@ PICTURE = r"""
 """
 
 app = output.application(
-    "Watch a small lab come up, talk and go away: a host node, small IP hosts, a Python guest, a traffic pair, and a real "
+    "Watch a small lab come up, talk and go away: a host node, small IP hosts, a Python guest, a traffic pair, "
+    "and a real "
     "network namespace where this machine allows one. Takes less than 20 seconds and leaves nothing behind.",
     [("vbnet demo", "that is all")],
 )
@@ -77,7 +78,9 @@ def _fitting(lab_file: LabFile) -> tuple[LabFile, bool]:
     found = privileges.examine()
     if found.has_namespaces and found.has_tun:
         return lab_file, True
-    output.note("Without network namespaces on this machine, the guest `ns` is left out; `vbnet doctor` says what helps.")
+    output.note(
+        "Without network namespaces on this machine, the guest `ns` is left out; `vbnet doctor` says what helps."
+    )
     guests = {name: guest for name, guest in lab_file.topology.guests.items() if name != "ns"}
     topology = msgspec.structs.replace(lab_file.topology, guests=guests)
     return LabFile(topology, Source(lab_file.source.file, lab_file.source.data, lab_file.source.lines)), False
@@ -86,8 +89,14 @@ def _fitting(lab_file: LabFile) -> tuple[LabFile, bool]:
 async def _talk(lab: Lab, has_namespace: bool) -> bool:
     is_good = True
     if has_namespace:
-        is_good &= await _inside("The kernel's own ping, from the namespace to a small IP host", ["ping", "-n", "-c", "3", "-i", "0.2", "10.10.0.10"])
-        is_good &= await _inside("The kernel's own TCP: curl fetches that host's page", ["curl", "-s", "-i", "--max-time", "5", "http://10.10.0.10/"])
+        is_good &= await _inside(
+            "The kernel's own ping, from the namespace to a small IP host",
+            ["ping", "-n", "-c", "3", "-i", "0.2", "10.10.0.10"],
+        )
+        is_good &= await _inside(
+            "The kernel's own TCP: curl fetches that host's page",
+            ["curl", "-s", "-i", "--max-time", "5", "http://10.10.0.10/"],
+        )
     _title("The Python guest built ARP requests by hand and got answers")
     is_good &= await _ended(lab, "app")
     _print_log(lab, "app", 5)
@@ -106,7 +115,15 @@ async def _inside(title: str, command: Sequence[str]) -> bool:
         return True
     output.say(f"  $ vbnet exec ns -- {' '.join(command)}")
     process = await asyncio.create_subprocess_exec(
-        *own_command(), "exec", "--lab", "demo", "ns", "--", *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *own_command(),
+        "exec",
+        "--lab",
+        "demo",
+        "ns",
+        "--",
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     try:
         said, _ = await asyncio.wait_for(process.communicate(), PROGRAM_TIMEOUT_S)

@@ -13,7 +13,8 @@ from vbnet.cli.output import Format, FormatOption
 from vbnet.errors import UsageError
 
 app = output.application(
-    "List, create, set, plug, unplug and delete devices.\n\nCreation has two steps: a device gets its type once, and only then "
+    "List, create, set, plug, unplug and delete devices.\n\nCreation has two steps: a device gets its type once, "
+    "and only then "
     "attributes. `create NAME type=CLASS key=value ...` does both.",
     [
         ("vbnet device create nic0 type=venet switch=lan", "create, type and set"),
@@ -30,7 +31,11 @@ BusArgument = Annotated[str, typer.Argument(help="Name of the bus.", show_defaul
 
 @app.command("list")
 def list_(
-    node: NodeOption = None, keys: KeysOption = None, server_key: ServerKeyOption = None, how: FormatOption = Format.table
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
 ) -> None:
     """List devices with their attributes and plugs."""
     with connect(node, keys, server_key) as operator:
@@ -41,6 +46,7 @@ def list_(
 @app.command()
 def show(
     name: NameArgument,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -53,7 +59,11 @@ def show(
 
 @app.command()
 def classes(
-    node: NodeOption = None, keys: KeysOption = None, server_key: ServerKeyOption = None, how: FormatOption = Format.table
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
 ) -> None:
     """List device classes: the values of `type`."""
     with connect(node, keys, server_key) as operator:
@@ -63,7 +73,10 @@ def classes(
 @app.command()
 def create(
     name: NameArgument,
-    settings: Annotated[list[str] | None, typer.Argument(metavar="type=CLASS key=value...", help="Type and attributes.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="type=CLASS key=value...", help="Type and attributes.")
+    ] = None,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -80,7 +93,10 @@ def create(
 @app.command("set")
 def set_(
     name: NameArgument,
-    settings: Annotated[list[str], typer.Argument(metavar="key=value...", help="Attributes, set in order.", show_default=False)],
+    settings: Annotated[
+        list[str], typer.Argument(metavar="key=value...", help="Attributes, set in order.", show_default=False)
+    ],
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -98,6 +114,7 @@ def set_(
 def plug(
     name: NameArgument,
     bus: BusArgument,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -114,6 +131,7 @@ def plug(
 def unplug(
     name: NameArgument,
     bus: BusArgument,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -129,6 +147,7 @@ def unplug(
 def delete(
     name: NameArgument,
     force: Annotated[bool, typer.Option("--force", help="Unplug it everywhere first.")] = False,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,

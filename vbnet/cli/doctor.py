@@ -24,7 +24,8 @@ PROGRAMS = ("ip", "ping", "curl", "iperf3", "tcpdump")
 PEERS = ("iceoryx2",)
 
 app = output.application(
-    "Check that this machine has what vbnet needs; each line that is not ok says what helps.\n\nExit code 1 when something "
+    "Check that this machine has what vbnet needs; each line that is not ok says what helps.\n\nExit code 1 when "
+    "something "
     "is missing that vbnet cannot do without.",
     [("vbnet doctor", "check everything")],
 )
@@ -61,9 +62,13 @@ def check_libzmq() -> Finding:
 
     version = zmq.zmq_version_info()
     if version < LIBZMQ_MIN:
-        return Finding("libzmq", "missing", zmq.zmq_version(), "pip install --upgrade pyzmq (its wheels bring libzmq 4.3.5)")
+        return Finding(
+            "libzmq", "missing", zmq.zmq_version(), "pip install --upgrade pyzmq (its wheels bring libzmq 4.3.5)"
+        )
     if not zmq.has("curve"):
-        return Finding("libzmq", "limited", f"{zmq.zmq_version()} without CURVE: no other machines", "use pyzmq's own wheels")
+        return Finding(
+            "libzmq", "limited", f"{zmq.zmq_version()} without CURVE: no other machines", "use pyzmq's own wheels"
+        )
     return Finding("libzmq", "ok", f"{zmq.zmq_version()} with CURVE")
 
 
@@ -94,7 +99,9 @@ def check_memfd() -> Finding:
         finally:
             os.close(fd)
     except OSError as error:
-        return Finding("memfd sealing", "missing", str(error.strerror), "allow memfd_create (seccomp profile of the container?)")
+        return Finding(
+            "memfd sealing", "missing", str(error.strerror), "allow memfd_create (seccomp profile of the container?)"
+        )
     return Finding("memfd sealing", "ok", "shrink, grow, seal")
 
 
@@ -103,7 +110,9 @@ def check_descriptors() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     detail = f"soft {soft}, hard {hard}"
     if hard < DESCRIPTORS_MIN:
-        return Finding("descriptors", "limited", detail, f"raise RLIMIT_NOFILE to {DESCRIPTORS_MIN} for labs of 1000 guests")
+        return Finding(
+            "descriptors", "limited", detail, f"raise RLIMIT_NOFILE to {DESCRIPTORS_MIN} for labs of 1000 guests"
+        )
     return Finding("descriptors", "ok", detail)
 
 
@@ -153,7 +162,9 @@ def check_peers() -> Finding:
     """Are the systems there that `vbnet bench` compares with?"""
     absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if absent:
-        return Finding("bench peers", "limited", f"not installed: {', '.join(absent)}", f"pip install {' '.join(absent)}")
+        return Finding(
+            "bench peers", "limited", f"not installed: {', '.join(absent)}", f"pip install {' '.join(absent)}"
+        )
     return Finding("bench peers", "ok", ", ".join(PEERS))
 
 

@@ -14,9 +14,14 @@ from vbnet.cluster.supervise import stop_lab
 from vbnet.errors import UsageError
 
 app = output.application(
-    "End a lab and remove every trace of it: processes, namespaces, TAPs, sockets, files.\n\nAsks the lab's supervisor; if "
+    "End a lab and remove every trace of it: processes, namespaces, TAPs, sockets, files.\n\nAsks the lab's "
+    "supervisor; if "
     "that does not answer or is dead, ends what it recorded by force.",
-    [("vbnet down", "end the only lab"), ("vbnet down demo", "end one of several"), ("vbnet down --all", "end all of them")],
+    [
+        ("vbnet down", "end the only lab"),
+        ("vbnet down demo", "end one of several"),
+        ("vbnet down --all", "end all of them"),
+    ],
 )
 
 

@@ -27,6 +27,7 @@ def events(
     topics: Annotated[list[str] | None, typer.Argument(help="Topics or their beginnings; all when left out.")] = None,
     list_topics: Annotated[bool, typer.Option("--topics", help="List the topics.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many events.", show_default=False)] = None,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -35,13 +36,17 @@ def events(
     """Follow what happens on a host node."""
     if list_topics:
         with connect(node, keys, server_key) as operator:
-            rows = [{"topic": topic, "meaning": meaning} for topic, meaning in operator.event_topics()["topics"].items()]
+            rows = [
+                {"topic": topic, "meaning": meaning} for topic, meaning in operator.event_topics()["topics"].items()
+            ]
         output.print_rows(rows, ("topic", "meaning"), how)
         return
     asyncio.run(_follow(topics or [], count, node, keys, server_key))
 
 
-async def _follow(topics: list[str], count: int | None, node: str | None, keys: Path | None, server_key: str | None) -> None:
+async def _follow(
+    topics: list[str], count: int | None, node: str | None, keys: Path | None, server_key: str | None
+) -> None:
     async with await connect_async(node, keys, server_key) as operator:
         stream = operator.events(*topics)
         seen = 0

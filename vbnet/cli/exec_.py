@@ -15,7 +15,8 @@ from vbnet.cluster.process import MARK
 from vbnet.errors import NotFoundError, ResourceError, UnsupportedError
 
 app = output.application(
-    "Run a program inside a guest's network namespace (kind netns).\n\nIts exit code is the program's own. The program sees "
+    "Run a program inside a guest's network namespace (kind netns).\n\nIts exit code is the program's own. The "
+    "program sees "
     "the guest's interfaces and addresses, and this machine's files.",
     [
         ("vbnet exec ns -- ping -c 3 10.10.0.10", "ping another guest"),
@@ -27,8 +28,12 @@ app = output.application(
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def execute(
-    guest: Annotated[str, typer.Argument(help="Name of a netns guest.", autocompletion=complete_guest, show_default=False)],
-    command: Annotated[list[str] | None, typer.Argument(help="The program and its arguments; a shell when left out.")] = None,
+    guest: Annotated[
+        str, typer.Argument(help="Name of a netns guest.", autocompletion=complete_guest, show_default=False)
+    ],
+    command: Annotated[
+        list[str] | None, typer.Argument(help="The program and its arguments; a shell when left out.")
+    ] = None,
     lab: LabOption = None,
 ) -> None:
     """Run a program inside a guest's network namespace."""

@@ -30,7 +30,11 @@ app = output.application(
 
 @app.command("list")
 def list_(
-    node: NodeOption = None, keys: KeysOption = None, server_key: ServerKeyOption = None, how: FormatOption = Format.table
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
 ) -> None:
     """List guests."""
     with connect(node, keys, server_key) as operator:
@@ -40,6 +44,7 @@ def list_(
 @app.command()
 def reset(
     name: Annotated[str, typer.Argument(help="Name of the guest.", show_default=False)],
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -54,8 +59,11 @@ def reset(
 @app.command()
 def run(
     target: Annotated[str, typer.Argument(help="`path/to/file.py:function` or `module:function`.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="Name of the guest; the function's name and this process when left out.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the guest; the function's name and this process when left out.")
+    ] = None,
     bus: Annotated[str | None, typer.Option(help="Bus to join; a private one when left out.")] = None,
+    *,
     node: NodeOption = None,
 ) -> None:
     """Run a function as a guest in this process, until it returns; a number it returns is the exit code."""
@@ -63,6 +71,8 @@ def run(
 
     address = resolve(node)
     if not isinstance(address, RunDir):
-        raise UnsupportedError(f"{address} is another machine: a guest shares memory with its host node, so it runs beside it")
+        raise UnsupportedError(
+            f"{address} is another machine: a guest shares memory with its host node, so it runs beside it"
+        )
     function = target.rpartition(":")[2]
     sys.exit(run_function(target, Path.cwd(), address, name or f"{function}-{os.getpid()}", bus))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,7 +28,10 @@ app = output.application(
 def run(
     name: Annotated[str, typer.Argument(help="Name of the node.")] = DEFAULT_NODE,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Native threads that move frames.")] = 1,
-    tcp: Annotated[str | None, typer.Option(help="Also listen at tcp://ADDRESS:PORT for other machines; needs keys.", show_default=False)] = None,
+    tcp: Annotated[
+        str | None,
+        typer.Option(help="Also listen at tcp://ADDRESS:PORT for other machines; needs keys.", show_default=False),
+    ] = None,
     keys: KeysOption = None,
 ) -> None:
     """Run a host node until Ctrl-C, SIGTERM or `vbnet host stop`."""
@@ -48,7 +50,11 @@ def run(
 
 @app.command()
 def info(
-    node: NodeOption = None, keys: KeysOption = None, server_key: ServerKeyOption = None, how: FormatOption = Format.table
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
 ) -> None:
     """Show who the host node is and how it does."""
     with connect(node, keys, server_key) as operator:
@@ -57,6 +63,7 @@ def info(
 
 @app.command()
 def stop(
+    *,
     node: NodeOption = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for its end.")] = 10.0,
     keys: KeysOption = None,

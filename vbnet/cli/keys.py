@@ -23,14 +23,19 @@ app = output.application(
 )
 
 FolderOption = Annotated[
-    Path | None, typer.Option("--keys", envvar="VBNET_KEYS", help="Folder of keys; ~/.config/vbnet/keys when left out.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--keys", envvar="VBNET_KEYS", help="Folder of keys; ~/.config/vbnet/keys when left out.", show_default=False
+    ),
 ]
 
 
 @app.command()
 def make(
     keys: FolderOption = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Make a new pair; peers that know the old one are locked out.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make a new pair; peers that know the old one are locked out.")
+    ] = False,
     how: FormatOption = Format.table,
 ) -> None:
     """Make this user's key pair; prints the public key."""

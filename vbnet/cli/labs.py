@@ -29,11 +29,20 @@ def complete_guest(incomplete: str) -> list[str]:
 
 
 LabArgument = Annotated[
-    str | None, typer.Argument(help="Name of the lab; not needed when there is one.", autocompletion=complete_lab, show_default=False)
+    str | None,
+    typer.Argument(
+        help="Name of the lab; not needed when there is one.", autocompletion=complete_lab, show_default=False
+    ),
 ]
 LabOption = Annotated[
     str | None,
-    typer.Option("--lab", "-l", envvar="VBNET_LAB", help="Name of the lab; not needed when there is one.", autocompletion=complete_lab),
+    typer.Option(
+        "--lab",
+        "-l",
+        envvar="VBNET_LAB",
+        help="Name of the lab; not needed when there is one.",
+        autocompletion=complete_lab,
+    ),
 ]
 
 
@@ -60,5 +69,7 @@ def living_process(state: LabState, guest: GuestState) -> Identity:
     """
     identity = state.processes[guest.process].identity
     if identity is None or not is_alive(identity):
-        raise PeerGone(f"guest `{guest.name}` has ended ({guest.detail or guest.state}); `vbnet logs {guest.name}` says more")
+        raise PeerGone(
+            f"guest `{guest.name}` has ended ({guest.detail or guest.state}); `vbnet logs {guest.name}` says more"
+        )
     return identity

@@ -32,11 +32,15 @@ app = output.application(
 @app.command()
 def logs(
     guest: Annotated[
-        str | None, typer.Argument(help="A guest; all of the lab when left out.", autocompletion=complete_guest, show_default=False)
+        str | None,
+        typer.Argument(
+            help="A guest; all of the lab when left out.", autocompletion=complete_guest, show_default=False
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the lab ends.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines of each log.")] = 50,
     host: Annotated[bool, typer.Option("--host", help="The host node's log.")] = False,
+    *,
     lab: LabOption = None,
     how: FormatOption = Format.table,
 ) -> None:

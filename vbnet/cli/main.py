@@ -15,11 +15,11 @@ PROGRAM = "vbnet"
 
 def version() -> str:
     """Return the version of the installed package."""
-    from importlib.metadata import PackageNotFoundError, version as installed  # noqa: PLC0415 -- on demand
+    from importlib import metadata  # noqa: PLC0415 -- on demand
 
     try:
-        return installed("vbnet")
-    except PackageNotFoundError:
+        return metadata.version("vbnet")
+    except metadata.PackageNotFoundError:
         return "0 (not installed)"
 
 
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if failure.is_debugging():
             raise
         print(  # noqa: T201 -- the message of last resort
-            f"vbnet: this is a bug: {type(error).__name__}: {error}\nRun it again with --debug and report what it prints.",
+            f"vbnet: this is a bug: {type(error).__name__}: {error}\nRun it again with --debug and report what it "
+            f"prints.",
             file=sys.stderr,
         )
         sys.exit(70)

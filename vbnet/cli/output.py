@@ -1,7 +1,7 @@
 """Everything the command line prints for people and programs.
 
-A table on a terminal, aligned plain text when piped, one JSON document with ``--format json``. Colours only on a terminal,
-never with ``NO_COLOR``. Results go to standard output, notes to standard error.
+A table on a terminal, aligned plain text when piped, one JSON document with ``--format json``. Colours only on a
+terminal, never with ``NO_COLOR``. Results go to standard output, notes to standard error.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How results are printed."""
 
     table = "table"
@@ -43,7 +43,7 @@ def application(help_text: str, examples: Sequence[tuple[str, str]], *, is_group
 
 
 def epilog(examples: Sequence[tuple[str, str]]) -> str:
-    """Return examples as the text below a verb's help; ``\\b`` keeps the lines as they are."""
+    """Return examples as the text below a verb's help; the leading control character keeps the lines as they are."""
     width = max((len(command) for command, _ in examples), default=0)
     lines = "\n".join(f"  {command:<{width}}  {meaning}" for command, meaning in examples)
     return f"\b\nExamples:\n{lines}" if examples else ""
@@ -133,7 +133,10 @@ def _title(column: str) -> str:
 
 
 def _print_plain(records: Sequence[Row], columns: Sequence[str]) -> None:
-    lines = [[_title(column) for column in columns], *([cell(row.get(column)) for column in columns] for row in records)]
+    lines = [
+        [_title(column) for column in columns],
+        *([cell(row.get(column)) for column in columns] for row in records),
+    ]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     for line in lines:
         say("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())

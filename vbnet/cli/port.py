@@ -11,15 +11,24 @@ from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connec
 from vbnet.cli.output import Format, FormatOption
 
 app = output.application(
-    "List, add and remove switch ports. Ports of guests come and go with their devices; a TAP of this machine is added here.",
-    [("vbnet port list", "all ports"), ("vbnet port add lan vb0", "join the TAP vb0 to a switch"), ("vbnet port remove 7", "")],
+    "List, add and remove switch ports. Ports of guests come and go with their devices; a TAP of this machine is "
+    "added here.",
+    [
+        ("vbnet port list", "all ports"),
+        ("vbnet port add lan vb0", "join the TAP vb0 to a switch"),
+        ("vbnet port remove 7", ""),
+    ],
     is_group=True,
 )
 
 
 @app.command("list")
 def list_(
-    node: NodeOption = None, keys: KeysOption = None, server_key: ServerKeyOption = None, how: FormatOption = Format.table
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
 ) -> None:
     """List ports."""
     with connect(node, keys, server_key) as operator:
@@ -31,6 +40,7 @@ def add(
     switch: Annotated[str, typer.Argument(help="Name of the switch.", show_default=False)],
     tap: Annotated[str, typer.Argument(help="Name of a TAP that is there.", show_default=False)],
     mtu: Annotated[int, typer.Option(min=68, max=65535, help="Largest IP packet in bytes.")] = 1500,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -45,6 +55,7 @@ def add(
 @app.command()
 def remove(
     number: Annotated[int, typer.Argument(help="The port's id.", show_default=False)],
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from vbnet.cli import output
 from vbnet.cli.output import Format
@@ -27,17 +27,24 @@ class Progress:
         self._tasks: dict[str, Any] = {}
         self._is_live = how is Format.table and sys.stderr.isatty() and output.is_terminal()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._is_live:
-            from rich.console import Console  # noqa: PLC0415 -- only a terminal pays for it
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+            from rich import progress  # noqa: PLC0415 -- only a terminal pays for it
+            from rich.console import Console  # noqa: PLC0415 -- same
 
-            columns = (TextColumn("{task.description:<15}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bars = Bars(*columns, console=Console(stderr=True), transient=False)
+            columns = (
+                progress.TextColumn("{task.description:<15}"),
+                progress.BarColumn(24),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+            )
+            self._bars = progress.Progress(*columns, console=Console(stderr=True), transient=False)
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:

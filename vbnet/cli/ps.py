@@ -13,7 +13,8 @@ from vbnet.cluster.state import LabState, choose_lab, lab_folders, read_state, s
 COLUMNS = ("lab", "guest", "kind", "state", "ip", "mac", "pid", "restarts", "detail")
 
 app = output.application(
-    "List the guests of running labs, of one or of all.\n\nWorks from any shell, also when a lab's supervisor was killed: "
+    "List the guests of running labs, of one or of all.\n\nWorks from any shell, also when a lab's supervisor "
+    "was killed: "
     "such guests are shown as dead, and `vbnet down` or `vbnet clean` removes what is left.",
     [("vbnet ps", "guests of all labs"), ("vbnet ps demo --format json", "of one, for a program")],
 )

@@ -21,13 +21,18 @@ NameArgument = Annotated[str, typer.Argument(help="Name of the switch.", show_de
 
 @app.command("list")
 def list_(
-    node: NodeOption = None, keys: KeysOption = None, server_key: ServerKeyOption = None, how: FormatOption = Format.table
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
 ) -> None:
     """List switches with their ports."""
     with connect(node, keys, server_key) as operator:
         ports = operator.port_list()
         rows = [
-            {"name": name, "ports": [port["name"] for port in ports if port["switch"] == name]} for name in operator.switch_list()
+            {"name": name, "ports": [port["name"] for port in ports if port["switch"] == name]}
+            for name in operator.switch_list()
         ]
     output.print_rows(rows, ("name", "ports"), how, empty="no switch yet")
 
@@ -35,6 +40,7 @@ def list_(
 @app.command()
 def macs(
     name: NameArgument,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -42,13 +48,16 @@ def macs(
 ) -> None:
     """Show the MAC addresses a switch learned, and on which port."""
     with connect(node, keys, server_key) as operator:
-        output.print_rows(operator.switch_macs(name), ("mac", "port", "age_s"), how, empty=f"{name} has learned nothing yet")
+        output.print_rows(
+            operator.switch_macs(name), ("mac", "port", "age_s"), how, empty=f"{name} has learned nothing yet"
+        )
 
 
 @app.command()
 def create(
     name: NameArgument,
     ageing: Annotated[float, typer.Option(min=1, help="Seconds after which a silent address is forgotten.")] = 300.0,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,
@@ -63,6 +72,7 @@ def create(
 @app.command()
 def delete(
     name: NameArgument,
+    *,
     node: NodeOption = None,
     keys: KeysOption = None,
     server_key: ServerKeyOption = None,

@@ -61,7 +61,12 @@ class LazyGroup(TyperGroup):
 
 
 app = typer.Typer(
-    name=PROGRAM, cls=LazyGroup, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
+    name=PROGRAM,
+    cls=LazyGroup,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
 )
 
 

@@ -25,7 +25,8 @@ from vbnet.cluster.topology import load_topology
 from vbnet.errors import VbnetError
 
 app = output.application(
-    "Bring up the lab of a file: host node, switches, devices, guests.\n\nReady means that every guest can pass traffic. "
+    "Bring up the lab of a file: host node, switches, devices, guests.\n\nReady means that every guest can pass "
+    "traffic. "
     "In the foreground the lab lasts until Ctrl-C or until all its guests have ended; then nothing of it is left.",
     [
         ("vbnet up lab.yaml", "run it here; Ctrl-C ends it"),
@@ -39,7 +40,10 @@ app = output.application(
 def up(
     file: Annotated[Path, typer.Argument(help="The lab file (YAML).", show_default=False)],
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when the lab is ready.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan; start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; start nothing.")
+    ] = False,
+    *,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until every guest must be ready.")] = READY_TIMEOUT_S,
     how: FormatOption = Format.table,
     report_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -81,7 +85,7 @@ def _run_here(plan: Plan, timeout_s: float, how: Format) -> int:
 
 def _run_reporting(plan: Plan, timeout_s: float, fd: int) -> int:
     """Run as the background supervisor: events go to ``fd`` until the lab is ready, and to the log throughout."""
-    os.set_inheritable(fd, False)
+    os.set_inheritable(fd, False)  # noqa: FBT003 -- the function's only way
     with os.fdopen(fd, "wb", buffering=0) as pipe:
 
         def watch(event: LabEvent) -> None:

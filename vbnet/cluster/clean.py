@@ -1,8 +1,8 @@
 """What dead labs left, and its removal.
 
 A lab is dead when nobody holds its lock. Then whatever its state file records, and whatever carries its mark, is a
-leftover: processes (compared by start time, so a recycled number is never touched), TAP devices, sockets, files. A host
-node that was run by itself is dead when nobody holds ``host.lock``.
+leftover: processes (compared by start time, so a recycled number is never touched), TAP devices, sockets, files. A
+host node that was run by itself is dead when nobody holds ``host.lock``.
 
 A folder is removed only when it is ours, is a folder and no link, and holds nothing but names that vbnet makes.
 """
@@ -52,9 +52,15 @@ def find_leftovers(root: Path | None = None) -> list[Leftover]:
             continue
         lab_state = _state(folder)
         if lab_state is not None:
-            for identity in _processes(lab_state):
-                found.append(Leftover(folder.name, "process", str(identity.pid), _command_line(identity.pid)))
-            found += [Leftover(folder.name, "tap", tap) for tap in lab_state.taps if uplinks.is_made_by(tap, lab_state.instance)]
+            found += [
+                Leftover(folder.name, "process", str(identity.pid), _command_line(identity.pid))
+                for identity in _processes(lab_state)
+            ]
+            found += [
+                Leftover(folder.name, "tap", tap)
+                for tap in lab_state.taps
+                if uplinks.is_made_by(tap, lab_state.instance)
+            ]
         found.append(Leftover(folder.name, "folder", str(folder), _owner_note(folder)))
     return found
 
@@ -179,7 +185,11 @@ def _state(folder: Path) -> LabState | None:
 def _processes(lab_state: LabState) -> Iterator[process.Identity]:
     recorded = {identity for identity in lab_state.identities() if process.is_alive(identity)}
     yield from sorted(
-        {identity for identity in recorded | set(process.marked_processes(lab_state.instance)) if identity.pid != os.getpid()},
+        {
+            identity
+            for identity in recorded | set(process.marked_processes(lab_state.instance))
+            if identity.pid != os.getpid()
+        },
         key=lambda identity: identity.pid,
     )
 

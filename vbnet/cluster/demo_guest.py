@@ -30,7 +30,8 @@ def main(guest: Any) -> int:  # noqa: ANN401 -- the guest of the kind that the l
     times_us = sorted(answer[1] / 1000 for _ in range(ROUNDS) if (answer := ask(nic, own_mac, PEERS[0])) is not None)
     if times_us:
         median, worst = statistics.median(times_us), times_us[-1]
-        print(f"{len(times_us)} of {ROUNDS} answers, round trip {median:.0f} us median, {worst:.0f} us worst", flush=True)  # noqa: T201
+        said = f"{len(times_us)} of {ROUNDS} answers, round trip {median:.0f} us median, {worst:.0f} us worst"
+        print(said, flush=True)  # noqa: T201
     return 0
 
 
@@ -40,7 +41,9 @@ def ask(nic: Any, own_mac: bytes, peer: bytes) -> tuple[str, int] | None:  # noq
     Returns:
         The peer's MAC and the nanoseconds it took, or None without an answer in time.
     """
-    request = _ARP.pack(b"\xff" * 6, own_mac, 0x0806, 1, 0x0800, 6, 4, 1, own_mac, OWN_IP, bytes(6), peer).ljust(60, b"\0")
+    request = _ARP.pack(b"\xff" * 6, own_mac, 0x0806, 1, 0x0800, 6, 4, 1, own_mac, OWN_IP, bytes(6), peer).ljust(
+        60, b"\0"
+    )
     started_ns = time.perf_counter_ns()
     nic.send([request])
     deadline_ns = started_ns + int(ANSWER_TIMEOUT_S * 1e9)

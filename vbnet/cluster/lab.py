@@ -2,11 +2,12 @@
 
     host node → switches, buses, devices → uplinks → guest processes → every guest ready → go
 
-*Ready* means that a guest's interfaces can pass traffic. Only when all are ready does the lab say *go*, and guests begin
-their own work (a function, a program, a generator): nobody talks to a peer that is not there yet.
+*Ready* means that a guest's interfaces can pass traffic. Only when all are ready does the lab say *go*, and guests
+begin their own work (a function, a program, a generator): nobody talks to a peer that is not there yet.
 
 The supervisor owns everything: when it ends, in whatever way, every process of the lab ends (see ``launch.py``), and
-``clean.py`` removes what files remain. The host node's end is the lab's end; a guest's end is its restart policy's matter.
+``clean.py`` removes what files remain. The host node's end is the lab's end; a guest's end is its restart policy's
+matter.
 
 Danger: guests run other people's code. What they report is bounded and believed only about themselves.
 """
@@ -159,7 +160,9 @@ class Lab:
             if isinstance(error, VbnetError):
                 raise
             names = ", ".join(missing[:5]) or "the host node"
-            raise DeadlineError(f"lab {self.plan.lab} was not ready after {timeout_s:g} s: {names}; taken down{logs}") from error
+            raise DeadlineError(
+                f"lab {self.plan.lab} was not ready after {timeout_s:g} s: {names}; taken down{logs}"
+            ) from error
         except BaseException:
             await self.down()
             raise
@@ -223,7 +226,7 @@ class Lab:
         self._lock = None
         self._tell("lab", self.plan.lab, "stopped")
 
-    # ---- the steps of coming up ----------------------------------------------------------------------------------------
+    # ---- the steps of coming up -----------------------------------------------------------------------------------
 
     def _claim(self) -> None:
         """Take the lab's folder, clearing what a killed lab of this name left there."""
@@ -312,7 +315,7 @@ class Lab:
             raise PeerGone("the host node is not there")
         return self.control
 
-    # ---- processes -----------------------------------------------------------------------------------------------------
+    # ---- processes ------------------------------------------------------------------------------------------------
 
     def _start(self, slot: _Running) -> None:
         assert self._launcher is not None  # noqa: S101 -- made by _claim
@@ -416,9 +419,9 @@ class Lab:
             for task in waiting:
                 task.cancel()
 
-    # ---- telling -------------------------------------------------------------------------------------------------------
+    # ---- telling --------------------------------------------------------------------------------------------------
 
-    def _tell(self, step: str, subject: str, new: str, detail: str = "", done: int = 0, total: int = 0) -> None:
+    def _tell(self, step: str, subject: str, new: str, detail: str = "", *, done: int = 0, total: int = 0) -> None:
         self._watch(LabEvent(step, subject, new, detail, done, total))
 
     def _note_change(self) -> None:

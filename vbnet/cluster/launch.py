@@ -1,14 +1,14 @@
 """Guest processes: started in milliseconds, and never outliving the lab.
 
-A *fork server* (``multiprocess``) is started once with everything a guest needs already imported; each guest process is
-a fork of it. The chain of lives is: supervisor → (a pipe closes) → fork server → (parent-death signal) → every guest
-process. Whoever is killed, with whatever signal, those behind it end too.
+A *fork server* (``multiprocess``) is started once with everything a guest needs already imported; each guest process
+is a fork of it. The chain of lives is: supervisor → (a pipe closes) → fork server → (parent-death signal) → every
+guest process. Whoever is killed, with whatever signal, those behind it end too.
 
 The child reports on a socket made for it: one short message a guest (``ready``, ``failed``). The supervisor reads it
 without blocking and with a length limit; a process that writes nonsense there harms only its own standing.
 
-Danger: the fork server's own lifeline is inherited by its children. A child that kept it open would keep the fork server
-alive after the supervisor's death, so the first thing a child does is to close it.
+Danger: the fork server's own lifeline is inherited by its children. A child that kept it open would keep the fork
+server alive after the supervisor's death, so the first thing a child does is to close it.
 """
 
 from __future__ import annotations
@@ -86,17 +86,17 @@ class Job:
     async def gone_ahead(self) -> None:
         """Wait until the supervisor says that every guest of the lab is ready.
 
-        A program may then expect its peers to answer. Without a deadline on purpose: the supervisor has one, and when it
-        gives up or dies, this process ends with it.
+        A program may then expect its peers to answer. Without a deadline on purpose: the supervisor has one, and
+        when it gives up or dies, this process ends with it.
         """
         import asyncio  # noqa: PLC0415 -- loaded by every guest that waits
 
-        self.reports.setblocking(False)
+        self.reports.settimeout(0)
         await asyncio.get_running_loop().sock_recv(self.reports, len(GO))
 
     def wait_gone_ahead(self) -> None:
         """Like :meth:`gone_ahead`, for a process without an event loop of its own."""
-        self.reports.setblocking(True)
+        self.reports.settimeout(None)
         self.reports.recv(len(GO))
 
 
@@ -169,7 +169,7 @@ class Launcher:
     def __init__(
         self, folder: Path, instance: str, kinds: Iterable[str], entries: Mapping[str, str] | None = None
     ) -> None:
-        import multiprocess  # type: ignore[import-untyped] # noqa: PLC0415 -- only a supervisor pays for it
+        import multiprocess  # noqa: PLC0415 -- only a supervisor pays for it
         from multiprocess import process as current  # noqa: PLC0415
 
         self.folder = folder
@@ -190,7 +190,7 @@ class Launcher:
         """
         order = Order(plan, str(self.folder), self.entries[plan.kind], workers)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
+        ours.settimeout(0)
         process = self._context.Process(target=_child, args=(msgspec.json.encode(order), theirs), daemon=False)
         try:
             with _without_main():
@@ -199,7 +199,8 @@ class Launcher:
             ours.close()
             number = getattr(error, "errno", None) or 0
             raise ResourceError(
-                f"cannot start process {plan.name} ({error}); see `vbnet doctor` for this machine's limits", errno=number
+                f"cannot start process {plan.name} ({error}); see `vbnet doctor` for this machine's limits",
+                errno=number,
             ) from error
         finally:
             theirs.close()

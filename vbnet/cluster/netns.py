@@ -1,8 +1,8 @@
 """A network namespace without a name: it lives exactly as long as the processes in it.
 
-A process *enters a new* namespace (in a user namespace of its own when it is not privileged), makes a TAP in it and gives
-the TAP's descriptor to the host node, which reads and writes frames there. To the programs inside, the TAP is an ordinary
-``eth0``. Nothing is put under ``/run/netns``, so nothing can be left behind.
+A process *enters a new* namespace (in a user namespace of its own when it is not privileged), makes a TAP in it and
+gives the TAP's descriptor to the host node, which reads and writes frames there. To the programs inside, the TAP is
+an ordinary ``eth0``. Nothing is put under ``/run/netns``, so nothing can be left behind.
 
 Other programs *join* it through the process that holds it (`vbnet exec`).
 
@@ -182,5 +182,6 @@ def _call(name: str, flags: int, what: str) -> None:
     if getattr(_libc, name)(flags) != 0:
         number = ctypes.get_errno()
         raise ResourceError(
-            f"cannot {what} ({os.strerror(number)}); run as root, or allow user namespaces (see `vbnet doctor`)", errno=number
+            f"cannot {what} ({os.strerror(number)}); run as root, or allow user namespaces (see `vbnet doctor`)",
+            errno=number,
         )

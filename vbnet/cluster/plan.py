@@ -1,8 +1,8 @@
 """From a topology to what has to be done: pure, so that a dry run and the real run cannot differ.
 
 A plan has three parts, done in this order: *requests* to the host node (switches first, then buses, devices, plugs),
-*uplinks*, and *processes*. A process holds one guest, or many when they are packed. Everything a guest process needs to
-know is in its part of the plan; it never reads the lab file.
+*uplinks*, and *processes*. A process holds one guest, or many when they are packed. Everything a guest process needs
+to know is in its part of the plan; it never reads the lab file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A part of a plan."""
 
 
-class Request(_Part):
+class Request(_Part, frozen=True):
     """One administrative request to the host node: a verb of its admin socket and its arguments."""
 
     verb: str
@@ -33,10 +33,12 @@ class Request(_Part):
 
     def describe(self) -> str:
         """Return the request as one readable line."""
-        return f"{self.verb} " + " ".join(f"{key}={value}" for key, value in self.args.items() if value not in ({}, None))
+        return f"{self.verb} " + " ".join(
+            f"{key}={value}" for key, value in self.args.items() if value not in ({}, None)
+        )
 
 
-class NicPlan(_Part):
+class NicPlan(_Part, frozen=True):
     """One interface of one guest, every address settled."""
 
     name: str
@@ -49,7 +51,7 @@ class NicPlan(_Part):
     routes: dict[str, str] = {}
 
 
-class SendPlan(_Part):
+class SendPlan(_Part, frozen=True):
     """What a generator sends, in base units, and to which MAC (and IP, when the receiver has one)."""
 
     to: str
@@ -60,7 +62,7 @@ class SendPlan(_Part):
     duration_s: float | None = None
 
 
-class GuestPlan(_Part):
+class GuestPlan(_Part, frozen=True):
     """One guest: its name on the bus and its interfaces."""
 
     name: str
@@ -72,7 +74,7 @@ class GuestPlan(_Part):
     send: SendPlan | None = None
 
 
-class ProcessPlan(_Part):
+class ProcessPlan(_Part, frozen=True):
     """One guest process."""
 
     name: str
@@ -82,7 +84,7 @@ class ProcessPlan(_Part):
     folder: str = "."
 
 
-class UplinkPlan(_Part):
+class UplinkPlan(_Part, frozen=True):
     """One TAP of this machine on a switch."""
 
     switch: str
@@ -91,7 +93,7 @@ class UplinkPlan(_Part):
     ip: str | None = None
 
 
-class Plan(_Part):
+class Plan(_Part, frozen=True):
     """Everything one lab needs, in the order in which it is done."""
 
     lab: str
@@ -125,7 +127,10 @@ def make_plan(lab: LabFile) -> Plan:
     by_name: dict[str, GuestPlan] = {}
     processes: list[ProcessPlan] = []
     for name, guest in topology.guests.items():
-        guests = [_guest_plan(topology.name, full, index, guest) for index, full in enumerate(lab_file.guest_names(name, guest))]
+        guests = [
+            _guest_plan(topology.name, full, index, guest)
+            for index, full in enumerate(lab_file.guest_names(name, guest))
+        ]
         by_name |= {plan.name: plan for plan in guests}
         for process_name, members in _grouped(name, guest, guests):
             kind = str(guest.__struct_config__.tag)

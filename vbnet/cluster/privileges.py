@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,7 @@ def can_make_user_namespace() -> bool:
     import sys  # noqa: PLC0415
 
     program = (
-        "import ctypes, sys;"
-        f"sys.exit(ctypes.CDLL(None, use_errno=True).unshare({_CLONE_NEWUSER | _CLONE_NEWNET}) != 0)"
+        f"import ctypes, sys;sys.exit(ctypes.CDLL(None, use_errno=True).unshare({_CLONE_NEWUSER | _CLONE_NEWNET}) != 0)"
     )
     command = [sys.executable, "-S", "-E", "-c", program]
     return subprocess.run(command, check=False, stderr=subprocess.DEVNULL, timeout=10).returncode == 0  # noqa: S603
@@ -97,31 +97,46 @@ def check_privileges(lab: LabFile, privileges: Privileges | None = None) -> None
     needs_tap = bool(topology.uplinks) or any(isinstance(guest, NetnsGuest) for guest in topology.guests.values())
     if not needs_tap:
         return
-    privileges = privileges or examine()
-    problems: list[Problem] = []
-    for index, uplink in enumerate(topology.uplinks):
-        place = ("uplinks", index, "tap")
-        if not privileges.has_tun:
-            problems.append(source.problem(place, f"uplink `{uplink.tap}` needs {TUN_DEVICE}", "load the `tun` module"))
-        elif not privileges.has_net_admin and not tap_belongs_to_me(uplink.tap):
-            fix = f"run as root, or have it made for you: ip tuntap add {uplink.tap} mode tap user {os.geteuid()}"
-            problems.append(source.problem(place, f"uplink `{uplink.tap}` needs the right to make network interfaces", fix))
-        elif not privileges.has_net_admin and uplink.ip is not None:
-            what = f"setting {uplink.ip} on `{uplink.tap}` needs the right to configure network interfaces"
-            problems.append(source.problem(("uplinks", index, "ip"), what, "run as root, or set it yourself and leave `ip` out"))
-        elif interface_exists(uplink.tap) and not (Path("/sys/class/net") / uplink.tap / "tun_flags").exists():
-            what = f"`{uplink.tap}` is a network interface of this machine, but no TAP"
-            problems.append(source.problem(place, what, "use another name"))
-    for name, guest in topology.guests.items():
-        if not isinstance(guest, NetnsGuest):
-            continue
-        if not privileges.has_namespaces:
-            fix = "run as root, or allow user namespaces (sysctl user.max_user_namespaces)"
-            problems.append(source.problem(("guests", name), f"guest `{name}` needs a network namespace", fix))
-        elif not privileges.has_tun:
-            problems.append(source.problem(("guests", name), f"guest `{name}` needs {TUN_DEVICE}", "load the `tun` module"))
+    found = privileges or examine()
+    problems = [*_uplink_problems(lab, found), *_namespace_problems(lab, found)]
     if problems:
         raise TopologyError(source.file, problems)
+
+
+def _uplink_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
+    """Yield why uplinks cannot be made here."""
+    for index, uplink in enumerate(lab.topology.uplinks):
+        key = "tap"
+        if not found.has_tun:
+            what, fix = f"uplink `{uplink.tap}` needs {TUN_DEVICE}", "load the `tun` module"
+        elif not found.has_net_admin and not tap_belongs_to_me(uplink.tap):
+            what = f"uplink `{uplink.tap}` needs the right to make network interfaces"
+            fix = f"run as root, or have it made for you: ip tuntap add {uplink.tap} mode tap user {os.geteuid()}"
+        elif not found.has_net_admin and uplink.ip is not None:
+            key = "ip"
+            what = f"setting {uplink.ip} on `{uplink.tap}` needs the right to configure network interfaces"
+            fix = "run as root, or set it yourself and leave `ip` out"
+        elif interface_exists(uplink.tap) and not _is_tap(uplink.tap):
+            what, fix = f"`{uplink.tap}` is a network interface of this machine, but no TAP", "use another name"
+        else:
+            continue
+        yield lab.source.problem(("uplinks", index, key), what, fix)
+
+
+def _namespace_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
+    """Yield why netns guests cannot be made here."""
+    for name, guest in lab.topology.guests.items():
+        if not isinstance(guest, NetnsGuest):
+            continue
+        if not found.has_namespaces:
+            fix = "run as root, or allow user namespaces (sysctl user.max_user_namespaces)"
+            yield lab.source.problem(("guests", name), f"guest `{name}` needs a network namespace", fix)
+        elif not found.has_tun:
+            yield lab.source.problem(("guests", name), f"guest `{name}` needs {TUN_DEVICE}", "load the `tun` module")
+
+
+def _is_tap(name: str) -> bool:
+    return (Path("/sys/class/net") / name / "tun_flags").exists()
 
 
 def open_tap(name: str) -> int:

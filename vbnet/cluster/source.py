@@ -31,7 +31,9 @@ NODES_MAX = 100_000
 Place = tuple[str | int, ...]
 """Where a value stands: ``("guests", "web", "nics", 0, "ip")``."""
 
-_VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|(?P<bad>\{))")
+_VARIABLE = re.compile(
+    r"\$(?:(?P<dollar>\$)|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|(?P<bad>\{))"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -112,7 +114,11 @@ def parse_source(text: str, file: str, environment: Mapping[str, str] | None = N
         mark = error.problem_mark or error.context_mark
         raise TopologyError(
             file,
-            [Problem(mark.line + 1 if mark else 1, f"this is not YAML ({error.problem})", "check indents, quotes, colons")],
+            [
+                Problem(
+                    mark.line + 1 if mark else 1, f"this is not YAML ({error.problem})", "check indents, quotes, colons"
+                )
+            ],
         ) from error
     except yaml.YAMLError as error:
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
@@ -170,7 +176,11 @@ class _Builder:
         if len(place) > DEPTH_MAX or self.nodes > NODES_MAX:
             raise TopologyError(
                 self.file,
-                [Problem(line, "the file nests too deep or repeats itself without end", "use fewer levels and aliases")],
+                [
+                    Problem(
+                        line, "the file nests too deep or repeats itself without end", "use fewer levels and aliases"
+                    )
+                ],
             )
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
@@ -216,7 +226,7 @@ class _Builder:
         is_one_variable = _VARIABLE.fullmatch(str(node.value)) is not None
         if is_one_variable or (text != node.value and getattr(node, "style", None) is None):
             # A value that is nothing but a variable has the type of what replaces it, though `{...}` may force quotes.
-            tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
+            tag = str(_Loader("").resolve(yaml.ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call] # untyped stub
         match tag.rpartition(":")[2]:
             case "null":
                 return None
@@ -238,7 +248,9 @@ class _Builder:
             name = match["name"]
             if name is None:
                 self.problems.append(
-                    Problem(line, f"`{text}` has an unfinished `${{`", "write ${NAME}, ${NAME:-default}, or $$ for a dollar")
+                    Problem(
+                        line, f"`{text}` has an unfinished `${{`", "write ${NAME}, ${NAME:-default}, or $$ for a dollar"
+                    )
                 )
                 return ""
             found = self.environment.get(name)

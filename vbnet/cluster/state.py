@@ -1,8 +1,8 @@
 """What a running lab writes down, so that any other shell can see, enter and end it.
 
-One folder a lab in the run directory (mode 0700, owned by the user). ``lab.json`` is replaced whole on every change, so
-a reader never sees half of it, and holds only what is needed after the supervisor was killed: who its processes are,
-which namespace a guest is in, what was made outside of the folder.
+One folder a lab in the run directory (mode 0700, owned by the user). ``lab.json`` is replaced whole on every change,
+so a reader never sees half of it, and holds only what is needed after the supervisor was killed: who its processes
+are, which namespace a guest is in, what was made outside of the folder.
 
 Who writes what: the supervisor writes ``lab.json`` and holds a lock on ``lab.lock`` as long as it lives (the kernel
 releases it however the supervisor ends). Everybody else only reads.

@@ -1,9 +1,9 @@
 """The lab file: what it may say, and every way in which it can be wrong.
 
-:class:`Topology` is the schema; it is also published as JSON Schema (``vbnet validate --schema``), so editors complete
-and check lab files. :func:`load_topology` reads a file and answers either a topology that makes sense as a whole, or one
-:class:`TopologyError` that lists every problem as ``file:line: what, value; what to do``. Nothing is started here and
-nothing on the machine is looked at: see ``privileges.py`` for what this machine allows.
+:class:`Topology` is the schema; it is also published as JSON Schema (``vbnet validate --schema``), so editors
+complete and check lab files. :func:`load_topology` reads a file and answers either a topology that makes sense as a
+whole, or one :class:`TopologyError` that lists every problem as ``file:line: what, value; what to do``. Nothing is
+started here and nothing on the machine is looked at: see ``privileges.py`` for what this machine allows.
 
 The same file with the same environment always means the same lab: addresses count up from the file's, and a MAC
 address that the file leaves out is derived from the names of lab, guest and NIC.
@@ -15,7 +15,7 @@ import difflib
 import hashlib
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -50,19 +50,21 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A part of the lab file: immutable, and strict about its keys."""
 
 
-class Switch(_Part):
+class Switch(_Part, frozen=True):
     """A learning Ethernet switch inside the host node."""
 
-    ageing: Annotated[int, Meta(ge=1, le=86400, description="Seconds after which a silent MAC address is forgotten.")] = 300
+    ageing: Annotated[
+        int, Meta(ge=1, le=86400, description="Seconds after which a silent MAC address is forgotten.")
+    ] = 300
 
 
-class Host(_Part):
+class Host(_Part, frozen=True):
     """The host node that serves the lab."""
 
     workers: Annotated[int, Meta(ge=1, le=64, description="Native threads that move frames.")] = 1
 
 
-class Nic(_Part):
+class Nic(_Part, frozen=True):
     """One network interface of a guest, plugged into a switch."""
 
     switch: Annotated[str, Meta(description="Name of a switch of this lab.")]
@@ -74,54 +76,61 @@ class Nic(_Part):
     routes: Annotated[dict[str, str], Meta(description="Further routes, `10.20.0.0/16: 10.10.0.1`.")] = {}
 
 
-class Send(_Part):
+class Send(_Part, frozen=True):
     """What a traffic guest sends; without it, the guest is a sink."""
 
     to: Annotated[str, Meta(description="Name of the guest that receives.")]
     size: Annotated[int, Meta(ge=60, le=65535)] | Literal["imix"] = 64
-    rate: Annotated[Amount, Meta(description="Frames a second, such as 10k or 1.5M; as fast as possible when left out.")] | None = (
-        None
-    )
+    rate: (
+        Annotated[Amount, Meta(description="Frames a second, such as 10k or 1.5M; as fast as possible when left out.")]
+        | None
+    ) = None
     for_: Annotated[str | int | float, Meta(description="How long, such as 30s; without end when left out.")] | None = (
         msgspec.field(default=None, name="for")
     )
 
 
-class _Guest(_Part, tag_field="kind"):
+class _Guest(_Part, frozen=True, tag_field="kind"):
     """Keys that every guest has."""
 
-    count: Annotated[int, Meta(ge=1, le=GUESTS_MAX, description="Make NAME-0, NAME-1, ... with counting addresses.")] | None = (
-        None
-    )
+    count: (
+        Annotated[int, Meta(ge=1, le=GUESTS_MAX, description="Make NAME-0, NAME-1, ... with counting addresses.")]
+        | None
+    ) = None
     nics: Annotated[list[Nic], Meta(max_length=NICS_MAX)] = []
     restart: Annotated[Restart, Meta(description="What to do when the guest's process ends.")] = "no"
     ram: Annotated[Amount, Meta(description="Guest memory shared with the host, such as 16MiB.")] | None = None
-    bus: Annotated[str, Meta(pattern=NAME_PATTERN, description="The guest's bus; its own name when left out.")] | None = None
+    bus: (
+        Annotated[str, Meta(pattern=NAME_PATTERN, description="The guest's bus; its own name when left out.")] | None
+    ) = None
 
 
-class StackGuest(_Guest, tag="stack"):
+class StackGuest(_Guest, frozen=True, tag="stack"):
     """A small IP host: answers ARP and ping, TCP and UDP echo, and a web page with its own statistics."""
 
     packed: Annotated[bool, Meta(description="All of `count` in one process (the default), or a process each.")] = True
 
 
-class PythonGuest(_Guest, tag="python", kw_only=True):
+class PythonGuest(_Guest, frozen=True, tag="python", kw_only=True):
     """The user's own function, given a guest with NICs."""
 
-    run: Annotated[str, Meta(description="`path/to/file.py:function` (from the lab file's folder) or `module:function`.")]
+    run: Annotated[
+        str, Meta(description="`path/to/file.py:function` (from the lab file's folder) or `module:function`.")
+    ]
     env: Environment = {}
 
 
-class NetnsGuest(_Guest, tag="netns"):
+class NetnsGuest(_Guest, frozen=True, tag="netns"):
     """A real Linux network namespace whose interfaces are fed by vbnet; any program runs in it."""
 
     run: Annotated[
-        str | list[str] | None, Meta(description="A command to run inside; without it the namespace waits for `vbnet exec`.")
+        str | list[str] | None,
+        Meta(description="A command to run inside; without it the namespace waits for `vbnet exec`."),
     ] = None
     env: Environment = {}
 
 
-class TrafficGuest(_Guest, tag="traffic"):
+class TrafficGuest(_Guest, frozen=True, tag="traffic"):
     """A native generator (with `send`) or sink (without), with latency histograms."""
 
     send: Send | None = None
@@ -137,7 +146,7 @@ GUEST_CLASSES: dict[str, type[Guest]] = {
 }
 
 
-class Uplink(_Part):
+class Uplink(_Part, frozen=True):
     """A TAP device of this machine as a port of a switch: the lab's way out."""
 
     switch: Annotated[str, Meta(description="Name of a switch of this lab.")]
@@ -146,7 +155,7 @@ class Uplink(_Part):
     mtu: Mtu = 1500
 
 
-class Topology(_Part):
+class Topology(_Part, frozen=True):
     """A lab: switches, guests on them, and uplinks to the machine's own network."""
 
     name: Name
@@ -281,7 +290,9 @@ class _Reader:
         unknown = [key for key in data if key not in known]
         for key in unknown:
             self._add(
-                (*place, key), f"unknown key `{key}`", did_you_mean(key, known, otherwise=f"known here: {', '.join(known)}")
+                (*place, key),
+                f"unknown key `{key}`",
+                did_you_mean(key, known, otherwise=f"known here: {', '.join(known)}"),
             )
         meant = {match for key in unknown for match in difflib.get_close_matches(key, known, n=1)}
         missing = [
@@ -295,7 +306,9 @@ class _Reader:
 
     def _named(self, noun: str, place: Place, name: str, value: object, part: type[Any]) -> Any:  # noqa: ANN401
         if not re.match(NAME_PATTERN, name):
-            self._add(place, f"impossible {noun} name `{name}`", "use lower-case letters, digits and hyphens, at most 31")
+            self._add(
+                place, f"impossible {noun} name `{name}`", "use lower-case letters, digits and hyphens, at most 31"
+            )
         return self._part(place, value, part)
 
     def _part(self, place: Place, value: object, part: type[Any]) -> Any:  # noqa: ANN401
@@ -324,7 +337,11 @@ class _Reader:
         if len(self.found) > before:
             self._keys(place, value if isinstance(value, dict) else {}, part or StackGuest) if part else None
             return None
-        guest: Guest | None = self._named("guest", place, name, value, part or StackGuest) if part or not isinstance(value, dict) else None
+        guest: Guest | None = (
+            self._named("guest", place, name, value, part or StackGuest)
+            if part or not isinstance(value, dict)
+            else None
+        )
         return guest
 
     def _convert(self, place: Place, value: object, part: Any) -> Any:  # noqa: ANN401 -- any struct or constrained type
@@ -334,7 +351,11 @@ class _Reader:
             match = self._EXPECTED.match(str(error))
             inner = _inner_place(match["path"] or "") if match else ()
             at = (*place, *inner)
-            self._add(at, f"{_dotted(at)} is {_said(_value_at(value, inner))}", _advice(match["what"] if match else str(error)))
+            self._add(
+                at,
+                f"{_dotted(at)} is {_said(_value_at(value, inner))}",
+                _advice(match["what"] if match else str(error)),
+            )
             return None
 
 
@@ -364,10 +385,14 @@ class _Checker:
             self._switch((*place, "switch"), uplink.switch)
             line = self.source.line_of((*place, "tap"))
             if uplink.tap in taps:
-                self._add((*place, "tap"), f"duplicate TAP `{uplink.tap}`, first on line {taps[uplink.tap]}", "use another name")
+                self._add(
+                    (*place, "tap"),
+                    f"duplicate TAP `{uplink.tap}`, first on line {taps[uplink.tap]}",
+                    "use another name",
+                )
             taps.setdefault(uplink.tap, line)
             if uplink.ip is not None:
-                self._address((*place, "ip"), uplink.ip, 1, f"uplink {uplink.tap}", uplink.switch, lambda _: f"uplink {uplink.tap}")
+                self._address((*place, "ip"), uplink.ip, [f"uplink {uplink.tap}"], uplink.switch)
         return self.found
 
     def _add(self, place: Place, what: str, fix: str) -> None:
@@ -379,7 +404,11 @@ class _Checker:
         for full in guest_names(name, guest):
             if full in self.expanded:
                 other = self.source.line_of(("guests", self.expanded[full]))
-                self._add(("guests", name), f"duplicate guest name `{full}`, also made on line {other}", "rename one of the two")
+                self._add(
+                    ("guests", name),
+                    f"duplicate guest name `{full}`, also made on line {other}",
+                    "rename one of the two",
+                )
                 return
             self.expanded[full] = name
 
@@ -408,7 +437,11 @@ class _Checker:
         elif path.endswith(".py") or "/" in path:
             file = Path(self.source.file).resolve().parent / path
             if not file.is_file():
-                self._add((*place, "run"), f"there is no file `{path}`", f"paths count from the lab file's folder ({file.parent})")
+                self._add(
+                    (*place, "run"),
+                    f"there is no file `{path}`",
+                    f"paths count from the lab file's folder ({file.parent})",
+                )
 
     def _nics(self, place: Place, name: str, guest: Guest) -> None:
         names: dict[str, int] = {}
@@ -421,8 +454,7 @@ class _Checker:
             self._switch((*at, "switch"), nic.switch)
             self._mac(at, name, guest, nic, nic_name)
             if nic.ip is not None:
-                full = guest_names(name, guest)
-                self._address((*at, "ip"), nic.ip, len(full), name, nic.switch, lambda number, full=full: full[number])  # type: ignore[misc]
+                self._address((*at, "ip"), nic.ip, guest_names(name, guest), nic.switch)
                 self._only_ipv4((*at, "ip"), guest, nic.ip)
             elif isinstance(guest, StackGuest):
                 self._add(at, f"guest `{name}` has no `ip`", "a stack guest needs one, such as `ip: 10.10.0.10/24`")
@@ -439,7 +471,9 @@ class _Checker:
             try:
                 ipaddress.ip_network(target)
             except ValueError as error:
-                self._add((*at, "routes", target), f"impossible network `{target}` ({error})", "write it as 10.20.0.0/16")
+                self._add(
+                    (*at, "routes", target), f"impossible network `{target}` ({error})", "write it as 10.20.0.0/16"
+                )
             self._next_hop((*at, "routes", target), nic, hop)
 
     def _next_hop(self, place: Place, nic: Nic, hop: str) -> None:
@@ -469,22 +503,29 @@ class _Checker:
                 self._add((*at, "mac"), f"impossible MAC address `{nic.mac}`", "write it as 02:00:00:00:00:0a")
                 return
             if int(nic.mac[:2], 16) & 1 or nic.mac == "00:00:00:00:00:00":
-                self._add((*at, "mac"), f"`{nic.mac}` is not a station's address", "use an even first octet, such as 02")
+                self._add(
+                    (*at, "mac"), f"`{nic.mac}` is not a station's address", "use an even first octet, such as 02"
+                )
                 return
             if (guest.count or 1) > 1:
-                self._add((*at, "mac"), f"`{nic.mac}` would be given to {guest.count} guests", "leave `mac` out to derive them")
+                self._add(
+                    (*at, "mac"),
+                    f"`{nic.mac}` would be given to {guest.count} guests",
+                    "leave `mac` out to derive them",
+                )
                 return
         for full in guest_names(name, guest):
             mac = nic.mac.lower() if nic.mac is not None else derive_mac(self.topology.name, full, nic_name)
             line = self.source.line_of((*at, "mac"))
             if mac in self.macs:
                 other, other_line = self.macs[mac]
-                self._add((*at, "mac"), f"`{mac}` is also the MAC of `{other}` on line {other_line}", "change one of the two")
+                self._add(
+                    (*at, "mac"), f"`{mac}` is also the MAC of `{other}` on line {other_line}", "change one of the two"
+                )
             self.macs.setdefault(mac, (full, line))
 
-    def _address(  # noqa: PLR0917 -- each is a different part of one sentence
-        self, place: Place, ip: str, count: int, what: str, switch: str, owner: Callable[[int], str]
-    ) -> None:
+    def _address(self, place: Place, ip: str, owners: Sequence[str], switch: str) -> None:
+        """Check the range that begins at ``ip``, one address for each owner, and claim it on its switch."""
         try:
             interface = ipaddress.ip_interface(ip)
         except ValueError as error:
@@ -494,10 +535,13 @@ class _Checker:
             self._add(place, f"`{ip}` has no prefix length", f"write `{ip}/24` or what your network has")
             return
         network = interface.network
+        count = len(owners)
         last = int(interface.ip) + count - 1
         has_ends = network.version == 4 and network.prefixlen < 31  # noqa: PLR2004 -- RFC 3021: /31 has no broadcast
         if has_ends and interface.ip in {network.network_address, network.broadcast_address}:
-            self._add(place, f"`{ip}` is the network's own or broadcast address", f"use a host address inside {network}")
+            self._add(
+                place, f"`{ip}` is the network's own or broadcast address", f"use a host address inside {network}"
+            )
             return
         if last > int(network.broadcast_address) - has_ends:
             room = int(network.broadcast_address) - has_ends - int(interface.ip) + 1
@@ -505,13 +549,14 @@ class _Checker:
             self._add(place, f"{count} addresses from `{ip}` do not fit, there is room for {room}", fix)
             return
         line = self.source.line_of(place)
-        for index in range(count):
+        for index, owner in enumerate(owners):
             key = (switch, str(interface.ip + index))
             if key in self.addresses:
                 other, other_line = self.addresses[key]
-                self._add(place, f"{key[1]} of `{what}` is also the address of `{other}` on line {other_line}", "move one range")
+                what = f"{key[1]} of `{owner}` is also the address of `{other}` on line {other_line}"
+                self._add(place, what, "move one range")
                 return
-            self.addresses[key] = (owner(index), line)
+            self.addresses[key] = (owner, line)
 
     def _send(self, place: Place, name: str, guest: Guest, send: Send) -> None:
         if send.rate is not None:
@@ -520,7 +565,9 @@ class _Checker:
             self._amount((*place, "for"), send.for_, duration_s)
         target = self.topology.guests.get(self.expanded.get(send.to, ""))
         if target is None:
-            self._add((*place, "to"), f"unknown guest `{send.to}`", did_you_mean(send.to, self.expanded, otherwise="add it"))
+            self._add(
+                (*place, "to"), f"unknown guest `{send.to}`", did_you_mean(send.to, self.expanded, otherwise="add it")
+            )
         elif send.to in guest_names(name, guest):
             self._add((*place, "to"), f"`{send.to}` would send to itself", "name another guest")
         elif not {nic.switch for nic in guest.nics} & {nic.switch for nic in target.nics}:

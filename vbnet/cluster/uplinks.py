@@ -1,8 +1,8 @@
 """TAP devices of the machine itself, made for a lab's uplinks.
 
-The host node opens a TAP by its name, so the lab has to make it first, and it has to last until then. A TAP that lasts also
-outlives a lab that was killed; so it carries the lab's instance as its alias, and only an interface with that alias is
-ever removed. A TAP that was there before the lab is used and left alone.
+The host node opens a TAP by its name, so the lab has to make it first, and it has to last until then. A TAP that
+lasts also outlives a lab that was killed; so it carries the lab's instance as its alias, and only an interface with
+that alias is ever removed. A TAP that was there before the lab is used and left alone.
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ def test_requests_come_switch_bus_device_plug() -> None:
     """Nothing is named before it is there."""
     plan = planned("  a: {kind: stack, nics: [{switch: lan, ip: 10.0.0.1/24}]}\n")
 
-    assert ["switch.create", "bus.create", "device.create", "device.plug"] == [item.verb for item in plan.requests]
-    assert {"name": "lan", "ageing_s": 60} == plan.requests[0].args
+    assert [item.verb for item in plan.requests] == ["switch.create", "bus.create", "device.create", "device.plug"]
+    assert plan.requests[0].args == {"name": "lan", "ageing_s": 60}
     assert {
         "name": "a.eth0",
         "type": "venet",
         "attributes": {"switch": "lan", "mac": derive_mac("t", "a", "eth0"), "mtu": "1500"},
     } == plan.requests[2].args
-    assert {"name": "a.eth0", "bus": "a"} == plan.requests[3].args
+    assert plan.requests[3].args == {"name": "a.eth0", "bus": "a"}
 
 
 def test_packed_guests_share_a_process_and_others_do_not() -> None:
@@ -34,14 +34,14 @@ def test_packed_guests_share_a_process_and_others_do_not() -> None:
         f"  a: {{kind: stack, count: 3, {nic % 0}}}\n  b: {{kind: stack, count: 2, packed: false, {nic % 1}}}\n"
     )
 
-    assert [("a", 3), ("b-0", 1), ("b-1", 1)] == [(item.name, len(item.guests)) for item in plan.processes]
+    assert [(item.name, len(item.guests)) for item in plan.processes] == [("a", 3), ("b-0", 1), ("b-1", 1)]
 
 
 def test_more_guests_than_fit_one_process_become_several() -> None:
     """A process has a bound; a lab has not."""
     plan = planned(f"  a: {{kind: stack, count: {PACKED_MAX + 1}, nics: [{{switch: lan, ip: 10.0.0.1/16}}]}}\n")
 
-    assert [("a.0", PACKED_MAX), ("a.1", 1)] == [(item.name, len(item.guests)) for item in plan.processes]
+    assert [(item.name, len(item.guests)) for item in plan.processes] == [("a.0", PACKED_MAX), ("a.1", 1)]
 
 
 def test_counted_guests_have_counted_addresses_and_their_own_macs() -> None:
@@ -50,7 +50,7 @@ def test_counted_guests_have_counted_addresses_and_their_own_macs() -> None:
 
     nics = [guest.nics[0] for guest in plan.guests]
 
-    assert ["10.0.0.9/24", "10.0.0.10/24"] == [nic.ip for nic in nics]
+    assert [nic.ip for nic in nics] == ["10.0.0.9/24", "10.0.0.10/24"]
     assert [derive_mac("t", "a-0", "eth0"), derive_mac("t", "a-1", "eth0")] == [nic.mac for nic in nics]
 
 
@@ -58,8 +58,8 @@ def test_a_namespace_gets_a_tap_device() -> None:
     """The kernel drives its own interface; the host serves the TAP behind it."""
     plan = planned("  n: {kind: netns, nics: [{switch: lan}], run: 'ping -c 1 \"a b\"'}\n")
 
-    assert "tap" == plan.requests[2].args["type"]
-    assert ["ping", "-c", "1", "a b"] == plan.processes[0].guests[0].run
+    assert plan.requests[2].args["type"] == "tap"
+    assert plan.processes[0].guests[0].run == ["ping", "-c", "1", "a b"]
 
 
 def test_a_generator_knows_where_it_sends() -> None:
@@ -73,23 +73,24 @@ def test_a_generator_knows_where_it_sends() -> None:
 
     assert send is not None
     assert (derive_mac("t", "sink", "eth0"), "10.0.0.2", "imix") == (send.mac, send.ip, send.size)
-    assert (10_000.0, 0.2) == (send.rate_per_second, send.duration_s)
+    assert (send.rate_per_second, send.duration_s) == (10_000.0, 0.2)
 
 
 def test_a_plan_survives_being_sent_to_another_process() -> None:
     """Guest processes get their part of the plan as bytes."""
     plan = planned(
-        "  p: {kind: python, run: 'os:getpid', env: {A: 1, B: true}, nics: [{switch: lan}], restart: always, ram: 1MiB}\n"
+        "  p: {kind: python, run: 'os:getpid', env: {A: 1, B: true}, nics: [{switch: lan}], restart: always, "
+        "ram: 1MiB}\n"
     )
 
     assert plan == msgspec.json.decode(msgspec.json.encode(plan), type=Plan)
-    assert {"A": "1", "B": "true"} == plan.processes[0].guests[0].env
-    assert 1 << 20 == plan.processes[0].guests[0].ram_bytes
+    assert plan.processes[0].guests[0].env == {"A": "1", "B": "true"}
+    assert plan.processes[0].guests[0].ram_bytes == 1 << 20
 
 
 def test_a_plan_reads_as_a_list_of_steps() -> None:
     """A dry run is for people: one line a step, in order."""
     lines = list(planned("  a: {kind: stack, count: 2, nics: [{switch: lan, ip: 10.0.0.1/24}]}\n").describe())
 
-    assert "start host node `t` with 1 worker" == lines[0]
-    assert "launch stack process a (2 guests), restart no" == lines[-1]
+    assert lines[0] == "start host node `t` with 1 worker"
+    assert lines[-1] == "launch stack process a (2 guests), restart no"

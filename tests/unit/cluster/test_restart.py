@@ -2,7 +2,17 @@
 
 import pytest
 
-from vbnet.cluster.restart import BUDGET, BUDGET_WINDOW_NS, CALM_NS, DELAY_FIRST_NS, DELAY_MAX_NS, Again, Ended, GivenUp, RestartPolicy
+from vbnet.cluster.restart import (
+    BUDGET,
+    BUDGET_WINDOW_NS,
+    CALM_NS,
+    DELAY_FIRST_NS,
+    DELAY_MAX_NS,
+    Again,
+    Ended,
+    GivenUp,
+    RestartPolicy,
+)
 from vbnet.cluster.topology import Restart
 
 

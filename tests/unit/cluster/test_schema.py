@@ -35,7 +35,7 @@ def test_the_schema_is_a_lawful_schema() -> None:
 @pytest.mark.parametrize("path", LABS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_lab_of_the_repository_satisfies_it(path: Path) -> None:
     """What runs here is not underlined in red in an editor."""
-    assert [] == violations(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert violations(yaml.safe_load(path.read_text(encoding="utf-8"))) == []
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_what_the_schema_refuses_the_checker_refuses_too(text: str) -> None:
     with pytest.raises(TopologyError):
         parse_topology(text)
 
-    assert [] != violations(yaml.safe_load(text))
+    assert violations(yaml.safe_load(text)) != []

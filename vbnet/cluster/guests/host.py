@@ -28,8 +28,9 @@ def make_fabric(run_dir: RunDir, workers: int) -> Fabric:
         run_dir: of the host node.
         workers: native threads that move frames, >= 1.
     """
-    from vbnet._native import CounterFile, Fabric as NativeFabric  # noqa: PLC0415 -- starts threads
+    from vbnet import _native  # noqa: PLC0415 -- only in the process that is a host
 
     run_dir.counters.mkdir(mode=0o700, exist_ok=True)
-    fabric: Fabric = NativeFabric(CounterFile.create(run_dir.counters / "host.counters"), workers=workers)
+    counters = _native.CounterFile.create(run_dir.counters / "host.counters")
+    fabric: Fabric = _native.Fabric(counters, workers=workers)
     return fabric

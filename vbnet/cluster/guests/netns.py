@@ -1,8 +1,8 @@
 """A guest that is a real Linux network namespace.
 
-This process enters a new namespace before it does anything else, makes a TAP for each NIC, and gives the TAP's descriptor
-to the host node, whose workers read and write the frames. Then it holds the namespace: it waits, or runs the lab file's
-command in it and ends with that. The namespace has no name and vanishes with its last process.
+This process enters a new namespace before it does anything else, makes a TAP for each NIC, and gives the TAP's
+descriptor to the host node, whose workers read and write the frames. Then it holds the namespace: it waits, or runs
+the lab file's command in it and ends with that. The namespace has no name and vanishes with its last process.
 
 Host side of the TAP: device class ``tap`` (``vbnet/devices/tap``).
 """
@@ -41,7 +41,7 @@ async def _serve(job: Job, taps: list[tuple[NicPlan, int]]) -> int:
             await guest.bind(nic.name, NIC_TIMEOUT_S)
         job.report(plan.name, "ready")
         await job.gone_ahead()
-        return await with_host(guest, _run_program(plan.run, plan.env) if plan.run else None)
+        return int(await with_host(guest, _run_program(plan.run, plan.env) if plan.run else None))
 
 
 async def _run_program(command: Sequence[str], env: dict[str, str]) -> int:

@@ -1,8 +1,9 @@
 """A guest that is the user's own function.
 
-``run: "hello.py:main"`` names a file (from the lab file's folder), ``run: "package.module:main"`` a module. The function
-gets one argument, the guest. An ``async def`` runs on this process's event loop and gets the asynchronous guest; a plain
-function runs in the main thread and gets the synchronous one. What it returns is the exit code (None is 0).
+``run: "hello.py:main"`` names a file (from the lab file's folder), ``run: "package.module:main"`` a module. The
+function gets one argument, the guest. An ``async def`` runs on this process's event loop and gets the asynchronous
+guest; a plain function runs in the main thread and gets the synchronous one. What it returns is the exit code (None
+is 0).
 
 It starts once the whole lab is ready, so its peers answer.
 """
@@ -36,7 +37,9 @@ def run(job: Job) -> int:
     os.environ.update(plan.env)
     os.chdir(job.process.folder)
     function = load_function(str(plan.run), Path(job.process.folder))
-    return _code(asyncio.run(_run_async(job, function)) if inspect.iscoroutinefunction(function) else _run_plain(job, function))
+    return _code(
+        asyncio.run(_run_async(job, function)) if inspect.iscoroutinefunction(function) else _run_plain(job, function)
+    )
 
 
 def load_function(target: str, folder: Path) -> Callable[[Any], Any]:

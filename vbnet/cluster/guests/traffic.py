@@ -1,7 +1,7 @@
 """A native generator (with ``send``) or sink (without), measuring latency and loss.
 
-Ready means that its NIC is up; a generator begins when the whole lab is ready. When it has sent for as long as it should,
-it prints one JSON line with what it counted and ends well. A sink stays.
+Ready means that its NIC is up; a generator begins when the whole lab is ready. When it has sent for as long as it
+should, it prints one JSON line with what it counted and ends well. A sink stays.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kernel's own Ethernet: a TAP whose descriptor a guest gives to the host, which reads and writes its frames.
 
-This is how a network namespace gets its interfaces: the guest process makes the TAP inside, the host's workers serve it.
-No frame passes through the guest process.
+This is how a network namespace gets its interfaces: the guest process makes the TAP inside, the host's workers serve
+it. No frame passes through the guest process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The host half of the tap device: makes a given TAP a port of a switch.
 
-The descriptor is a stranger's until it was looked at: anything but a TAP without the packet-information header is refused
-before the fabric sees it. The fabric duplicates the descriptor; ours is closed at once.
+The descriptor is a stranger's until it was looked at: anything but a TAP without the packet-information header is
+refused before the fabric sees it. The fabric duplicates the descriptor; ours is closed at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from collections.abc import Sequence
 
 from vbnet.devices.tap import wire
 from vbnet.errors import BusyError, UsageError
-from vbnet.hostnode.device import Attribute, AttributeTable, Connection, Device, DeviceClass, HostServices, Interface, Opener
+from vbnet.hostnode.device import (
+    Attribute,
+    AttributeTable,
+    Connection,
+    Device,
+    DeviceClass,
+    HostServices,
+    Interface,
+    Opener,
+)
 
 _TUNGETIFF = 0x800454D2
 _IFF_TAP = 0x0002

@@ -1,7 +1,7 @@
 """What both halves of the tap device know: one function, its bytes, the range of an MTU.
 
-``JOIN`` (1)   argument: ticket (u64, little-endian) under which the guest gave the TAP's descriptor; answer: MTU (u32).
-``LEAVE`` (2)  no argument; the port is removed. Closing the device does the same.
+``JOIN`` (1)   argument: ticket (u64, little-endian) under which the guest gave the TAP's descriptor; answer: MTU
+(u32). ``LEAVE`` (2)  no argument; the port is removed. Closing the device does the same.
 """
 
 from __future__ import annotations
