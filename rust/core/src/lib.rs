@@ -16,12 +16,12 @@
 //!
 //! Every release store, acquire load and fence carries a tag; the same tag marks its partner.
 //!
-//! | tag | orders | writer | reader |
+//! | tag | orders | one end | other end |
 //! | --- | --- | --- | --- |
 //! | `RG-1 slots visible` | descriptor and payload before `tail` | `Producer::publish` | `Consumer::available` |
 //! | `RG-2 slots returned` | completion and payload before `head` | `Consumer::release` | `Producer::completed` |
 //! | `SG-1 sleep or see` | `dirty` before `enabled` / `enabled` before `dirty` | `Notifier::inject` | `Listener::arm` |
-//! | `SG-2 seen means drained` | `dirty` cleared before the queue is read | `Listener::acknowledge` | `Notifier::inject` |
+//! | `SG-2 seen means drained` | the work before its mark `dirty` | `Notifier::inject` | `Listener::acknowledge` |
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterFile::blocks` |
 
 pub mod error;
