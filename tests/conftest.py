@@ -83,12 +83,18 @@ def reaper_process() -> Iterator[None]:
 
 
 def running_processes() -> set[int]:
-    """Return this run's processes that a test may have started: no pool helpers, no reaper."""
-    return {
-        pid
-        for pid in reaper.started_by(MARK, os.getpid())
-        if not any(helper in reaper.command_line(pid) for helper in (*POOL_HELPERS, reaper.__file__))
-    }
+    """Return this run's processes that a test may have started: not the reaper, not pytest's own pool helpers.
+
+    What a pool helper forks has the helper's command line, so only pytest's direct children are excused by it.
+    """
+    own = os.getpid()
+    parent_of = reaper.parents()
+
+    def is_excused(pid: int) -> bool:
+        command = reaper.command_line(pid)
+        return parent_of.get(pid) == own and any(name in command for name in (*POOL_HELPERS, reaper.__file__))
+
+    return {pid for pid in reaper.started_by(MARK, own) if not is_excused(pid)}
 
 
 @pytest.fixture
@@ -106,9 +112,9 @@ def open_descriptors() -> dict[int, str]:
     """Return what each open file descriptor of pytest itself refers to."""
     gc.collect()
     found: dict[int, str] = {}
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            found[int(entry)] = str(Path(f"/proc/self/fd/{entry}").readlink())
+            found[int(entry.name)] = str(entry.readlink())
         except OSError:
             continue
     return found
@@ -127,9 +133,9 @@ def no_leaked_descriptors() -> Iterator[None]:
 @pytest.fixture
 def no_leaked_links() -> Iterator[None]:
     """Fail the test if a network interface (a TAP, say) exists after it that was not there before."""
-    before = set(os.listdir("/sys/class/net"))
+    before = set(Path("/sys/class/net").iterdir())
     yield
-    assert set() == set(os.listdir("/sys/class/net")) - before, "network interfaces left behind"
+    assert set() == set(Path("/sys/class/net").iterdir()) - before, "network interfaces left behind"
 
 
 # --- what a test stands on ----------------------------------------------------------------------------------------

@@ -29,14 +29,14 @@ def carries_mark(pid: int, mark: str) -> bool:
 def parents() -> dict[int, int]:
     """Return the parent of every living process; zombies have ended and are left out."""
     found: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError, ValueError):
             # The name in parentheses may hold anything, so fields are counted from the last closing one.
-            fields = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if fields[0] not in "ZX":
-                found[int(entry)] = int(fields[1])
+                found[int(entry.name)] = int(fields[1])
     return found
 
 
