@@ -3,19 +3,15 @@
 import enum
 import importlib
 import re
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from tests.meta import tree, wire_tables
 
+Comparison = Callable[[wire_tables.WireTable], tuple[object, object]]
+
 TABLES = [table for path in tree.under("docs/wire", suffix=".md") for table in wire_tables.read(path)]
 BYTE_TABLES = [table for table in TABLES if {"offset", "size", "name"} <= set(table.columns)]
-
-
-def marked(kind: str) -> list[wire_tables.WireTable]:
-    """Return the tables whose mark starts with ``kind:``."""
-    return [table for table in TABLES if table.mark.startswith(f"{kind}:")]
 
 
 def place(table: wire_tables.WireTable) -> str:
@@ -23,69 +19,128 @@ def place(table: wire_tables.WireTable) -> str:
     return f"{tree.name(table.path)}:{table.line}"
 
 
-def named_object(table: wire_tables.WireTable) -> object:
-    """Import what the mark names: ``kind: module`` or ``kind: module:attribute``."""
-    module, _, attribute = table.mark.partition(":")[2].strip().partition(":")
+def imported(name: str) -> object:
+    """Import ``module`` or ``module:attribute``."""
+    module, _, attribute = name.partition(":")
     found: object = importlib.import_module(module)
     return getattr(found, attribute) if attribute else found
 
 
+def named_object(table: wire_tables.WireTable) -> object:
+    """Import what the mark names: ``kind: module`` or ``kind: module:attribute``."""
+    return imported(table.mark.partition(":")[2].strip())
+
+
+def native_layout(name: str, structure: str) -> dict[str, tuple[int, int]]:
+    """Call a function that lists (structure, field, offset, size), and return the fields of one structure."""
+    listing = imported(name)
+    assert callable(listing)
+    return {field: (offset, size) for owner, field, offset, size in listing() if owner == structure}
+
+
 def constant(source: str, name: str) -> str:
-    """Return the text that a Rust constant is set to, without blanks, digit groups, and type suffix."""
+    """Return the text that a Rust constant is set to."""
     match = re.search(rf"\bconst {re.escape(name)}\s*:[^=]+=\s*([^;]+);", source)
     assert match is not None, f"no constant {name}"
     return match[1].strip()
 
 
-@pytest.mark.parametrize("table", BYTE_TABLES, ids=place)
-def test_rows_of_a_byte_table_follow_each_other_without_gap(table: wire_tables.WireTable) -> None:
+def places(wrong: dict[str, tuple[object, object]]) -> str:
+    """Lay out differences for a failure's message: place, what the document says, what the code says."""
+    return "".join(
+        f"\n{where}\n  document: {document}\n  code:     {code}" for where, (document, code) in wrong.items()
+    )
+
+
+def differences(kind: str, compare: Comparison) -> dict[str, tuple[object, object]]:
+    """Return place → (document, code) for each table of a kind that says something else than the code."""
+    compared = {place(table): compare(table) for table in TABLES if table.mark.startswith(f"{kind}:")}
+    return {where: (document, code) for where, (document, code) in compared.items() if document != code}
+
+
+def test_every_mark_before_a_table_is_understood() -> None:
+    """A mark that no test knows would look like a check and be none."""
+    kinds = {table.mark.partition(":")[0] for table in TABLES if ":" in table.mark}
+
+    assert kinds <= {"struct", "layout", "constants", "enum", "rust"}
+
+
+def test_every_byte_table_is_checked_against_code() -> None:
+    """A table of offsets without a mark would be true only until the code changes."""
+    assert [] == [place(table) for table in BYTE_TABLES if not table.mark.startswith(("struct:", "layout:"))]
+
+
+def test_rows_of_a_byte_table_follow_each_other_without_gap() -> None:
     """Every byte of a described structure belongs to exactly one row; padding is a row named reserved."""
-    assert [] == wire_tables.gaps(table)
+    assert [] == [gap for table in BYTE_TABLES for gap in wire_tables.gaps(table)]
 
 
-@pytest.mark.parametrize("table", marked("struct"), ids=place)
-def test_structure_in_document_has_the_fields_of_the_code(table: wire_tables.WireTable) -> None:
-    """Names, offsets and sizes in the document are those that the code packs and unpacks."""
-    in_code = named_object(table)
+def test_structures_in_documents_have_the_fields_of_the_code() -> None:
+    """Names, offsets and sizes in the documents are those that the code packs and unpacks."""
+    wrong = differences("struct", lambda table: (wire_tables.layout(table), named_object(table)))
 
-    assert in_code == wire_tables.layout(table)
-
-
-@pytest.mark.parametrize("table", marked("constants"), ids=place)
-def test_constants_in_document_have_the_values_of_the_code(table: wire_tables.WireTable) -> None:
-    """A constant that the document states exists in the code with that value."""
-    owner = named_object(table)
-
-    in_code = {row["name"]: int(getattr(owner, row["name"])) for row in table.rows}
-
-    assert in_code == {row["name"]: row.integer("value") for row in table.rows}
+    assert {} == wrong, places(wrong)
 
 
-@pytest.mark.parametrize("table", marked("enum"), ids=place)
-def test_enumeration_in_document_has_exactly_the_members_of_the_code(table: wire_tables.WireTable) -> None:
-    """The document lists each member of the enumeration and none that the code does not know."""
-    owner = named_object(table)
-    assert isinstance(owner, type)
-    assert issubclass(owner, enum.Enum)
+def test_layouts_in_documents_have_the_fields_of_the_native_code() -> None:
+    """The words of shared structures stand in the documents where the compiled code has them."""
 
-    in_code = {member.name: int(member.value) for member in owner}
+    def compare(table: wire_tables.WireTable) -> tuple[object, object]:
+        rows, _, structure = table.mark.partition(":")[2].strip().partition(" ")
+        return wire_tables.layout(table), native_layout(rows, structure)
 
-    assert in_code == {row["name"]: row.integer("value") for row in table.rows}
+    wrong = differences("layout", compare)
+
+    assert {} == wrong, places(wrong)
 
 
-@pytest.mark.parametrize("table", marked("rust"), ids=place)
-def test_rust_constants_in_document_have_the_values_of_the_source(table: wire_tables.WireTable) -> None:
-    """A constant that the document takes from a Rust file stands there with that value."""
-    source = (tree.ROOT / table.mark.partition(":")[2].strip()).read_text()
+def test_constants_in_documents_have_the_values_of_the_code() -> None:
+    """A constant that a document states exists in the code with that value."""
 
-    in_code = {row["name"]: normal(constant(source, row["name"])) for row in table.rows}
+    def compare(table: wire_tables.WireTable) -> tuple[object, object]:
+        owner = named_object(table)
+        stated = {row["name"]: row.integer("value") for row in table.rows}
+        return stated, {name: int(getattr(owner, name)) for name in stated}
 
-    assert in_code == {row["name"]: normal(row["value"]) for row in table.rows}
+    wrong = differences("constants", compare)
+
+    assert {} == wrong, places(wrong)
+
+
+def test_enumerations_in_documents_have_exactly_the_members_of_the_code() -> None:
+    """A document lists each member of an enumeration and none that the code does not know."""
+
+    def compare(table: wire_tables.WireTable) -> tuple[object, object]:
+        owner = named_object(table)
+        assert isinstance(owner, type)
+        assert issubclass(owner, enum.Enum)
+        stated = {row["name"]: row.integer("value") for row in table.rows}
+        return stated, {member.name: int(member.value) for member in owner}
+
+    wrong = differences("enum", compare)
+
+    assert {} == wrong, places(wrong)
+
+
+def test_rust_constants_in_documents_have_the_values_of_the_source() -> None:
+    """A constant that a document takes from a Rust file stands there with that value."""
+
+    def compare(table: wire_tables.WireTable) -> tuple[object, object]:
+        source = (tree.ROOT / table.mark.partition(":")[2].strip()).read_text()
+        stated = {row["name"]: normal(row["value"]) for row in table.rows}
+        return stated, {name: normal(constant(source, name)) for name in stated}
+
+    wrong = differences("rust", compare)
+
+    assert {} == wrong, places(wrong)
 
 
 def normal(literal: str) -> int | str:
-    """Return an integer literal as its value (shifts evaluated), anything else as its text."""
+    """Return an integer literal as its value (shifts evaluated), a magic as its quoted letters, else the text."""
     plain = re.sub(r"(?<=[0-9a-fA-F])_?(?:[ui](?:8|16|32|64|size))\b", "", literal).replace("_", "").strip()
+    tag = re.fullmatch(r"u(?:32|64)::from_le_bytes\(\*b(\"\w+\")\)", literal)
+    if tag is not None:
+        return tag[1]
     shift = re.fullmatch(r"(\w+)\s*<<\s*(\w+)", plain)
     if shift is not None:
         return int(shift[1], 0) << int(shift[2], 0)

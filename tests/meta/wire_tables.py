@@ -6,12 +6,14 @@ the last non-empty line before it; ``tests/meta/test_wire_tables.py`` checks eve
 
 ``<!-- struct: vbnet.bus.fdpass:ATTACH_LAYOUT -->``
     columns offset | size | ... | name: the attribute is a mapping from field name to (offset, size), both in bytes.
+``<!-- layout: vbnet._native:wire_table ring -->``
+    same columns: a function that lists (structure, field, offset, size), here compared for the structure ``ring``.
 ``<!-- constants: vbnet.bus.messages -->``
     columns name | value: the module (or class, after a colon) has an attribute of each name with that value.
 ``<!-- enum: vbnet.devices.venet.wire:Function -->``
     columns value | name: exactly the members of that enumeration, no more and no fewer.
 ``<!-- rust: rust/core/src/shm/layout.rs -->``
-    columns name | value: the file has ``const NAME: ... = VALUE;`` for each, integers or byte strings.
+    columns name | value: the file has ``const NAME: ... = VALUE;`` for each: integers, and magics as ``"vRNG"``.
 
 Other tests may read tables themselves: ``[table] = wire_tables.under_heading(path, "Ring header")``.
 """
