@@ -33,7 +33,12 @@ for name in $names; do
     # A wrapper for each mutant, so that only the workspace's own crates are compiled again.
     wrapper="$CARGO_TARGET_DIR/mutants/$name"
     mkdir -p "$(dirname "$wrapper")"
-    printf '#!/bin/sh\nrustc=$1\nshift\nexec "$rustc" "$@" --cfg '"'"'vbnet_mutant="%s"'"'"'\n' "$name" >"$wrapper"
+    cat >"$wrapper" <<WRAPPER
+#!/bin/sh
+rustc=\$1
+shift
+exec "\$rustc" "\$@" --cfg 'vbnet_mutant="$name"'
+WRAPPER
     chmod +x "$wrapper"
     RUSTC_WORKSPACE_WRAPPER="$wrapper" models --no-run 2>/dev/null
     if RUSTC_WORKSPACE_WRAPPER="$wrapper" timeout 300 cargo test -p vbnet-core --release --test 'loom_*' --no-fail-fast \
