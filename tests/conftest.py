@@ -25,7 +25,8 @@ import pytest
 from tests import reaper
 
 MARK = uuid.uuid4().hex
-GRACE_SECONDS = 5.0
+# How long a test's processes may take to end after it; less where a leak is made on purpose.
+GRACE_SECONDS = float(os.environ.get("VBNET_TEST_GRACE_SECONDS", "5"))
 # Helpers of Python's own process pools; they live as long as pytest does and end with it.
 POOL_HELPERS = ("resource_tracker", "forkserver", "semaphore_tracker")
 

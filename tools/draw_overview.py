@@ -24,7 +24,9 @@ def box(x: int, y: int, width: int, height: int, fill: str, *, is_process: bool 
     )
 
 
-def text(x: int, y: int, words: str, *, size: int = 14, colour: str = INK, weight: int = 400, at: str = "middle") -> str:
+def text(
+    x: int, y: int, words: str, *, size: int = 14, colour: str = INK, weight: int = 400, at: str = "middle"
+) -> str:
     """Return one line of text, anchored at its middle unless ``at`` says start or end."""
     return (
         f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" font-weight="{weight}" '
@@ -133,8 +135,10 @@ def legend() -> list[str]:
 def picture() -> str:
     """Return the whole picture as SVG."""
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'font-family="Helvetica, Arial, DejaVu Sans, sans-serif" role="img" aria-labelledby="title">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+            'font-family="Helvetica, Arial, DejaVu Sans, sans-serif" role="img" aria-labelledby="title">'
+        ),
         '<title id="title">A host node joins guest nodes: management over ZeroMQ, frames through shared memory</title>',
         "<defs>",
         *heads(),

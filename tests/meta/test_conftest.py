@@ -34,7 +34,7 @@ def run_pytest(folder: Path, source: str, ci: str) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "--rootdir", str(folder), str(folder)],
         cwd=tree.ROOT,
-        env=os.environ | {"CI": ci},
+        env=os.environ | {"CI": ci, "VBNET_TEST_GRACE_SECONDS": "0.2"},
         capture_output=True,
         text=True,
         check=False,
@@ -94,7 +94,7 @@ def test_processes_of_a_dead_run_are_ended() -> None:
 def test_waiting_for_processes_returns_those_that_stay() -> None:
     """A process that ended is not reported; one that runs on is, once the time is over."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as staying, subprocess.Popen(["true"]) as ending:
-        left = reaper.wait_gone({staying.pid, ending.pid}, seconds=1.0)
+        left = reaper.wait_gone({staying.pid, ending.pid}, seconds=0.2)
 
     assert {staying.pid} == left
 

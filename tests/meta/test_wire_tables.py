@@ -31,9 +31,32 @@ def named_object(table: wire_tables.WireTable) -> object:
     return imported(table.mark.partition(":")[2].strip())
 
 
-def native_layout(name: str, structure: str) -> dict[str, tuple[int, int]]:
-    """Call a function that lists (structure, field, offset, size), and return the fields of one structure."""
-    listing = imported(name)
+ROW = re.compile(r'\(\s*"(?P<owner>\w+)",\s*"(?P<field>[\w.]+)",\s*(?P<offset>\w+),\s*(?P<size>\w+)\s*,?\s*\)')
+
+
+def resolved(source: str, word: str) -> int:
+    """Return a number of a Rust file: a literal, or the name of a constant or local that is set to one."""
+    value = normal(word)
+    if isinstance(value, str):
+        match = re.search(rf"\b(?:const|let) {re.escape(word)}\b[^=]*=\s*([^;]+);", source)
+        assert match is not None, f"nothing is called {word}"
+        return resolved(source, match[1].strip())
+    return value
+
+
+def listed_layout(place_of_rows: str, structure: str) -> dict[str, tuple[int, int]]:
+    """Return the fields of one structure from rows (structure, field, offset, size).
+
+    The rows stand in a Rust file, or come from a function that is named ``module:function``.
+    """
+    if place_of_rows.endswith(".rs"):
+        source = (tree.ROOT / place_of_rows).read_text()
+        return {
+            row["field"]: (resolved(source, row["offset"]), resolved(source, row["size"]))
+            for row in ROW.finditer(source)
+            if row["owner"] == structure
+        }
+    listing = imported(place_of_rows)
     assert callable(listing)
     return {field: (offset, size) for owner, field, offset, size in listing() if owner == structure}
 
@@ -87,7 +110,7 @@ def test_layouts_in_documents_have_the_fields_of_the_native_code() -> None:
 
     def compare(table: wire_tables.WireTable) -> tuple[object, object]:
         rows, _, structure = table.mark.partition(":")[2].strip().partition(" ")
-        return wire_tables.layout(table), native_layout(rows, structure)
+        return wire_tables.layout(table), listed_layout(rows, structure)
 
     wrong = differences("layout", compare)
 

@@ -6,8 +6,9 @@ the last non-empty line before it; ``tests/meta/test_wire_tables.py`` checks eve
 
 ``<!-- struct: vbnet.bus.fdpass:ATTACH_LAYOUT -->``
     columns offset | size | ... | name: the attribute is a mapping from field name to (offset, size), both in bytes.
-``<!-- layout: vbnet._native:wire_table ring -->``
-    same columns: a function that lists (structure, field, offset, size), here compared for the structure ``ring``.
+``<!-- layout: rust/core/src/shm/layout.rs ring -->``
+    same columns: rows (structure, field, offset, size) in a Rust file, here those of the structure ``ring``; or, as
+    ``module:function ring``, rows that a function returns.
 ``<!-- constants: vbnet.bus.messages -->``
     columns name | value: the module (or class, after a colon) has an attribute of each name with that value.
 ``<!-- enum: vbnet.devices.venet.wire:Function -->``
