@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
 
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
@@ -75,7 +76,7 @@ bench: ## Measure vbnet beside its baselines (builds with PROFILE=release)
 
 docs: $(DEV) $(BUILT) ## Redraw pictures, then check links, code blocks and byte tables
 	$(BIN)/python tools/draw_overview.py
-	$(BIN)/python -m pytest tests/meta -m "not slow" -k "docs or links or wire or decisions"
+	$(BIN)/python -m pytest -m "not slow" tests/meta/test_docs_*.py tests/meta/test_wire_tables.py
 
 demo: $(BUILT) ## Watch a host and its guests exchange traffic, with numbers; ends by itself
 	$(BIN)/vbnet demo
@@ -90,11 +91,11 @@ clean: ## Remove everything that was built
 
 $(BASE): tools/find-python.sh
 	@python=$$(PYTHON="$(PYTHON)" tools/find-python.sh) && "$$python" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' 'maturin>=1.9,<2'
+	$(BIN)/python -m pip install --upgrade 'pip>=25.1' 'maturin>=1.9,<2'
 	@touch $@
 
 $(DEV): $(BASE) pyproject.toml
-	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --group dev
 	@touch $@
 
 # One native module is installed at a time, so building one profile forgets the others.
