@@ -40,7 +40,7 @@ shift
 exec "\$rustc" "\$@" --cfg 'vbnet_mutant="$name"'
 WRAPPER
     chmod +x "$wrapper"
-    RUSTC_WORKSPACE_WRAPPER="$wrapper" models --no-run 2>/dev/null
+    RUSTC_WORKSPACE_WRAPPER="$wrapper" models --no-run >"$wrapper.log" 2>&1 || { cat "$wrapper.log" >&2; exit 1; }
     if RUSTC_WORKSPACE_WRAPPER="$wrapper" timeout 300 cargo test -p vbnet-core --release --test 'loom_*' --no-fail-fast \
         >"$wrapper.log" 2>&1; then
         echo "survived: $name (no model notices this mutation)"
