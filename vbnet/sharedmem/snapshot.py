@@ -1,7 +1,7 @@
 """What a counters file says right now, read from outside.
 
-Nothing here disturbs, waits for, or needs the process that writes the file: it may be busy, hung or dead. Each counter is
-correct; counters of one block need not be of one instant.
+Nothing here disturbs, waits for, or needs the process that writes the file: it may be busy, hung or dead. Each
+counter is correct; counters of one block need not be of one instant.
 """
 
 from __future__ import annotations

@@ -1,0 +1,377 @@
+"""What operators say to a host node, and what they are answered: typed and versioned.
+
+A request is the MessagePack array ``[version, seq, verb]``, the verb a map like ``{"verb": "bus.create", "name":
+"lan"}``; a reply is ``[version, seq, body]`` with the body ``[0, result]`` or ``[1, code, message, detail]``. Results
+are plain maps and lists, so that a program in any language can be an operator. Events go out separately, as two
+parts: the topic, and a JSON object.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from vbnet.bus.limits import MAX_ADMIN_VERBS
+from vbnet.bus.messages import PROTOCOL_VERSION, U16, U32, MessageFault, Name
+
+__all__ = [
+    "AdminFailure",
+    "AdminReply",
+    "AdminResult",
+    "BusInfo",
+    "ClassInfo",
+    "DeviceInfo",
+    "GuestInfo",
+    "NodeInfo",
+    "PlugInfo",
+    "Verb",
+    "decode_reply",
+    "decode_request",
+    "encode_reply",
+    "encode_request",
+]
+
+Text = Annotated[str, Meta(max_length=4096)]
+Port = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
+
+
+class _Verb(Struct, tag_field="verb", frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all verbs: a map that names its verb."""
+
+
+class NodeInfoVerb(_Verb, tag="node.info", frozen=True):
+    """Who is this host node, and how is it?"""
+
+
+class NodeShutdown(_Verb, tag="node.shutdown", frozen=True):
+    """Answer, then end."""
+
+
+class BusCreate(_Verb, tag="bus.create", frozen=True):
+    """Make an empty bus."""
+
+    name: Name
+
+
+class BusList(_Verb, tag="bus.list", frozen=True):
+    """All buses."""
+
+
+class BusDelete(_Verb, tag="bus.delete", frozen=True):
+    """Remove a bus without devices and guests; with ``force`` unplug and reset first."""
+
+    name: Name
+    force: bool = False
+
+
+class DeviceCreate(_Verb, tag="device.create", frozen=True):
+    """Make a device; with ``type`` also set its type, then its attributes in order. All or nothing."""
+
+    name: Name
+    type: str | None = None
+    attributes: dict[str, Text] = {}
+
+
+class DeviceSet(_Verb, tag="device.set", frozen=True):
+    """Set one attribute; ``type`` once, before any other."""
+
+    name: Name
+    attribute: str
+    value: Text
+
+
+class DeviceGet(_Verb, tag="device.get", frozen=True):
+    """One device."""
+
+    name: Name
+
+
+class DeviceList(_Verb, tag="device.list", frozen=True):
+    """All devices."""
+
+
+class DevicePlug(_Verb, tag="device.plug", frozen=True):
+    """Put a device on a bus; answered with its new dev-ids."""
+
+    name: Name
+    bus: Name
+
+
+class DeviceUnplug(_Verb, tag="device.unplug", frozen=True):
+    """Take a device off a bus."""
+
+    name: Name
+    bus: Name
+
+
+class DeviceDelete(_Verb, tag="device.delete", frozen=True):
+    """Remove a device; with ``force`` unplug it everywhere first."""
+
+    name: Name
+    force: bool = False
+
+
+class ClassList(_Verb, tag="class.list", frozen=True):
+    """All device classes."""
+
+
+class GuestList(_Verb, tag="guest.list", frozen=True):
+    """All guests."""
+
+
+class GuestReset(_Verb, tag="guest.reset", frozen=True):
+    """Close all a guest has open and show it its devices anew."""
+
+    name: Name
+
+
+class SwitchCreate(_Verb, tag="switch.create", frozen=True):
+    """Make a switch."""
+
+    name: Name
+    ageing_s: Annotated[float, Meta(ge=1, le=86400 * 365)] = 300.0
+
+
+class SwitchList(_Verb, tag="switch.list", frozen=True):
+    """Names of all switches."""
+
+
+class SwitchDelete(_Verb, tag="switch.delete", frozen=True):
+    """Remove a switch without ports."""
+
+    name: Name
+
+
+class SwitchMacs(_Verb, tag="switch.macs", frozen=True):
+    """What a switch learned."""
+
+    name: Name
+
+
+class PortList(_Verb, tag="port.list", frozen=True):
+    """All ports."""
+
+
+class PortAdd(_Verb, tag="port.add", frozen=True):
+    """Join a TAP of the host to a switch, by the TAP's name; answered with the port's id."""
+
+    switch: Name
+    tap: Annotated[str, Meta(min_length=1, max_length=15, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+    mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
+
+
+class PortRemove(_Verb, tag="port.remove", frozen=True):
+    """Take a port off its switch."""
+
+    id: Port
+
+
+class EventTopics(_Verb, tag="event.topics", frozen=True):
+    """Which events are there, and where?"""
+
+
+class Apply(_Verb, tag="apply", frozen=True):
+    """Many verbs in order; the first that is refused stops it, the ones before stay done."""
+
+    verbs: Annotated[list[msgspec.Raw], Meta(max_length=MAX_ADMIN_VERBS)]
+
+
+Verb = (
+    NodeInfoVerb
+    | NodeShutdown
+    | BusCreate
+    | BusList
+    | BusDelete
+    | DeviceCreate
+    | DeviceSet
+    | DeviceGet
+    | DeviceList
+    | DevicePlug
+    | DeviceUnplug
+    | DeviceDelete
+    | ClassList
+    | GuestList
+    | GuestReset
+    | SwitchCreate
+    | SwitchList
+    | SwitchDelete
+    | SwitchMacs
+    | PortList
+    | PortAdd
+    | PortRemove
+    | EventTopics
+    | Apply
+)
+
+# ---- results -------------------------------------------------------------------------------------------------------
+
+
+class NodeInfo(Struct, frozen=True):
+    """A host node. ``counters`` are by their Prometheus names; ``events`` is where to subscribe."""
+
+    name: str
+    pid: int
+    vbnet: str
+    protocol: int
+    abi: int
+    libzmq: str
+    started_at: str
+    uptime_s: float
+    buses: int
+    devices: int
+    guests: int
+    endpoints: list[str]
+    events: str
+    counters: dict[str, int]
+
+
+class BusInfo(Struct, frozen=True):
+    """A bus: names of the devices and guests on it."""
+
+    name: str
+    is_private: bool
+    devices: list[str]
+    guests: list[str]
+
+
+class PlugInfo(Struct, frozen=True):
+    """One interface on one bus."""
+
+    bus: str
+    dev_id: int
+    interface: str
+    abi_type: str
+    open_count: int
+
+
+class DeviceInfo(Struct, frozen=True):
+    """A device; ``type`` is None until it is set."""
+
+    name: str
+    type: str | None
+    attributes: dict[str, str]
+    plugs: list[PlugInfo]
+
+
+class ClassInfo(Struct, frozen=True):
+    """A device class."""
+
+    name: str
+    kind: str
+    abi_types: list[str]
+
+
+class GuestInfo(Struct, frozen=True):
+    """A guest: ``state`` is joining, joined, ready or stuck; ``devices`` is what it has open, by dev-id."""
+
+    name: str
+    bus: str
+    pid: int
+    uid: int
+    kind: str
+    state: str
+    is_remote: bool
+    age_s: float
+    faults: int
+    ram_bytes: int
+    devices: list[int]
+
+
+# ---- bytes ---------------------------------------------------------------------------------------------------------
+
+
+class _Request(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    version: U16
+    seq: U32
+    verb: msgspec.Raw
+
+
+class AdminResult(Struct, array_like=True, forbid_unknown_fields=True, frozen=True, tag=0):
+    """It was done."""
+
+    result: msgspec.Raw
+
+
+class AdminFailure(Struct, array_like=True, forbid_unknown_fields=True, frozen=True, tag=1):
+    """It was refused and changed nothing (except the verbs of an ``apply`` before ``detail["index"]``)."""
+
+    code: str
+    message: str
+    detail: dict[str, Any]
+
+
+class AdminReply(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """What surrounds a reply."""
+
+    version: U16
+    seq: U32
+    body: AdminResult | AdminFailure
+
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder = msgspec.msgpack.Decoder(_Request)
+_verb_decoder: msgspec.msgpack.Decoder[Verb] = msgspec.msgpack.Decoder(Verb)
+_reply_decoder = msgspec.msgpack.Decoder(AdminReply)
+
+
+def encode_request(seq: int, verb: Struct) -> bytes:
+    """Turn a request into its bytes."""
+    return _encoder.encode((PROTOCOL_VERSION, seq, verb))
+
+
+def decode_request(data: bytes) -> tuple[int, msgspec.Raw]:
+    """Read the outside of a request: its seq, and the verb's bytes.
+
+    Raises:
+        MessageFault: no request, or of another version.
+    """
+    try:
+        request = _request_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageFault(f"not a request: {error}", rule="[version, seq, verb]") from error
+    if request.version != PROTOCOL_VERSION:
+        raise MessageFault(
+            f"protocol version {request.version} is not spoken here, only {PROTOCOL_VERSION}",
+            seq=request.seq,
+            rule="version == 1",
+        )
+    return request.seq, request.verb
+
+
+def decode_verb(data: msgspec.Raw | bytes) -> Verb:
+    """Read a verb.
+
+    Raises:
+        MessageFault: unknown verb, or its arguments do not fit.
+    """
+    try:
+        return _verb_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageFault(f"malformed verb: {error}", rule="verb") from error
+
+
+def encode_reply(seq: int, body: AdminResult | AdminFailure) -> bytes:
+    """Turn a reply into its bytes."""
+    return _encoder.encode((PROTOCOL_VERSION, seq, body))
+
+
+def encode_value(value: object) -> msgspec.Raw:
+    """Turn a result into the bytes that go inside a reply."""
+    return msgspec.Raw(_encoder.encode(value))
+
+
+def decode_reply(data: bytes) -> AdminReply:
+    """Read a reply.
+
+    Raises:
+        MessageFault: no reply, or of another version (the host's fault).
+    """
+    try:
+        reply = _reply_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageFault(f"not a reply: {error}", rule="[version, seq, body]") from error
+    if reply.version != PROTOCOL_VERSION:
+        raise MessageFault(f"protocol version {reply.version} is not spoken here", seq=reply.seq, rule="version == 1")
+    return reply

@@ -1,0 +1,339 @@
+"""Descriptors change hands here: a Unix SEQPACKET socket beside ZeroMQ, which cannot carry them.
+
+Each packet is the MessagePack array ``[version, seq, body]`` with zero to two descriptors attached (SCM_RIGHTS). The
+receiver owns what it got: everything that was not expected is closed at once. The kernel vouches for the peer's pid
+and uid (SO_PEERCRED), a pidfd tells of its death, and the hang-up of this socket is the earliest sign that a process
+is gone. Byte tables: docs/wire/attach.md.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from vbnet.bus.messages import I63, PROTOCOL_VERSION, U16, U32, U64, Body, MessageFault
+
+__all__ = [
+    "Attach",
+    "AttachBody",
+    "AttachReply",
+    "Attached",
+    "FdChannel",
+    "FdListener",
+    "FdRefused",
+    "Give",
+    "Given",
+    "PeerIdentity",
+    "SignalFds",
+    "decode_attach",
+    "decode_attach_reply",
+    "encode_packet",
+    "receive_packet",
+]
+
+MAX_PACKET_BYTES: Final = 4096
+MAX_FDS: Final = 4
+TOKEN_BYTES: Final = 32
+_BATCH: Final = 32
+_SO_PEERPIDFD: Final = 77
+_ACCEPT_PAUSE_S: Final = 0.5
+
+
+class Attach(Body, tag=1, frozen=True):
+    """I am the process that got this token. With ``has_ram`` one descriptor follows: the session's memory."""
+
+    token: Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+    has_ram: bool
+
+
+class Give(Body, tag=2, frozen=True):
+    """One descriptor for a device to take by this ticket."""
+
+    sid: U32
+    ticket: U64
+
+
+class Attached(Body, tag=64, frozen=True):
+    """The session is bound to this process, and its memory is mapped."""
+
+    sid: U32
+
+
+class FdRefused(Body, tag=65, frozen=True):
+    """The packet with this seq changed nothing; its descriptors were closed."""
+
+    code: str
+    message: str
+    detail: dict[str, Any]
+
+
+class SignalFds(Body, tag=66, frozen=True):
+    """Two eventfds follow: kick (guest to host), then call (host to guest), of this signal handle. seq is 0."""
+
+    sid: U32
+    signal: I63
+
+
+class Given(Body, tag=67, frozen=True):
+    """The descriptor waits for a device to take it."""
+
+    sid: U32
+    ticket: U64
+
+
+AttachBody = Attach | Give
+AttachReply = Attached | FdRefused | SignalFds | Given
+
+
+class _Packet(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    version: U16
+    seq: U32
+    body: msgspec.Raw
+
+
+_encoder = msgspec.msgpack.Encoder()
+_packet_decoder = msgspec.msgpack.Decoder(_Packet)
+_attach_decoder: msgspec.msgpack.Decoder[AttachBody] = msgspec.msgpack.Decoder(AttachBody)
+_reply_decoder: msgspec.msgpack.Decoder[AttachReply] = msgspec.msgpack.Decoder(AttachReply)
+_BodyT = TypeVar("_BodyT")
+
+
+def encode_packet(seq: int, body: Body) -> bytes:
+    """Turn a packet into its bytes."""
+    return _encoder.encode((PROTOCOL_VERSION, seq, body))
+
+
+def decode_attach(data: bytes) -> tuple[int, AttachBody]:
+    """Read a packet from a guest process.
+
+    Raises:
+        MessageFault: malformed, or of another version (the guest's fault).
+    """
+    return _decode(data, _attach_decoder)
+
+
+def decode_attach_reply(data: bytes) -> tuple[int, AttachReply]:
+    """Read a packet from the host.
+
+    Raises:
+        MessageFault: malformed, or of another version (the host's fault).
+    """
+    return _decode(data, _reply_decoder)
+
+
+def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[_BodyT]) -> tuple[int, _BodyT]:
+    seq = 0
+    try:
+        packet = _packet_decoder.decode(data)
+        seq = packet.seq
+        if packet.version != PROTOCOL_VERSION:
+            raise MessageFault(
+                f"attach version {packet.version} is not spoken here, only {PROTOCOL_VERSION}",
+                seq=seq,
+                rule="version == 1",
+            )
+        return seq, decoder.decode(packet.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageFault(f"malformed packet: {error}", seq=seq, rule="[version, seq, body]") from error
+
+
+@dataclass(frozen=True, slots=True)
+class PeerIdentity:
+    """Who the kernel says is on the other end."""
+
+    pid: int
+    uid: int
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> PeerIdentity:
+        """Ask the kernel (SO_PEERCRED): the process that connected."""
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _gid = struct.unpack("3i", raw)
+        return cls(pid, uid)
+
+
+def receive_packet(sock: socket.socket) -> tuple[bytes, list[int], bool]:
+    """Take one packet: its bytes, its descriptors (close-on-exec, now the caller's), and whether it was cut off.
+
+    Empty bytes mean that the peer hung up. Raises what ``recvmsg`` raises.
+    """
+    data, ancillary, flags, _address = sock.recvmsg(
+        MAX_PACKET_BYTES, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    )
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return data, list(fds), bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC))
+
+
+class FdChannel:
+    """One end of an attach connection on the running loop.
+
+    Args:
+        sock: connected SEQPACKET socket; becomes this channel's.
+        on_packet: called with the bytes, the descriptors (to be kept or closed by it) and whether it was cut off.
+        on_closed: called once when the peer hung up or was cut off, never from inside ``close``.
+        max_waiting: packets waiting for a peer that does not read; one more and it is cut off.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        on_packet: Callable[[bytes, list[int], bool], None],
+        on_closed: Callable[[str], None],
+        max_waiting: int = 16384,
+    ) -> None:
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self._sock = sock
+        self._on_packet = on_packet
+        self._on_closed = on_closed
+        self._max_waiting = max_waiting
+        self._waiting: deque[tuple[bytes, list[int]]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock.fileno(), self._read)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether packets can still be sent."""
+        return self._sock.fileno() >= 0
+
+    def pidfd(self, pid: int) -> int:
+        """A descriptor that becomes readable when the peer's process ends; the caller's to close.
+
+        Raises:
+            ProcessLookupError: it has ended already.
+        """
+        try:
+            return self._sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        except OSError:
+            return os.pidfd_open(pid)
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send now or as soon as there is room; descriptors are duplicated if they must wait. Never blocks."""
+        if not self.is_open:
+            return
+        if self._waiting or not self._try_send(data, fds):
+            if not self.is_open:
+                return
+            if len(self._waiting) >= self._max_waiting:
+                self._hang_up("it does not read what it is sent")
+                return
+            if not self._waiting:
+                self._loop.add_writer(self._sock.fileno(), self._flush)
+            self._waiting.append((data, [os.dup(fd) for fd in fds]))
+
+    def close(self) -> None:
+        """Hang up; descriptors still waiting are closed. ``on_closed`` is not called."""
+        if not self.is_open:
+            return
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        while self._waiting:
+            _close_all(self._waiting.popleft()[1])
+
+    def _try_send(self, data: bytes, fds: Sequence[int]) -> bool:
+        try:
+            socket.send_fds(self._sock, [data], list(fds), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._hang_up(f"sending failed: {error.strerror}")
+            return False
+        return True
+
+    def _flush(self) -> None:
+        while self._waiting:
+            data, fds = self._waiting[0]
+            if not self._try_send(data, fds):
+                return
+            self._waiting.popleft()
+            _close_all(fds)
+        self._loop.remove_writer(self._sock.fileno())
+
+    def _read(self) -> None:
+        for _ in range(_BATCH):
+            if not self.is_open:
+                return
+            try:
+                data, fds, is_cut = receive_packet(self._sock)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._hang_up(f"receiving failed: {error.strerror}")
+                return
+            if not data:
+                _close_all(fds)
+                self._hang_up("it hung up")
+                return
+            self._on_packet(data, fds, is_cut)
+
+    def _hang_up(self, reason: str) -> None:
+        if self.is_open:
+            self.close()
+            self._on_closed(reason)
+
+
+class FdListener:
+    """The host's end: accepts guest processes at a path in the run directory.
+
+    Args:
+        path: of the socket; must not exist.
+        on_connect: called with each new connection, which becomes its own.
+    """
+
+    def __init__(self, path: Path, on_connect: Callable[[socket.socket], None]) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._on_connect = on_connect
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._sock.bind(str(path))
+            path.chmod(0o600)
+            self._sock.listen(1024)
+        except OSError:
+            self._sock.close()
+            raise
+        self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Accept no more; connections made are not touched."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+
+    def _accept(self) -> None:
+        for _ in range(_BATCH):
+            try:
+                connection, _address = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:
+                # Out of descriptors: the peer stays in the backlog; look again a little later, not in a loop.
+                self._loop.remove_reader(self._sock.fileno())
+                self._loop.call_later(_ACCEPT_PAUSE_S, self._resume)
+                return
+            self._on_connect(connection)
+
+    def _resume(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock.fileno(), self._accept)
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,130 @@
+"""Device kinds: found in the folders of ``vbnet.devices`` and in installed packages, loaded only when used.
+
+A kind is one folder whose ``__init__`` holds one constant ``KIND``. It names both halves by import path, so that a
+guest process never loads host code and the host never loads guest code. Packages elsewhere use the entry-point group
+``vbnet.devices``, each entry naming their ``KIND``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from vbnet.errors import ExistsError, NotFoundError, UsageError
+
+__all__ = ["ENTRY_POINT_GROUP", "Catalogue", "Kind", "discover", "load"]
+
+ENTRY_POINT_GROUP = "vbnet.devices"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of device, described without loading it.
+
+    Args:
+        name: of the kind; unique; the name of its folder.
+        classes: device classes the host offers → import path ``"package.module:object"`` of each host half.
+        drivers: ABI types the guest can drive → import path of each guest half.
+        metrics: import path of its tuple of ``Metric``, or None.
+    """
+
+    name: str
+    classes: Mapping[str, str]
+    drivers: Mapping[str, str]
+    metrics: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All kinds that were found; two of one name, class or ABI type are refused."""
+
+    kinds: Mapping[str, Kind]
+    classes: Mapping[str, str] = field(init=False)
+    drivers: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", _merge("device class", ((k.name, k.classes) for k in self.kinds.values())))
+        object.__setattr__(self, "drivers", _merge("driver for", ((k.name, k.drivers) for k in self.kinds.values())))
+
+    @classmethod
+    def of(cls, kinds: Iterable[Kind]) -> Catalogue:
+        """Put kinds together.
+
+        Raises:
+            ExistsError: two have one name, or offer one class or driver.
+        """
+        found: dict[str, Kind] = {}
+        for kind in kinds:
+            if kind.name in found:
+                raise ExistsError(f"two device kinds are named {kind.name!r}; remove one package", kind=kind.name)
+            found[kind.name] = kind
+        return cls(MappingProxyType(found))
+
+
+def _merge(what: str, parts: Iterable[tuple[str, Mapping[str, str]]]) -> Mapping[str, str]:
+    owners: dict[str, str] = {}
+    merged: dict[str, str] = {}
+    for kind, paths in parts:
+        for name, path in paths.items():
+            if name in owners:
+                raise ExistsError(f"kinds {owners[name]!r} and {kind!r} both offer the {what} {name!r}", name=name)
+            owners[name] = kind
+            merged[name] = path
+    return MappingProxyType(merged)
+
+
+def discover(*, with_entry_points: bool = True) -> Catalogue:
+    """Find every kind.
+
+    Args:
+        with_entry_points: look into installed packages too (tens of milliseconds).
+
+    Raises:
+        ExistsError: two kinds of one name.
+        UsageError: a folder or entry without a ``KIND`` (its author's mistake).
+    """
+    kinds = list(_own_kinds())
+    if with_entry_points:
+        kinds.extend(_installed_kinds())
+    return Catalogue.of(kinds)
+
+
+def load(path: str) -> object:
+    """Import what ``"package.module:object"`` names.
+
+    Raises:
+        UsageError: the path is malformed.
+        NotFoundError: there is no such module or object.
+    """
+    module_name, separator, attribute = path.partition(":")
+    if not separator:
+        raise UsageError(f"{path!r} is not an import path like 'package.module:object'", path=path)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise NotFoundError(f"cannot load {path!r}: {error}", path=path) from error
+
+
+def _own_kinds() -> Iterable[Kind]:
+    package = importlib.import_module("vbnet.devices")
+    for entry in pkgutil.iter_modules(package.__path__):
+        if entry.ispkg:
+            yield _kind_of(importlib.import_module(f"vbnet.devices.{entry.name}"), entry.name)
+
+
+def _installed_kinds() -> Iterable[Kind]:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow to import, and seldom needed in a guest
+
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        found = entry.load()
+        yield found if isinstance(found, Kind) else _kind_of(found, entry.name)
+
+
+def _kind_of(module: object, name: str) -> Kind:
+    kind = getattr(module, "KIND", None)
+    if not isinstance(kind, Kind):
+        raise UsageError(f"device folder {name!r} has no constant KIND of type Kind", folder=name)
+    return kind

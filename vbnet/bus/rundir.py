@@ -1,0 +1,228 @@
+"""The run directory: one private folder for each host node, holding its sockets, its identity and its logs.
+
+    <root>/<node>/bus.sock       ZeroMQ ROUTER for guest processes        admin.sock   ZeroMQ ROUTER for operators
+                  events.sock    ZeroMQ PUB for whoever listens           attach.sock  Unix SEQPACKET for descriptors
+                  host.json      pid, start time, versions                host.lock    held while a host node runs
+                  counters/      one mapped file a process                logs/        one file a process
+
+The folder is the access control: mode 0700, owned by the user who runs the node, never reached through a symbolic
+link in its last two parts. The lock dies with its process, so sockets left by a killed host are replaced by the next
+one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vbnet.errors import BusyError, NotFoundError, NotPermittedError, ResourceError, UsageError
+
+__all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "run_root"]
+
+DEFAULT_NODE = "default"
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_MAX_SOCKET_PATH_BYTES = 107
+
+
+class HostRecord(msgspec.Struct, frozen=True):
+    """What ``host.json`` says about the host node that runs here, or ran last."""
+
+    pid: int
+    started_at: str
+    vbnet: str
+    protocol: int
+    abi: int
+    libzmq: str
+
+
+def run_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where run directories live: ``$VBNET_RUN_DIR``, else by user as described in docs/wire/bus.md."""
+    if configured := environ.get("VBNET_RUN_DIR"):
+        return Path(configured)
+    if os.geteuid() == 0:
+        return Path("/run/vbnet")
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "vbnet"
+    return Path(tempfile.gettempdir()) / f"vbnet-{os.geteuid()}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one host node; making one touches nothing on disk."""
+
+    path: Path
+
+    @classmethod
+    def for_node(cls, node: str = DEFAULT_NODE, root: Path | None = None) -> RunDir:
+        """The run directory of the node with this name.
+
+        Raises:
+            UsageError: the name would not be one folder name.
+        """
+        if not _NODE_NAME.match(node):
+            raise UsageError(f"node name {node!r} must be letters, digits, '.', '_', '-', at most 64", name=node)
+        return cls((run_root() if root is None else root) / node)
+
+    @property
+    def bus_socket(self) -> Path:
+        """Where guest processes connect."""
+        return self.path / "bus.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where operators connect."""
+        return self.path / "admin.sock"
+
+    @property
+    def events_socket(self) -> Path:
+        """Where events are published."""
+        return self.path / "events.sock"
+
+    @property
+    def attach_socket(self) -> Path:
+        """Where descriptors change hands."""
+        return self.path / "attach.sock"
+
+    @property
+    def counters(self) -> Path:
+        """Folder of the mapped counter files."""
+        return self.path / "counters"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the log files."""
+        return self.path / "logs"
+
+    @property
+    def host_file(self) -> Path:
+        """The host's identity."""
+        return self.path / "host.json"
+
+    def create(self) -> None:
+        """Make the folders, or check those that are there.
+
+        Raises:
+            NotPermittedError: a folder is a link, another user's, or open to others.
+            ResourceError: the file system refused.
+            UsageError: the path is too long for a socket.
+        """
+        longest = max(len(os.fsencode(path)) for path in (self.admin_socket, self.events_socket, self.attach_socket))
+        if longest > _MAX_SOCKET_PATH_BYTES:
+            raise UsageError(
+                f"{self.path} is too long: sockets need at most {_MAX_SOCKET_PATH_BYTES} bytes; set VBNET_RUN_DIR",
+                got=longest,
+                limit=_MAX_SOCKET_PATH_BYTES,
+            )
+        self.path.parent.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path.parent, self.path, self.counters, self.logs):
+            _make_private(folder)
+
+    def check(self) -> None:
+        """Check that the folder is there and private, without making it.
+
+        Raises:
+            NotFoundError: no host node ever ran here.
+            NotPermittedError: a link, another user's, or open to others.
+        """
+        _check_private(self.path)
+
+    def lock(self) -> RunLock:
+        """Take the folder for this process, and clear what a killed host left.
+
+        Raises:
+            BusyError: a host node runs here.
+        """
+        lock = RunLock(self)
+        for stale in (self.bus_socket, self.admin_socket, self.events_socket, self.attach_socket, self.host_file):
+            stale.unlink(missing_ok=True)
+        return lock
+
+    def read_host(self) -> HostRecord:
+        """Who runs here, or ran last.
+
+        Raises:
+            NotFoundError: no host node runs here.
+        """
+        try:
+            return msgspec.json.decode(self.host_file.read_bytes(), type=HostRecord)
+        except FileNotFoundError:
+            raise NotFoundError(f"no host node runs in {self.path}", path=str(self.path)) from None
+
+    def write_host(self, record: HostRecord) -> None:
+        """Publish the host's identity, whole or not at all."""
+        fresh = self.host_file.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(record))
+        fresh.replace(self.host_file)
+
+
+class RunLock:
+    """The run directory is this process's until ``release``, or until the process ends in any way."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(run_dir.path / "host.lock", flags, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise BusyError(f"a host node runs in {run_dir.path} already", path=str(run_dir.path)) from None
+
+    def release(self) -> None:
+        """Remove the sockets and give the folder back."""
+        if self._fd < 0:
+            return
+        directory = self._run_dir
+        for name in (
+            directory.bus_socket,
+            directory.admin_socket,
+            directory.events_socket,
+            directory.attach_socket,
+            directory.host_file,
+        ):
+            name.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        raise NotPermittedError(f"{folder} is not a folder; it was not used", path=str(folder)) from None
+    except OSError as error:
+        raise ResourceError(f"cannot make {folder}: {error.strerror}", errno=error.errno or 0) from error
+    _check_private(folder)
+
+
+def _check_private(folder: Path) -> None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFoundError(f"no host node runs in {folder}", path=str(folder)) from None
+    except OSError as error:
+        raise NotPermittedError(
+            f"{folder} is a link or no folder ({error.strerror}); it was not used", path=str(folder)
+        ) from error
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if status.st_uid != os.geteuid() and os.geteuid() != 0:
+        raise NotPermittedError(
+            f"{folder} belongs to user {status.st_uid}; it was not used", path=str(folder), owner=status.st_uid
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise NotPermittedError(
+            f"{folder} is open to others (mode {stat.S_IMODE(status.st_mode):o}); run chmod 700 on it",
+            path=str(folder),
+            mode=stat.S_IMODE(status.st_mode),
+        )

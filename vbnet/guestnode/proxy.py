@@ -1,0 +1,243 @@
+"""Devices as a guest has them: seen (ProxyDevice) and opened (OpenDevice).
+
+Neither knows what carries its requests: in a guest process that is the session, in a driver author's tests the device
+itself, in the same process.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+from vbnet.errors import ClosedError, PeerGone, VbnetError
+from vbnet.guestnode.memory import Memory
+
+if TYPE_CHECKING:
+    from vbnet.guestnode.driver import DriverInstance
+    from vbnet.sharedmem import Ram
+
+__all__ = ["Carrier", "OpenDevice", "ProxyDevice", "RegionSpec", "SharedSignal"]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSignal:
+    """The guest's ends of a signal. Owned by the OpenDevice that shared the region; closed with it.
+
+    Attributes:
+        handle: its number, for a kick by message.
+        kick_fd: write 8 bytes to wake the device.
+        call_fd: readable when the device wants the guest.
+    """
+
+    handle: int
+    kick_fd: int
+    call_fd: int
+
+    def close(self) -> None:
+        """Close both descriptors."""
+        os.close(self.kick_fd)
+        os.close(self.call_fd)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """What ``OpenDevice.shm`` was asked for; the fields are its arguments."""
+
+    id: int
+    offset: int
+    length: int
+    flags: int
+    priority: int
+    signal_offset: int
+
+
+class Carrier(Protocol):
+    """What carries a device's requests to the host half."""
+
+    memory: Memory
+
+    @property
+    def ram(self) -> Ram:
+        """The guest's memory."""
+
+    async def open_device(self, dev_id: int, version: int) -> int:
+        """Open; gives the handle."""
+
+    async def call_device(self, handle: int, function: int, data: bytes, deadline_s: float | None) -> bytes:
+        """Run a function of the device."""
+
+    async def share(self, handle: int, region: RegionSpec) -> SharedSignal | None:
+        """Show a region; gives the guest's ends of its signal."""
+
+    async def close_device(self, handle: int) -> None:
+        """Close a handle; when it returns, no region of it is in use."""
+
+    async def give_fd(self, ticket: int, fd: int) -> None:
+        """Hand the host a descriptor that the device takes by ``ticket``."""
+
+
+class ProxyDevice:
+    """A device on the guest's bus.
+
+    Attributes:
+        dev_id: its number on this bus, never given again.
+        abi_type: what drivers match.
+        name: as the device calls this interface, for instance ``"eth0"``.
+        is_present: False once it left the bus.
+        is_link_up: the carrier as the host last said, None if it never did.
+        instance: the driver at work on it, or None.
+        probe_error: what the driver's ``probe`` raised, or None.
+    """
+
+    def __init__(self, carrier: Carrier, dev_id: int, abi_type: str, name: str) -> None:
+        self._carrier = carrier
+        self.dev_id = dev_id
+        self.abi_type = abi_type
+        self.name = name
+        self.is_present = True
+        self.is_link_up: bool | None = None
+        self.instance: DriverInstance | None = None
+        self.probe_error: BaseException | None = None
+        self._opens: list[OpenDevice] = []
+
+    def __repr__(self) -> str:
+        return f"<device {self.dev_id} {self.name} ({self.abi_type}){'' if self.is_present else ', gone'}>"
+
+    @property
+    def ram(self) -> Ram:
+        """The guest's memory; raises UsageError when the guest joined without any."""
+        return self._carrier.ram
+
+    @property
+    def memory(self) -> Memory:
+        """Who uses which part of it."""
+        return self._carrier.memory
+
+    async def open(self, version: int = 1) -> OpenDevice:
+        """Connect with this version of the device's ABI.
+
+        Raises:
+            PeerGone: it left the bus, or the host ended. UsageError: not this version.
+            BusyError: it lets in one at a time. UnsupportedError: not from this machine.
+        """
+        if not self.is_present:
+            raise PeerGone(f"device {self.name!r} left the bus", dev_id=self.dev_id)
+        handle = await self._carrier.open_device(self.dev_id, version)
+        opened = OpenDevice(self, self._carrier, handle)
+        self._opens.append(opened)
+        return opened
+
+    async def give_fd(self, ticket: int, fd: int) -> None:
+        """Hand the host a descriptor for this device to take; ``fd`` stays the caller's.
+
+        Args:
+            ticket: 0..2⁶⁴-1, told to the device by one of its calls.
+            fd: what to hand over.
+        """
+        await self._carrier.give_fd(ticket, fd)
+
+    def forget(self, opened: OpenDevice) -> None:
+        """An open of this device was closed."""
+        if opened in self._opens:
+            self._opens.remove(opened)
+
+    def void(self, reason: VbnetError) -> None:
+        """It left: every later use of it or its opens raises ``reason``. Descriptors live until each open is closed."""
+        self.is_present = False
+        for opened in self._opens:
+            opened.void(reason)
+
+
+class OpenDevice:
+    """One open of a device; also an async context manager.
+
+    Attributes:
+        device: what was opened.
+    """
+
+    def __init__(self, device: ProxyDevice, carrier: Carrier, handle: int) -> None:
+        self.device = device
+        self._carrier = carrier
+        self._handle = handle
+        self._signals: list[SharedSignal] = []
+        self._void: VbnetError | None = None
+        self._is_closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    async def call(self, function: int, data: bytes = b"", *, deadline_s: float | None = None) -> bytes:
+        """Run a function of the device.
+
+        Args:
+            function: its number, by the device's ABI.
+            data: its argument.
+            deadline_s: how long to wait; None: as the node was made.
+
+        Raises:
+            PeerGone: device or host are gone. DeadlineError: no answer. ClosedError: closed here.
+            VbnetError: whatever the device refuses with.
+        """
+        self._check()
+        return await self._carrier.call_device(self._handle, function, bytes(data), deadline_s)
+
+    async def shm(
+        self,
+        id: int,  # noqa: A002 - the word of the wire
+        offset: int,
+        length: int,
+        *,
+        flags: int = 0,
+        priority: int = 0,
+        signal_offset: int = -1,
+    ) -> SharedSignal | None:
+        """Show a region of the guest's memory to the device.
+
+        Args:
+            id: what the region is for, by the device's ABI.
+            offset: of the region in the guest's memory, bytes.
+            length: bytes, >= 1.
+            flags: by the device's ABI.
+            priority: 0..7, 7 the most urgent.
+            signal_offset: of the doorbell words in the region, a multiple of 4; -1 for none.
+
+        Returns:
+            The guest's ends of the signal, or None without one.
+
+        Raises:
+            UnsupportedError: from another machine. UsageError: bounds. ResourceError: over the quota.
+        """
+        self._check()
+        region = RegionSpec(id, offset, length, flags, priority, signal_offset)
+        signal = await self._carrier.share(self._handle, region)
+        if signal is not None:
+            self._signals.append(signal)
+        return signal
+
+    async def close(self) -> None:
+        """End the connection; when it returns the device uses no region of it, and its signals are closed."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.device.forget(self)
+        try:
+            if self._void is None:
+                await self._carrier.close_device(self._handle)
+        finally:
+            for signal in self._signals:
+                signal.close()
+            self._signals.clear()
+
+    def void(self, reason: VbnetError) -> None:
+        """The host half is gone: calls raise ``reason`` from now on."""
+        self._void = reason
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"this open of {self.device.name!r} is closed")
+        if self._void is not None:
+            raise self._void

@@ -1,0 +1,209 @@
+"""The host's attach desk: identities are checked and descriptors taken and given here.
+
+The kernel says who connected; the token says which session; both must agree with what was said in Hello. The end of
+the process is seen twice, by the hang-up of its socket and by its pidfd, because a child may have inherited the one
+and pids are reused; whichever comes first ends all its sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vbnet.bus import fdpass
+from vbnet.bus.fdpass import FdChannel, FdListener, PeerIdentity
+from vbnet.errors import NotPermittedError, PeerFault, VbnetError, refusal_name
+from vbnet.hostnode import metrics
+from vbnet.hostnode.device import SignalEnds
+
+if TYPE_CHECKING:
+    from vbnet.hostnode.sessions import Session, SessionBook
+    from vbnet.sharedmem import Ram
+
+__all__ = ["AttachDesk", "AttachPeer"]
+
+_MAX_FAULTS = 64
+
+
+class AttachPeer:
+    """One connected process.
+
+    Args:
+        sock: its connection; becomes this object's.
+        identity: who the kernel says it is.
+        desk: where its packets go.
+    """
+
+    def __init__(self, sock: socket.socket, identity: PeerIdentity, desk: AttachDesk) -> None:
+        self.identity = identity
+        self.sessions: dict[int, Session] = {}
+        self._desk = desk
+        self._faults = 0
+        self._loop = asyncio.get_running_loop()
+        self._channel = FdChannel(
+            sock, on_packet=self._packet, on_closed=self._hung_up, max_waiting=desk.book.limits.outbound_messages
+        )
+        self._pidfd = -1
+        try:
+            self._pidfd = self._channel.pidfd(identity.pid)
+        except OSError:
+            self._loop.call_soon(self._exited)
+        else:
+            self._loop.add_reader(self._pidfd, self._exited)
+
+    def send_signal(self, sid: int, signal: int, ends: SignalEnds) -> None:
+        """Hand the guest its ends of a signal."""
+        packet = fdpass.encode_packet(0, fdpass.SignalFds(sid, signal))
+        self._channel.send(packet, (ends.kick_fd, ends.call_fd))
+
+    def hang_up(self) -> None:
+        """Send the process away: everything it still holds ends."""
+        self._desk.lost(self, "sent-away")
+
+    def close(self) -> None:
+        """Hang up; its sessions are not touched."""
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._channel.close()
+
+    def _hung_up(self, reason: str) -> None:
+        self._desk.lost(self, "not-reading" if "read" in reason else "hung-up")
+
+    def _exited(self) -> None:
+        self._desk.lost(self, "exited")
+
+    def _packet(self, data: bytes, fds: list[int], is_cut: bool) -> None:
+        seq = 0
+        try:
+            seq, body = fdpass.decode_attach(data)
+            _check_fds(body, fds, is_cut=is_cut)
+            reply = self._desk.handle(self, body, fds)
+        except VbnetError as error:
+            self._refuse(seq or getattr(error, "seq", 0), error, surplus=len(fds))
+        except Exception as error:  # no packet may stop the host
+            self._desk.book.services.log.exception("attach_failed")
+            self._refuse(seq, error, surplus=len(fds))
+        else:
+            self._channel.send(fdpass.encode_packet(seq, reply))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _refuse(self, seq: int, error: Exception, surplus: int) -> None:
+        book = self._desk.book
+        code = refusal_name(error)
+        book.tally.add(metrics.REFUSED, code)
+        if surplus:
+            book.tally.add(metrics.SURPLUS_FDS, count=surplus)
+        self._faults += 1
+        if self._faults > _MAX_FAULTS:
+            self._desk.lost(self, "too-many-faults")
+            return
+        self._channel.send(fdpass.encode_packet(seq, fdpass.FdRefused(code, str(error), {})))
+
+
+class AttachDesk:
+    """Listens on the attach socket.
+
+    Args:
+        path: of the socket.
+        book: the sessions.
+        open_ram: checks and maps a guest's memory, given a descriptor (which it duplicates) and the most bytes allowed.
+    """
+
+    def __init__(self, path: Path, book: SessionBook, open_ram: Callable[[int, int], Ram]) -> None:
+        self.book = book
+        self._open_ram = open_ram
+        self._peers: set[AttachPeer] = set()
+        self._listener = FdListener(path, self._connected)
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def close(self) -> None:
+        """Hang up on everyone: this is how guests learn that the host is gone."""
+        self._listener.close()
+        for peer in list(self._peers):
+            peer.close()
+        self._peers.clear()
+
+    def lost(self, peer: AttachPeer, cause: str) -> None:
+        """A process is gone, or no longer wanted: end all its sessions."""
+        if peer not in self._peers:
+            return
+        self._peers.discard(peer)
+        peer.close()
+        for session in list(peer.sessions.values()):
+            self.book.end(session, cause, tell=False)
+
+    def handle(self, peer: AttachPeer, body: fdpass.AttachBody, fds: list[int]) -> fdpass.Attached | fdpass.Given:
+        """Do what a packet asks; takes out of ``fds`` what it keeps.
+
+        Raises:
+            VbnetError: refused.
+        """
+        if isinstance(body, fdpass.Attach):
+            return self._attach(peer, body, fds)
+        session = peer.sessions.get(body.sid)
+        if session is None:
+            raise NotPermittedError(f"session {body.sid} is not attached to this process", sid=body.sid)
+        session.accept_gift(body.ticket, fds[0])
+        fds.pop()
+        return fdpass.Given(body.sid, body.ticket)
+
+    def _attach(self, peer: AttachPeer, body: fdpass.Attach, fds: list[int]) -> fdpass.Attached:
+        session = self.book.spend_token(body.token)
+        try:
+            if peer.identity.pid != session.pid:
+                raise NotPermittedError(
+                    f"hello came from process {session.pid}, attach from {peer.identity.pid}",
+                    got=peer.identity.pid,
+                    limit=session.pid,
+                )
+            if peer.sessions.get(session.sid) is not None:
+                raise NotPermittedError(f"this process has a session {session.sid} attached", sid=session.sid)
+            if body.has_ram:
+                session.ram = self._map(session, fds[0])
+        except VbnetError as error:
+            self.book.end(session, f"attach-{refusal_name(error)}")
+            raise
+        session.uid = peer.identity.uid
+        session.attached = peer
+        session.is_joined = True
+        peer.sessions[session.sid] = session
+        return fdpass.Attached(session.sid)
+
+    def _map(self, session: Session, fd: int) -> Ram:
+        try:
+            return self._open_ram(fd, self.book.limits.ram_bytes)
+        except PeerFault as fault:
+            session.report(fault, "memory")
+            raise
+
+    def _connected(self, sock: socket.socket) -> None:
+        identity = PeerIdentity.of(sock)
+        is_welcome = identity.uid in {0, os.geteuid()} and len(self._peers) < self.book.limits.channels
+        if not is_welcome:
+            self.book.tally.add(metrics.REFUSED, "EPERM")
+            sock.close()
+            return
+        self._peers.add(AttachPeer(sock, identity, self))
+
+
+def _check_fds(body: fdpass.AttachBody, fds: list[int], *, is_cut: bool) -> None:
+    """Raise PeerFault unless exactly the descriptors that belong to a packet came with it."""
+    expected = 0 if isinstance(body, fdpass.Attach) and not body.has_ram else 1
+    if is_cut or len(fds) != expected:
+        came = f"more than {len(fds)}" if is_cut else str(len(fds))
+        raise PeerFault(
+            f"{came} descriptors came, {expected} belong to this packet; all were closed",
+            rule="descriptors",
+            got=len(fds),
+            limit=expected,
+        )

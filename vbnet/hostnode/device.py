@@ -1,0 +1,348 @@
+"""What the author of a device implements on the host.
+
+    DeviceClass ── create() ──> Device ── plug(bus) ──> Interface… ── connect(opener, version) ──> Connection
+
+A *device* exists once and may be plugged into many buses; each plug shows interfaces; each open of an interface
+makes a *connection*, which answers calls and is shown regions of the guest's memory. The host checks names,
+versions, exclusivity, handles, quotas and bounds before any of these methods is called, and calls them on its event
+loop: none may block for longer than about a millisecond. Nothing here may trust what is in a guest's memory.
+
+A method that refuses raises a class of ``vbnet.errors``; any other exception is a bug of the device: it is logged and
+the guest is refused with EIO, while everyone else goes on.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from vbnet.clock import Clock
+from vbnet.errors import BusyError, NotFoundError, PeerFault, UsageError
+from vbnet.hostnode.fabric import Fabric
+
+if TYPE_CHECKING:
+    from vbnet.sharedmem import Ram
+
+__all__ = [
+    "Attribute",
+    "AttributeTable",
+    "Connection",
+    "Device",
+    "DeviceClass",
+    "HostServices",
+    "Interface",
+    "Log",
+    "Opener",
+    "SharedRegion",
+    "SignalEnds",
+]
+
+T = TypeVar("T")
+
+
+class Log(Protocol):
+    """Where a device writes what an operator should read; structlog's loggers fit."""
+
+    def debug(self, event: str, **fields: Any) -> Any:  # noqa: ANN401 - a logger's shape
+        """Write for whoever is debugging."""
+
+    def info(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
+        """Write what happened."""
+
+    def warning(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
+        """Write what should not have happened."""
+
+    def error(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
+        """Write what someone must look into."""
+
+    def exception(self, event: str, **fields: Any) -> Any:  # noqa: ANN401
+        """Write what someone must look into, with the exception being handled."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostServices:
+    """What the host lends to its devices.
+
+    Attributes:
+        clock: the only source of time.
+        log: bound to the host node.
+        publish: ``publish(topic, **fields)`` sends an event to everyone who subscribed.
+        fabric: switches and ports; None when this host runs without them.
+        counters: the host's counter file; None when this host runs without one.
+    """
+
+    clock: Clock
+    log: Log
+    publish: Callable[..., None]
+    fabric: Fabric | None = None
+    counters: Any = None
+
+    def need_fabric(self) -> Fabric:
+        """The fabric.
+
+        Raises:
+            UsageError: this host node was started without one.
+        """
+        if self.fabric is None:
+            raise UsageError("this host node was started without a switch fabric")
+        return self.fabric
+
+
+# ---- attributes ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute(Generic[T]):
+    """One typed attribute of a device, set and shown as text.
+
+    Args:
+        name: lower case, as the operator writes it.
+        help: one sentence.
+        parse: text → value; raises UsageError or ValueError for text that is none.
+        default: value until it is set.
+        format: value → text; ``parse(format(v)) == v``.
+        is_read_only: only the device changes it.
+        is_locked_while_open: refused while any guest has the device open.
+    """
+
+    name: str
+    help: str
+    parse: Callable[[str], T]
+    default: T
+    format: Callable[[T], str] = str
+    is_read_only: bool = False
+    is_locked_while_open: bool = False
+
+
+class AttributeTable:
+    """The attributes of one device, with their values.
+
+    Args:
+        declared: the attributes, in the order they are shown.
+        on_change: called with name and new value after an operator's change; raises to refuse it.
+    """
+
+    def __init__(
+        self, declared: Iterable[Attribute[Any]] = (), on_change: Callable[[str, Any], None] | None = None
+    ) -> None:
+        self._declared = {attribute.name: attribute for attribute in declared}
+        self._values: dict[str, Any] = {name: attribute.default for name, attribute in self._declared.items()}
+        self._on_change = on_change
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - the declaration knows the type
+        """The typed value of an attribute; raises NotFoundError."""
+        return self._values[self.declaration(name).name]
+
+    def declaration(self, name: str) -> Attribute[Any]:
+        """How an attribute was declared.
+
+        Raises:
+            NotFoundError: the device has none of this name.
+        """
+        try:
+            return self._declared[name]
+        except KeyError:
+            known = ", ".join(self._declared) or "none"
+            raise NotFoundError(f"no attribute {name!r}; there are: {known}", attribute=name) from None
+
+    def publish(self, name: str, value: object) -> None:
+        """Change a value from the device's side, read-only or not, without ``on_change``."""
+        self._values[self.declaration(name).name] = value
+
+    def set_text(self, name: str, text: str, *, is_open: bool) -> None:
+        """Change a value from the operator's side.
+
+        Args:
+            name: of the attribute.
+            text: what the operator wrote.
+            is_open: whether any guest has the device open.
+
+        Raises:
+            NotFoundError: no such attribute.
+            UsageError: read-only, or the text is no value of its type.
+            BusyError: locked while open.
+        """
+        attribute = self.declaration(name)
+        if attribute.is_read_only:
+            raise UsageError(f"attribute {name!r} is read-only", attribute=name)
+        if attribute.is_locked_while_open and is_open:
+            raise BusyError(f"attribute {name!r} cannot change while a guest has the device open", attribute=name)
+        try:
+            value = attribute.parse(text)
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"{text!r} is no value for {name!r}: {error}", attribute=name, got=text) from error
+        before = self._values[name]
+        self._values[name] = value
+        if self._on_change is not None:
+            try:
+                self._on_change(name, value)
+            except BaseException:
+                self._values[name] = before
+                raise
+
+    def texts(self) -> dict[str, str]:
+        """Every attribute as the operator sees it."""
+        return {name: attribute.format(self._values[name]) for name, attribute in self._declared.items()}
+
+
+# ---- what a connection is given ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SignalEnds:
+    """The two eventfds of a signal; the host's session owns and closes them, after ``Connection.close``.
+
+    Attributes:
+        kick_fd: the guest writes, the device waits.
+        call_fd: the device writes, the guest waits.
+    """
+
+    kick_fd: int
+    call_fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRegion:
+    """Memory the guest shows to a device: bounds are checked, the contents are not.
+
+    Attributes:
+        id: what the region is for, by the device's own ABI.
+        ram: the guest's memory; lives at least until ``Connection.close`` returned.
+        offset: of the region in ``ram``, bytes.
+        length: bytes, >= 1; ``offset + length <= ram.size``.
+        flags: by the device's own ABI.
+        priority: 0..7, 7 the most urgent.
+        cookie: the guest's own token.
+        signal_offset: of the doorbell words in the region, or None.
+        signal: the doorbell's descriptors, or None.
+    """
+
+    id: int
+    ram: Ram
+    offset: int
+    length: int
+    flags: int
+    priority: int
+    cookie: int
+    signal_offset: int | None = None
+    signal: SignalEnds | None = None
+
+
+class Opener(ABC):
+    """Who opened an interface, and what the device may ask of them."""
+
+    guest: str
+    bus: str
+    pid: int
+    uid: int
+    dev_id: int
+    is_remote: bool
+    ram: Ram | None
+
+    @abstractmethod
+    def take_fd(self, ticket: int) -> int:
+        """Take a descriptor the guest gave under ``ticket``; the caller owns and closes it.
+
+        Raises:
+            NotFoundError: nothing was given under it, or it was taken.
+        """
+
+    @abstractmethod
+    def link_state(self, *, is_up: bool) -> None:
+        """Tell the guest that the carrier of this device went up or down."""
+
+    @abstractmethod
+    def fault(self, fault: PeerFault) -> None:
+        """Report a rule this guest broke: it is counted, logged, published. Quarantine is the device's own to do."""
+
+
+class Connection(ABC):
+    """One opener's use of one interface."""
+
+    def call(self, function: int, data: bytes) -> bytes:
+        """Run a function of the device's ABI.
+
+        Args:
+            function: its number, 0..2³²-1.
+            data: at most ``Limits.call_bytes``, not validated.
+
+        Raises:
+            UsageError: no such function, or the data does not fit it (the guest's mistake).
+        """
+        raise UsageError(f"no function {function} ({len(data)} bytes given)", function=function)
+
+    def shm(self, region: SharedRegion) -> None:
+        """Take a region into use.
+
+        Raises:
+            UsageError: the ABI has no such region, or its length is wrong (the guest's mistake).
+        """
+        raise UsageError(f"no region {region.id}", region=region.id)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of every region; memory and descriptors vanish when this returns. Called exactly once."""
+
+
+class Interface(ABC):
+    """What a guest sees on its bus and can open.
+
+    Attributes:
+        name: as the guest sees it, for instance ``"eth0"``.
+        abi_type: what a driver matches, for instance ``"virtual-ethernet"``.
+        versions: of the ABI that can be opened.
+        exclusive: whether a second open is refused as busy while the first lasts.
+    """
+
+    name: str
+    abi_type: str
+    versions: Sequence[int] = (1,)
+    exclusive: bool = True
+
+    @abstractmethod
+    def connect(self, opener: Opener, version: int) -> Connection:
+        """Let ``opener`` use it with ABI ``version``, one of ``versions``.
+
+        Raises:
+            BusyError: not now. NotPermittedError: not for this opener.
+        """
+
+
+class Device(ABC):
+    """One device: made by the operator, alive until deleted."""
+
+    attributes: AttributeTable
+
+    @abstractmethod
+    def plug(self, bus: str) -> Sequence[Interface]:
+        """Give the interfaces to show on ``bus``, at least one.
+
+        Raises:
+            BusyError: not on another bus (a device for one bus only). Whatever is raised, nothing is plugged.
+        """
+
+    def unplug(self, bus: str) -> None:  # noqa: B027 - most devices have nothing to do
+        """It was taken off ``bus``; all connections through that plug are closed already. Must not raise."""
+
+    def release(self) -> None:  # noqa: B027
+        """It was deleted; let go of everything. Must not raise."""
+
+
+class DeviceClass(ABC):
+    """Makes devices of one class.
+
+    Attributes:
+        name: what the operator writes as ``type``.
+        abi_types: what its devices show, for lists.
+    """
+
+    name: str
+    abi_types: Sequence[str]
+
+    @abstractmethod
+    def create(self, services: HostServices, name: str) -> Device:
+        """Make a device named ``name``."""

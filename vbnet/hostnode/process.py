@@ -1,0 +1,107 @@
+"""The host node as a process of its own: log file, signals, and the word that it is ready."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import structlog
+
+from vbnet.bus.rundir import DEFAULT_NODE, RunDir
+from vbnet.errors import VbnetError
+from vbnet.hostnode.device import Log
+from vbnet.hostnode.fabric import Fabric
+from vbnet.hostnode.node import HostNode, HostOptions
+
+__all__ = ["main", "run_host"]
+
+
+def run_host(
+    options: HostOptions,
+    *,
+    make_fabric: Callable[[], Fabric] | None = None,
+    on_ready: Callable[[], None] | None = None,
+    log: Log | None = None,
+) -> None:
+    """Run a host node until SIGTERM, SIGINT or ``node.shutdown``; returns when all is cleaned up.
+
+    Args:
+        options: how it is set up.
+        make_fabric: makes the switch fabric, in this process, once the run directory is private; None runs without.
+        on_ready: called once guests and operators can connect.
+        log: where it writes; None writes to ``logs/host.log`` in the run directory.
+
+    Raises:
+        VbnetError: it could not start; nothing is left behind.
+    """
+    options.run_dir.create()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text("vbnet-host", encoding="ascii")
+    with contextlib.ExitStack() as stack:
+        writer = log if log is not None else stack.enter_context(_log_file(options.run_dir.logs / "host.log"))
+        asyncio.run(_serve(options, make_fabric, on_ready, writer))
+
+
+async def _serve(
+    options: HostOptions,
+    make_fabric: Callable[[], Fabric] | None,
+    on_ready: Callable[[], None] | None,
+    log: Log,
+) -> None:
+    node = HostNode(options, log=log, fabric=make_fabric() if make_fabric is not None else None)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, node.ask_stop)
+    await node.start()
+    if on_ready is not None:
+        on_ready()
+    await node.run()
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[Log]:
+    """One JSON object a line, one write a line, appended."""
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "w", buffering=1, encoding="utf-8") as file:
+        yield structlog.wrap_logger(
+            structlog.WriteLogger(file),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.dict_tracebacks,
+                structlog.processors.JSONRenderer(),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m vbnet.hostnode``: 0 when it ended as asked, 1 when it could not start."""
+    parser = argparse.ArgumentParser(prog="python -m vbnet.hostnode", description="Run a host node.")
+    parser.add_argument("--node", default=DEFAULT_NODE, help="name of the node and of its run directory")
+    parser.add_argument("--run-root", type=Path, default=None, help="folder of run directories")
+    parser.add_argument("--tcp", default=None, help="tcp://ADDRESS:PORT for other machines (needs --keys)")
+    parser.add_argument("--keys", type=Path, default=None, help="folder of this host's key and allow-list")
+    parser.add_argument("--ready-fd", type=int, default=None, help="write 'ready' to this descriptor, then close it")
+    chosen = parser.parse_args(arguments)
+    try:
+        options = HostOptions(
+            run_dir=RunDir.for_node(chosen.node, chosen.run_root), name=chosen.node, tcp=chosen.tcp, keys=chosen.keys
+        )
+        run_host(options, on_ready=None if chosen.ready_fd is None else lambda: _tell_ready(chosen.ready_fd))
+    except VbnetError as error:
+        sys.stderr.write(f"vbnet host: {error}\n")
+        return 1
+    return 0
+
+
+def _tell_ready(fd: int) -> None:
+    with os.fdopen(fd, "wb") as pipe:
+        pipe.write(b"ready\n")

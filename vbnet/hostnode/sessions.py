@@ -1,0 +1,594 @@
+"""What guests hold on the host, and how it is all let go of.
+
+A *peer* is one ZeroMQ connection (a guest process); a *session* is one guest in it. A session owns its handles,
+signals, eventfds, gifts and the mapping of its memory; ``SessionBook.end`` frees them in one stroke, whatever the
+reason, and that is the only way out. The order on the way out: connections close (devices let go), then descriptors,
+then memory, then the bus hears of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import secrets
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vbnet.bus import messages
+from vbnet.bus.handles import HandleTable
+from vbnet.bus.limits import RAM_HEADER_BYTES, SIGNAL_BYTES, Limits
+from vbnet.bus.model import Slot
+from vbnet.bus.transport import Delivery, ZmqPort
+from vbnet.clock import Clock
+from vbnet.errors import (
+    ExistsError,
+    NotFoundError,
+    NotPermittedError,
+    PeerFault,
+    ResourceError,
+    TooLargeError,
+    UnsupportedError,
+    UsageError,
+)
+from vbnet.hostnode import metrics
+from vbnet.hostnode.device import Connection, HostServices, Interface, Opener, SharedRegion, SignalEnds
+from vbnet.hostnode.metrics import Tally
+from vbnet.hostnode.plugboard import Plugboard, contained
+from vbnet.units import SECOND_NS, seconds_to_ns
+
+if TYPE_CHECKING:
+    from vbnet.hostnode.attach import AttachPeer
+    from vbnet.sharedmem import Ram
+
+__all__ = ["Peer", "RefusalBudget", "Session", "SessionBook", "SessionState"]
+
+
+class RefusalBudget:
+    """How many refusals a peer still gets; a token bucket."""
+
+    def __init__(self, limits: Limits, clock: Clock) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._tokens = float(limits.refusals_burst)
+        self._last_ns = clock.now_ns()
+
+    def spend(self) -> bool:
+        """Take one; False when there is none left."""
+        now = self._clock.now_ns()
+        grown = (now - self._last_ns) / SECOND_NS * self._limits.refusals_per_second
+        self._tokens = min(self._limits.refusals_burst, self._tokens + grown)
+        self._last_ns = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Peer:
+    """One guest process as ZeroMQ shows it.
+
+    Args:
+        port: the ROUTER it is connected to.
+        routing_id: its name there.
+        is_remote: whether it came over tcp.
+        on_lost: called soon after sending to it failed, with the reason.
+    """
+
+    def __init__(
+        self,
+        port: ZmqPort,
+        routing_id: bytes,
+        *,
+        is_remote: bool,
+        budget: RefusalBudget,
+        on_lost: Callable[[Peer, str], None],
+    ) -> None:
+        self._port = port
+        self._routing_id = routing_id
+        self._on_lost = on_lost
+        self._is_lost = False
+        self.is_remote = is_remote
+        self.budget = budget
+        self.sessions: dict[int, Session] = {}
+        self.last_heard_ns = 0
+        self.is_stuck = False
+
+    @property
+    def routing_id(self) -> bytes:
+        """Its name on the ROUTER."""
+        return self._routing_id
+
+    def send(self, data: bytes) -> None:
+        """Send without waiting; a peer that left or does not read is reported to ``on_lost``."""
+        if self._is_lost:
+            return
+        delivery = self._port.send_nowait(self._routing_id, data)
+        if delivery is not Delivery.QUEUED:
+            self._is_lost = True
+            reason = "hung up" if delivery is Delivery.PEER_GONE else "does not read"
+            self._on_lost(self, reason)
+
+
+class SessionState(enum.StrEnum):
+    """How far a session has come."""
+
+    JOINING = "joining"
+    JOINED = "joined"
+    READY = "ready"
+    STUCK = "stuck"
+    GONE = "gone"
+
+
+@dataclass(slots=True)
+class _Region:
+    region: SharedRegion
+    signal: int = 0
+
+
+@dataclass(slots=True)
+class _Open:
+    slot: Slot[Interface]
+    connection: Connection
+    regions: dict[int, _Region] = field(default_factory=dict)
+
+
+class Session:
+    """One guest: who it is and what it holds."""
+
+    def __init__(self, peer: Peer, sid: int, hello: messages.Hello, bus: str, host: SessionBook) -> None:
+        self.peer = peer
+        self.sid = sid
+        self.name = hello.name
+        self.bus = bus
+        self.pid = hello.pid
+        self.uid = -1
+        self.kind = hello.kind
+        self.since_ns = host.clock.now_ns()
+        self.ram: Ram | None = None
+        self.attached: AttachPeer | None = None
+        self.is_joined = peer.is_remote
+        self.is_ready = False
+        self.is_gone = False
+        self.faults = 0
+        self._host = host
+        limits = host.limits
+        self._handles: HandleTable[_Open] = HandleTable("device handle", limits.handles_per_session)
+        self._signals: HandleTable[SignalEnds] = HandleTable("signal handle", limits.regions_per_session)
+        self._gifts: dict[int, int] = {}
+        self._region_count = 0
+        self._shared_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<guest {self.name} on {self.bus}>"
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it came from another machine."""
+        return self.peer.is_remote
+
+    @property
+    def state(self) -> SessionState:
+        """How far it has come."""
+        if self.is_gone:
+            return SessionState.GONE
+        if self.peer.is_stuck:
+            return SessionState.STUCK
+        if self.is_ready:
+            return SessionState.READY
+        return SessionState.JOINED if self.is_joined else SessionState.JOINING
+
+    def post(self, body: messages.Event) -> None:
+        """Send an event."""
+        self._host.tally.add(metrics.EVENTS, type(body).__name__)
+        self.reply(0, body)
+
+    def reply(self, seq: int, body: messages.HostBody) -> None:
+        """Send the reply to request ``seq``."""
+        self.peer.send(messages.encode(self.sid, seq, body))
+
+    def open_devices(self) -> list[Slot[Interface]]:
+        """What it has open."""
+        return [entry.slot for _, entry in self._handles]
+
+    # ---- verbs -----------------------------------------------------------------------------------------------------
+
+    def open(self, dev_id: int, version: int) -> int:
+        """Connect to a device on its own bus; gives the handle.
+
+        Raises:
+            NotFoundError: no such device on its bus. UsageError: not this ABI version.
+            BusyError: exclusive and open. ResourceError: too many handles.
+        """
+        plugboard = self._host.plugboard
+        slot = plugboard.model.find_slot(self.bus, dev_id)
+        interface = slot.interface
+        if version not in interface.versions:
+            spoken = ", ".join(map(str, interface.versions))
+            raise UsageError(
+                f"{interface.abi_type} {slot.device!r} speaks version {spoken}, not {version}",
+                got=version,
+                versions=list(interface.versions),
+            )
+        plugboard.check_open(slot)
+        if len(self._handles) >= self._host.limits.handles_per_session:
+            raise ResourceError("too many devices open; close some", limit=self._host.limits.handles_per_session)
+        opener = _SessionOpener(self, dev_id)
+        with contained(self._host.services, self._host.tally, slot.device, "connect"):
+            connection = interface.connect(opener, version)
+        handle = self._handles.add(_Open(slot, connection))
+        plugboard.opened(slot, self, handle)
+        return handle
+
+    def close(self, handle: int) -> None:
+        """End a connection; each region's ShmClose goes out before this returns."""
+        entry = self._handles.take(handle)
+        self._host.plugboard.closed(entry.slot, self, handle)
+        with contained(self._host.services, self._host.tally, entry.slot.device, "close", swallow=True):
+            entry.connection.close()
+        for region in entry.regions.values():
+            self._drop_region(region)
+
+    def call(self, handle: int, function: int, data: bytes, flags: int) -> bytes:
+        """Run a function of an open device."""
+        entry = self._handles.find(handle)
+        if flags:
+            raise UsageError(f"call flags must be 0, got {flags:#x}", got=flags)
+        limit = self._host.limits.call_bytes
+        if len(data) > limit:
+            raise TooLargeError(f"call data of {len(data)} bytes, at most {limit}", got=len(data), limit=limit)
+        with contained(self._host.services, self._host.tally, entry.slot.device, "call"):
+            answer = bytes(entry.connection.call(function, data))
+            if len(answer) > limit:
+                raise ValueError(f"answer of {len(answer)} bytes, at most {limit}")
+        return answer
+
+    def shm(self, verb: messages.Shm) -> int:
+        """Show a region to an open device; gives the signal handle, 0 without signal.
+
+        Raises:
+            UnsupportedError: from another machine. UsageError: out of bounds. ExistsError: the id is in use.
+            ResourceError: over the quota.
+        """
+        entry = self._handles.find(verb.handle)
+        ram = self._check_region(entry, verb)
+        ends, signal_offset = None, None
+        if verb.signal_offset >= 0:
+            ends, signal_offset = _new_signal(), verb.signal_offset
+        region = SharedRegion(
+            verb.id,
+            ram,
+            verb.offset,
+            verb.length,
+            verb.flags,
+            verb.priority,
+            verb.cookie,
+            signal_offset,
+            ends,
+        )
+        try:
+            with contained(self._host.services, self._host.tally, entry.slot.device, "shm"):
+                entry.connection.shm(region)
+        except BaseException:
+            _close_signal(ends)
+            raise
+        signal = self._signals.add(ends) if ends is not None else 0
+        entry.regions[verb.id] = _Region(region, signal)
+        self._region_count += 1
+        self._shared_bytes += verb.length
+        if ends is not None and self.attached is not None:
+            self.attached.send_signal(self.sid, signal, ends)
+        return signal
+
+    def kick(self, signal: int) -> None:
+        """Kick a signal by message."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._signals.find(signal).kick_fd, 1)
+
+    def reset(self) -> None:
+        """Close everything it opened; it stays attached and hears nothing until it is ready again."""
+        self._host.plugboard.model.deafen(self.bus, self)
+        self.is_ready = False
+        self.close_everything()
+
+    # ---- descriptors and memory --------------------------------------------------------------------------------------
+
+    def accept_gift(self, ticket: int, fd: int) -> None:
+        """Keep a descriptor for a device; becomes the session's.
+
+        Raises:
+            ExistsError: the ticket is in use. ResourceError: too many wait.
+        """
+        if ticket in self._gifts:
+            raise ExistsError(f"a descriptor waits under ticket {ticket} already", ticket=ticket)
+        if len(self._gifts) >= self._host.limits.gifts_per_session:
+            raise ResourceError("too many descriptors wait for devices", limit=self._host.limits.gifts_per_session)
+        self._gifts[ticket] = fd
+
+    def take_gift(self, ticket: int) -> int:
+        """Hand a descriptor on; becomes the caller's."""
+        try:
+            return self._gifts.pop(ticket)
+        except KeyError:
+            raise NotFoundError(f"nothing was given under ticket {ticket}", ticket=ticket) from None
+
+    def close_everything(self) -> None:
+        """Close every handle, and every gift nobody took."""
+        for handle, _ in self._handles:
+            self.close(handle)
+        for fd in self._gifts.values():
+            os.close(fd)
+        self._gifts.clear()
+
+    def report(self, fault: PeerFault, device: str) -> None:
+        """Take note of a rule this guest broke."""
+        self.faults += 1
+        self._host.tally.add(metrics.FAULTS)
+        self._host.services.log.warning("guest_fault", guest=self.name, device=device, fault=str(fault))
+        self._host.services.publish("guest.fault", guest=self.name, device=device, **_plain(fault.fields))
+
+    def _check_region(self, entry: _Open, verb: messages.Shm) -> Ram:
+        limits = self._host.limits
+        if self.is_remote:
+            raise UnsupportedError(
+                "shared memory needs the same machine as the host node; from here only list and call work",
+                guest=self.name,
+            )
+        if self.ram is None:
+            raise UsageError("this guest joined without memory; join with ram_bytes", guest=self.name)
+        if verb.id in entry.regions:
+            raise ExistsError(f"region {verb.id} of this device is shared already", region=verb.id)
+        if verb.offset < RAM_HEADER_BYTES:
+            raise UsageError(
+                f"region at {verb.offset} reaches into the memory's header",
+                rule=f"offset >= {RAM_HEADER_BYTES}",
+                got=verb.offset,
+                limit=RAM_HEADER_BYTES,
+            )
+        if verb.offset + verb.length > self.ram.size:
+            raise UsageError(
+                f"region {verb.offset}+{verb.length} ends behind the memory of {self.ram.size} bytes",
+                rule="offset + length <= size",
+                got=verb.offset + verb.length,
+                limit=self.ram.size,
+            )
+        if verb.signal_offset >= 0 and (verb.signal_offset % 4 or verb.signal_offset + SIGNAL_BYTES > verb.length):
+            raise UsageError(
+                f"signal at {verb.signal_offset} does not fit a region of {verb.length} bytes",
+                rule=f"offset % 4 == 0 and offset + {SIGNAL_BYTES} <= length",
+                got=verb.signal_offset,
+                limit=verb.length,
+            )
+        if self._region_count >= limits.regions_per_session:
+            raise ResourceError("too many shared regions; close some", limit=limits.regions_per_session)
+        if self._shared_bytes + verb.length > limits.shared_bytes_per_session:
+            raise ResourceError(
+                f"{verb.length} more shared bytes are over the quota",
+                got=self._shared_bytes + verb.length,
+                limit=limits.shared_bytes_per_session,
+            )
+        return self.ram
+
+    def _drop_region(self, entry: _Region) -> None:
+        self._region_count -= 1
+        self._shared_bytes -= entry.region.length
+        if entry.signal:
+            self._signals.discard(entry.signal)
+        _close_signal(entry.region.signal)
+        if not self.is_gone:
+            self.post(messages.ShmClose(entry.region.cookie))
+
+
+class _SessionOpener(Opener):
+    """A session, as one device sees it."""
+
+    def __init__(self, session: Session, dev_id: int) -> None:
+        self._session = session
+        self.guest = session.name
+        self.bus = session.bus
+        self.pid = session.pid
+        self.uid = session.uid
+        self.dev_id = dev_id
+        self.is_remote = session.is_remote
+        self.ram = session.ram
+
+    def take_fd(self, ticket: int) -> int:
+        return self._session.take_gift(ticket)
+
+    def link_state(self, *, is_up: bool) -> None:
+        if self._session.is_ready and not self._session.is_gone:
+            self._session.post(messages.LinkState(self.dev_id, is_up))
+
+    def fault(self, fault: PeerFault) -> None:
+        self._session.report(fault, f"{self.bus}/{self.dev_id}")
+
+
+class SessionBook:
+    """Every session of this host.
+
+    Args:
+        services: lent to devices; its clock and log are used here too.
+        plugboard: buses and devices.
+        limits: bounds of a session.
+        tally: counts.
+        attach_path: of the attach socket, told to guests.
+    """
+
+    def __init__(
+        self, services: HostServices, plugboard: Plugboard, limits: Limits, tally: Tally, attach_path: Path
+    ) -> None:
+        self.services = services
+        self.clock = services.clock
+        self.plugboard = plugboard
+        self.limits = limits
+        self.tally = tally
+        self._attach_path = str(attach_path)
+        self._sessions: dict[str, Session] = {}
+        self._tokens: dict[bytes, tuple[Session, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def all(self) -> list[Session]:
+        """Every session, oldest first."""
+        return list(self._sessions.values())
+
+    def find(self, name: str) -> Session:
+        """The session of the guest ``name``; raises NotFoundError."""
+        try:
+            return self._sessions[name]
+        except KeyError:
+            raise NotFoundError(f"there is no guest {name!r}", guest=name) from None
+
+    def welcome(self, peer: Peer, sid: int, hello: messages.Hello) -> messages.Welcome:
+        """Open a session.
+
+        Raises:
+            ExistsError: sid or name is taken. NotFoundError: no such bus. PeerFault: other versions.
+            ResourceError: too many sessions.
+        """
+        self._check_hello(peer, sid, hello)
+        bus = hello.bus
+        if bus is None:
+            bus = _private_bus_name(hello)
+            self.plugboard.create_bus(bus, is_private=True)
+        session = Session(peer, sid, hello, bus, self)
+        self.plugboard.model.join(bus, session)
+        peer.sessions[sid] = session
+        self._sessions[session.name] = session
+        self.tally.add(metrics.SESSIONS)
+        self.tally.set(metrics.GUESTS, len(self._sessions))
+        heartbeat_ms = round(self.limits.heartbeat_s * 1000)
+        if peer.is_remote:
+            return messages.Welcome(b"", "", heartbeat_ms, bus)
+        token = secrets.token_bytes(32)
+        self._tokens[token] = (session, self.clock.now_ns() + seconds_to_ns(self.limits.token_lifetime_s))
+        return messages.Welcome(token, self._attach_path, heartbeat_ms, bus)
+
+    def spend_token(self, token: bytes) -> Session:
+        """Whose token this is; it is worth nothing afterwards.
+
+        Raises:
+            NotPermittedError: forged, spent, expired, or its session ended.
+        """
+        session, expires_ns = self._tokens.pop(token, (None, 0))
+        if session is None or session.is_gone:
+            raise NotPermittedError("this token was never given, or was used, or its session ended")
+        if expires_ns <= self.clock.now_ns():
+            self.end(session, "attach-late")
+            raise NotPermittedError(f"this token was older than {self.limits.token_lifetime_s} s; say hello again")
+        return session
+
+    def ready(self, session: Session) -> list[messages.DevAdd]:
+        """Let a session hear of devices; gives what it must be told first.
+
+        Raises:
+            ExistsError: it is ready already.
+        """
+        slots = self.plugboard.model.ready(session.bus, session)
+        session.is_ready = True
+        self.services.publish("guest.ready", guest=session.name, bus=session.bus, pid=session.pid)
+        return [messages.DevAdd(slot.dev_id, slot.interface.abi_type, slot.interface.name) for slot in slots]
+
+    def end(self, session: Session, cause: str, *, tell: bool = True) -> None:
+        """End a session and free all it held; harmless when it ended before.
+
+        Args:
+            session: whose time has come.
+            cause: a word for the event, the counter and the guest.
+            tell: whether the guest's process may still be there to be told.
+        """
+        if session.is_gone:
+            return
+        session.is_gone = True
+        session.peer.sessions.pop(session.sid, None)
+        del self._sessions[session.name]
+        if session.attached is not None:
+            session.attached.sessions.pop(session.sid, None)
+        session.close_everything()
+        if session.ram is not None:
+            session.ram.close()
+            session.ram = None
+        self.plugboard.model.leave(session.bus, session)
+        if self.plugboard.model.is_private(session.bus):
+            self.plugboard.clear_bus(session.bus)
+        self.tally.add(metrics.ENDED, cause)
+        self.tally.set(metrics.GUESTS, len(self._sessions))
+        if tell:
+            session.reply(0, messages.Refused("EPIPE", f"the host ended this session: {cause}", {"cause": cause}))
+        self.services.log.info("guest_gone", guest=session.name, bus=session.bus, pid=session.pid, cause=cause)
+        self.services.publish("guest.gone", guest=session.name, bus=session.bus, pid=session.pid, cause=cause)
+
+    def end_all_of(self, peer: Peer, cause: str) -> None:
+        """End every session of one process, which is gone."""
+        for session in list(peer.sessions.values()):
+            self.end(session, cause, tell=False)
+
+    def expire_tokens(self) -> None:
+        """End the sessions that did not attach in time."""
+        now = self.clock.now_ns()
+        for token, (session, expires_ns) in list(self._tokens.items()):
+            if session.is_gone or expires_ns <= now:
+                del self._tokens[token]
+                self.end(session, "attach-late")
+
+    def _check_hello(self, peer: Peer, sid: int, hello: messages.Hello) -> None:
+        if sid in peer.sessions:
+            raise ExistsError(f"session {sid} said hello already; negotiate to reset it", sid=sid)
+        if hello.protocol != messages.PROTOCOL_VERSION or hello.abi != messages.ABI_VERSION:
+            raise PeerFault(
+                f"this host speaks protocol {messages.PROTOCOL_VERSION} with memory layout {messages.ABI_VERSION}, "
+                f"the guest {hello.protocol} with {hello.abi}; update the older side",
+                rule="same versions",
+                got=[hello.protocol, hello.abi],
+                limit=[messages.PROTOCOL_VERSION, messages.ABI_VERSION],
+            )
+        if hello.name in self._sessions:
+            raise ExistsError(f"a guest named {hello.name!r} is here already", guest=hello.name)
+        if len(peer.sessions) >= self.limits.sessions_per_connection:
+            raise ResourceError(
+                "too many guests in one process; start another", limit=self.limits.sessions_per_connection
+            )
+        if hello.bus is not None:
+            self.plugboard.model.slots(hello.bus)
+
+
+def _private_bus_name(hello: messages.Hello) -> str:
+    """``<comm>-<pid>-<uuid>``: who and which, without a second one ever."""
+    try:
+        comm = Path(f"/proc/{hello.pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        comm = ""
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in comm[:16]).lstrip("._-")
+    return f"{clean or 'guest'}-{hello.pid}-{uuid.uuid4()}"
+
+
+def _new_signal() -> SignalEnds:
+    try:
+        kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            return SignalEnds(kick, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except OSError:
+            os.close(kick)
+            raise
+    except OSError as error:
+        raise ResourceError(f"no eventfd for the signal: {error.strerror}", errno=error.errno or 0) from error
+
+
+def _close_signal(ends: SignalEnds | None) -> None:
+    if ends is not None:
+        os.close(ends.kick_fd)
+        os.close(ends.call_fd)
+
+
+def _plain(fields: dict[str, object]) -> dict[str, object]:
+    """Fields that fit an event: everything unusual as text, and no clash with the event's own."""
+    return {
+        f"fault_{name}" if name in {"guest", "device"} else name: value
+        if isinstance(value, (str, int, float, bool, type(None)))
+        else str(value)
+        for name, value in fields.items()
+    }

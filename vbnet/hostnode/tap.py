@@ -1,0 +1,52 @@
+"""A kernel TAP by name: Ethernet frames through a descriptor, without the packet-information header."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from typing import Final
+
+from vbnet.errors import NotFoundError, NotPermittedError, ResourceError
+
+__all__ = ["open_tap"]
+
+_TUNSETIFF: Final = 0x400454CA
+_IFF_TAP: Final = 0x0002
+_IFF_NO_PI: Final = 0x1000
+
+
+def open_tap(name: str) -> int:
+    """Open an existing TAP of this network namespace; the caller owns the descriptor, which never blocks.
+
+    Args:
+        name: 1..15 characters.
+
+    Raises:
+        NotFoundError: there is no such interface.
+        NotPermittedError: it belongs to another user.
+        ResourceError: the kernel refused, for instance because another program has it.
+    """
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        advice = f"make it with: ip tuntap add {name} mode tap"
+        raise NotFoundError(f"there is no interface {name!r}; {advice}", tap=name) from None
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _refusal(name, error) from error
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
+    except OSError as error:
+        os.close(fd)
+        raise _refusal(name, error) from error
+    return fd
+
+
+def _refusal(name: str, error: OSError) -> NotPermittedError | ResourceError:
+    if error.errno in {errno.EPERM, errno.EACCES}:
+        return NotPermittedError(f"TAP {name!r} may not be opened by this user; give it an owner", tap=name)
+    return ResourceError(f"TAP {name!r} cannot be opened: {error.strerror}", errno=error.errno or 0, tap=name)

@@ -1,0 +1,250 @@
+"""Both halves of a device on a bench: no processes, no sockets, no host node.
+
+    bench = HostBench(EchoClass())
+    connection = bench.open("echo0")
+    assert connection.call(0, b"hello") == b"hello"
+
+    guest = GuestBench(HostBench(EchoClass()))
+    echo = await EchoDriver().probe(guest.device("echo0"))
+    assert await echo.echo(b"hello") == b"hello"
+
+The bench keeps the promises the host makes to devices (versions, exclusivity, order of closing) and nothing more: it
+does not check bounds and quotas.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vbnet.bus.limits import RAM_HEADER_BYTES
+from vbnet.errors import BusyError, NotFoundError, PeerFault, PeerGone, UsageError
+from vbnet.guestnode.memory import Memory
+from vbnet.guestnode.proxy import ProxyDevice, RegionSpec, SharedSignal
+from vbnet.hostnode.device import (
+    Connection,
+    DeviceClass,
+    HostServices,
+    Interface,
+    Opener,
+    SharedRegion,
+    SignalEnds,
+)
+from vbnet.testing.clock import ManualClock
+from vbnet.testing.fabric import FakeFabric
+from vbnet.testing.log import ListLog
+
+if TYPE_CHECKING:
+    from vbnet.sharedmem import Ram
+
+__all__ = ["FakeOpener", "GuestBench", "HostBench"]
+
+
+class FakeOpener(Opener):
+    """An opener that remembers what the device told it.
+
+    Attributes:
+        links: every carrier change, oldest first.
+        faults: every rule it was reported to have broken.
+        gifts: descriptors by ticket, as the guest gave them.
+    """
+
+    def __init__(
+        self,
+        guest: str = "guest",
+        bus: str = "bus",
+        *,
+        dev_id: int = 1,
+        is_remote: bool = False,
+        ram: Ram | None = None,
+    ) -> None:
+        self.guest = guest
+        self.bus = bus
+        self.pid = os.getpid()
+        self.uid = os.getuid()
+        self.dev_id = dev_id
+        self.is_remote = is_remote
+        self.ram = ram
+        self.links: list[bool] = []
+        self.faults: list[PeerFault] = []
+        self.gifts: dict[int, int] = {}
+
+    def take_fd(self, ticket: int) -> int:
+        """Hand out a gift."""
+        try:
+            return self.gifts.pop(ticket)
+        except KeyError:
+            raise NotFoundError(f"nothing was given under ticket {ticket}", ticket=ticket) from None
+
+    def link_state(self, *, is_up: bool) -> None:
+        """Remember the carrier."""
+        self.links.append(is_up)
+
+    def fault(self, fault: PeerFault) -> None:
+        """Remember the fault."""
+        self.faults.append(fault)
+
+
+class HostBench:
+    """One device of a class, plugged into one bus.
+
+    Args:
+        device_class: makes the device.
+        attributes: set before it is plugged.
+        bus: name of the bus.
+
+    Attributes:
+        clock, log, fabric: what the device was lent.
+        published: every event it published, as ``(topic, fields)``.
+        device: the device.
+        interfaces: what it shows, by name.
+    """
+
+    def __init__(
+        self, device_class: DeviceClass, attributes: Mapping[str, str] | None = None, *, bus: str = "bus"
+    ) -> None:
+        self.clock = ManualClock()
+        self.log = ListLog()
+        self.fabric = FakeFabric()
+        self.published: list[tuple[str, dict[str, object]]] = []
+        services = HostServices(self.clock, self.log, self._publish, self.fabric)
+        self.device = device_class.create(services, "device")
+        for name, text in (attributes or {}).items():
+            self.device.attributes.set_text(name, text, is_open=False)
+        self._bus = bus
+        self.interfaces: dict[str, Interface] = {found.name: found for found in self.device.plug(bus)}
+        self._opens: list[tuple[str, Connection]] = []
+
+    def open(self, interface: str, version: int | None = None, opener: Opener | None = None) -> Connection:
+        """Open an interface as the host does.
+
+        Raises:
+            UsageError: not this version. BusyError: exclusive and open.
+        """
+        found = self.interfaces[interface]
+        wanted = found.versions[0] if version is None else version
+        if wanted not in found.versions:
+            raise UsageError(f"{found.abi_type} does not speak version {wanted}", got=wanted)
+        if found.exclusive and any(name == interface for name, _ in self._opens):
+            raise BusyError(f"{interface!r} is open")
+        connection = found.connect(FakeOpener(bus=self._bus) if opener is None else opener, wanted)
+        self._opens.append((interface, connection))
+        return connection
+
+    def close(self, connection: Connection) -> None:
+        """Close one open."""
+        self._opens = [(name, opened) for name, opened in self._opens if opened is not connection]
+        connection.close()
+
+    def unplug(self) -> None:
+        """Close every open, then take the device off its bus."""
+        for _, connection in list(self._opens):
+            self.close(connection)
+        self.device.unplug(self._bus)
+        self.interfaces.clear()
+
+    def _publish(self, topic: str, **fields: object) -> None:
+        self.published.append((topic, fields))
+
+
+class GuestBench:
+    """A guest on the other side of a ``HostBench``: gives drivers their ProxyDevice.
+
+    Args:
+        host: the device to drive.
+        ram_bytes: memory to make; 0 for none.
+    """
+
+    def __init__(self, host: HostBench, *, ram_bytes: int = 0) -> None:
+        self._host = host
+        self._ram: Ram | None = None
+        self.memory = Memory(0, 0)
+        if ram_bytes:
+            from vbnet.sharedmem import Ram  # noqa: PLC0415 - benches without memory do not need the native module
+
+            self._ram = Ram.create(ram_bytes)
+            self.memory = Memory(RAM_HEADER_BYTES, self._ram.size)
+        self.opener = FakeOpener(ram=self._ram)
+        self._names = dict(enumerate(host.interfaces, start=1))
+        self._handles = itertools.count(1)
+        self._connections: dict[int, Connection] = {}
+        self._signals: dict[int, list[SignalEnds]] = {}
+        self.devices = [
+            ProxyDevice(self, dev_id, host.interfaces[name].abi_type, name) for dev_id, name in self._names.items()
+        ]
+
+    @property
+    def ram(self) -> Ram:
+        """The guest's memory; raises UsageError when there is none."""
+        if self._ram is None:
+            raise UsageError("this bench has no memory; make it with ram_bytes")
+        return self._ram
+
+    def device(self, name: str) -> ProxyDevice:
+        """The device that shows the interface ``name``."""
+        return next(device for device in self.devices if device.name == name)
+
+    def unplug(self) -> None:
+        """Have the device leave the bus, as drivers see it."""
+        for device in self.devices:
+            device.void(PeerGone(f"device {device.name!r} left the bus"))
+        self._connections.clear()
+        self._host.unplug()
+        self._close_signals()
+
+    def close(self) -> None:
+        """Close everything."""
+        if self._host.interfaces:
+            self.unplug()
+        if self._ram is not None:
+            self._ram.close()
+            self._ram = None
+
+    async def open_device(self, dev_id: int, version: int) -> int:
+        """Open."""
+        handle = next(self._handles)
+        self._connections[handle] = self._host.open(self._names[dev_id], version, self.opener)
+        return handle
+
+    async def call_device(self, handle: int, function: int, data: bytes, deadline_s: float | None) -> bytes:
+        """Call; the answer is there at once, so no deadline passes."""
+        del deadline_s
+        return self._connection(handle).call(function, data)
+
+    async def share(self, handle: int, region: RegionSpec) -> SharedSignal | None:
+        """Show a region."""
+        connection = self._connection(handle)
+        ends, place = None, None
+        if region.signal_offset >= 0:
+            place = region.signal_offset
+            ends = SignalEnds(*(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)))
+            self._signals.setdefault(handle, []).append(ends)
+        connection.shm(
+            SharedRegion(
+                region.id, self.ram, region.offset, region.length, region.flags, region.priority, 0, place, ends
+            )
+        )
+        return None if ends is None else SharedSignal(1, os.dup(ends.kick_fd), os.dup(ends.call_fd))
+
+    async def close_device(self, handle: int) -> None:
+        """Close."""
+        self._host.close(self._connections.pop(handle))
+        self._close_signals(handle)
+
+    async def give_fd(self, ticket: int, fd: int) -> None:
+        """Put a copy of ``fd`` where the device can take it."""
+        self.opener.gifts[ticket] = os.dup(fd)
+
+    def _connection(self, handle: int) -> Connection:
+        try:
+            return self._connections[handle]
+        except KeyError:
+            raise NotFoundError(f"{handle} is not open", handle=handle) from None
+
+    def _close_signals(self, handle: int | None = None) -> None:
+        for key in list(self._signals) if handle is None else [handle]:
+            for ends in self._signals.pop(key, []):
+                os.close(ends.kick_fd)
+                os.close(ends.call_fd)

@@ -1,0 +1,96 @@
+"""A switch fabric that moves nothing and remembers everything."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vbnet.errors import BusyError, ExistsError, NotFoundError
+
+__all__ = ["FakeFabric"]
+
+
+class FakeFabric:
+    """Stands in for the native fabric; ``fault`` makes it report a quarantine."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._switches: dict[str, float] = {}
+        self._ports: dict[int, dict[str, Any]] = {}
+        self._ids = itertools.count(1)
+        self._faults: list[dict[str, Any]] = []
+        self._fault_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def switch_create(self, name: str, ageing_s: float = 300) -> None:
+        """Remember a switch."""
+        if name in self._switches:
+            raise ExistsError(f"switch {name!r} exists already", switch=name)
+        self._switches[name] = ageing_s
+
+    def switch_delete(self, name: str) -> None:
+        """Forget a switch without ports."""
+        self._need(name)
+        if any(port["switch"] == name for port in self._ports.values()):
+            raise BusyError(f"switch {name!r} has ports", switch=name)
+        del self._switches[name]
+
+    def switches(self) -> Sequence[str]:
+        """Names of all switches."""
+        return list(self._switches)
+
+    def macs(self, switch: str) -> Sequence[Mapping[str, Any]]:
+        """It learns nothing."""
+        self._need(switch)
+        return []
+
+    def port_add_tap(self, switch: str, name: str, fd: int, mtu: int) -> int:
+        """Remember a TAP port."""
+        os.fstat(fd)
+        return self.add_port(switch, name, "tap", mtu=mtu)
+
+    def add_port(self, switch: str, name: str, kind: str, **facts: object) -> int:
+        """Remember a port of any kind."""
+        self._need(switch)
+        port = next(self._ids)
+        self._ports[port] = {"id": port, "switch": switch, "name": name, "kind": kind, **facts}
+        return port
+
+    def port_remove(self, port: int, /) -> None:
+        """Forget a port."""
+        if self._ports.pop(port, None) is None:
+            raise NotFoundError(f"there is no port {port}", port=port)
+
+    def port_set(self, port: int, key: str, value: str, /) -> None:
+        """Remember a setting."""
+        self._ports[port][key] = value
+
+    def ports(self) -> Sequence[Mapping[str, Any]]:
+        """Every port."""
+        return list(self._ports.values())
+
+    def fault(self, **facts: object) -> None:
+        """Have a port be quarantined."""
+        self._faults.append(facts)
+        os.eventfd_write(self._fault_fd, 1)
+
+    def fault_fd(self) -> int:
+        """Readable while there are faults."""
+        return self._fault_fd
+
+    def take_faults(self) -> Sequence[Mapping[str, Any]]:
+        """Every fault since the last call."""
+        os.eventfd_read(self._fault_fd)
+        faults, self._faults = self._faults, []
+        return faults
+
+    def close(self) -> None:
+        """Forget everything."""
+        if not self.is_closed:
+            self.is_closed = True
+            os.close(self._fault_fd)
+
+    def _need(self, switch: str) -> None:
+        if switch not in self._switches:
+            raise NotFoundError(f"there is no switch {switch!r}", switch=switch)
