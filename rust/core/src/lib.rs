@@ -25,5 +25,13 @@
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterFile::blocks` |
 
 pub mod error;
+#[cfg(not(loom))]
+pub mod fabric;
+#[cfg(not(loom))]
+pub mod net;
+#[cfg(not(loom))]
+pub mod port;
 pub mod shm;
 pub(crate) mod sync;
+#[cfg(not(loom))]
+pub mod worker;
