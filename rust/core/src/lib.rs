@@ -29,6 +29,14 @@
 
 pub mod error;
 #[cfg(not(loom))]
+pub mod fabric;
+#[cfg(not(loom))]
 pub mod guest;
+#[cfg(not(loom))]
+pub mod net;
+#[cfg(not(loom))]
+pub mod port;
 pub mod shm;
 pub(crate) mod sync;
+#[cfg(not(loom))]
+pub mod worker;
