@@ -24,6 +24,8 @@
 //! | `SG-2 seen means drained` | `dirty` cleared before the queue is read | `Listener::acknowledge` | `Notifier::inject` |
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterFile::blocks` |
 
+#[cfg(not(loom))]
+pub mod bench;
 pub mod error;
 #[cfg(not(loom))]
 pub mod guest;
