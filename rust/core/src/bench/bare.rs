@@ -13,6 +13,10 @@
 //! layout can do without. `inline` is what `vbnet bench ring` is held against: with frames of a known size it moves the
 //! fewest cache lines of all. The others say what a length, a descriptor or the absence of indices costs.
 //!
+//! A writer that leaves it to the processor takes every line from the reader's core one after the other; one that asks
+//! for lines ahead ([`Transfer::ahead`]) is several times faster with small frames. Both are limits worth knowing, and
+//! the better of the two is the one to be held against.
+//!
 //! Each side keeps its own index and a copy of the other's, and looks at the other's only when the copy says full or
 //! empty. The far side is a process of its own, as a guest is; the memory is one memfd of 4 KiB pages, as guest RAM is.
 //! Source: the queue of Lamport with cached indices (FastForward, MCRingBuffer, rte_ring, `docs/performance.md`).
@@ -26,6 +30,7 @@ use super::duo::{self, Control, Cores, Isolation};
 use super::{Meter, Windows, look_every};
 use crate::error::{Error, Result};
 use crate::shm::layout::{CACHE_LINE, LINE_PAIR, RAM_HEADER_BYTES};
+use crate::shm::line;
 use crate::shm::region::Ram;
 
 /// Longest frame a measurement can be asked for.
@@ -34,6 +39,13 @@ pub const FRAME_BYTES_MAX: u32 = 1 << 16;
 pub const SLOTS_MAX: u32 = 1 << 15;
 /// Most memory one measurement takes.
 pub const MEMORY_MAX: u64 = 1 << 29;
+
+// Positions in `Layout::ALL`, for loops that are compiled once a layout.
+const INLINE: usize = 0;
+const LENGTHS: usize = 1;
+const DESCRIPTORS: usize = 2;
+const FLAGS: usize = 3;
+const HEADERS: usize = 4;
 
 const TAIL: u32 = RAM_HEADER_BYTES;
 const HEAD: u32 = TAIL + LINE_PAIR as u32;
@@ -104,6 +116,8 @@ pub struct Transfer {
     pub slots: u32,
     /// Frames that are published, and returned, at a time.
     pub batch: u32,
+    /// How many frames ahead the bare ring's writer asks for the lines it will write; 0 leaves it to the processor.
+    pub ahead: u32,
 }
 
 impl Transfer {
@@ -123,6 +137,12 @@ impl Transfer {
         if !(1..=self.slots).contains(&self.batch) {
             return Err(Error::Usage(format!("a batch is 1 to {} frames, the slots; got {}", self.slots, self.batch)));
         }
+        if self.ahead >= self.slots {
+            return Err(Error::Usage(format!(
+                "lines are asked for less than the ring's {} slots ahead; got {}",
+                self.slots, self.ahead
+            )));
+        }
         Ok(self)
     }
 }
@@ -136,11 +156,11 @@ impl Transfer {
 pub fn frames_per_second(layout: Layout, transfer: Transfer, cores: Cores, windows: Windows) -> Result<Vec<f64>> {
     let transfer = transfer.checked()?;
     match layout {
-        Layout::Inline => measure_layout::<0>(transfer, cores, windows),
-        Layout::Lengths => measure_layout::<1>(transfer, cores, windows),
-        Layout::Descriptors => measure_layout::<2>(transfer, cores, windows),
-        Layout::Flags => measure_layout::<3>(transfer, cores, windows),
-        Layout::Headers => measure_layout::<4>(transfer, cores, windows),
+        Layout::Inline => measure_layout::<INLINE>(transfer, cores, windows),
+        Layout::Lengths => measure_layout::<LENGTHS>(transfer, cores, windows),
+        Layout::Descriptors => measure_layout::<DESCRIPTORS>(transfer, cores, windows),
+        Layout::Flags => measure_layout::<FLAGS>(transfer, cores, windows),
+        Layout::Headers => measure_layout::<HEADERS>(transfer, cores, windows),
     }
 }
 
@@ -301,6 +321,14 @@ impl<S: Size, const LAYOUT: usize> Slots<S, LAYOUT> {
         std::hint::black_box(own);
     }
 
+    /// Asks for the lines of a frame that will be written soon.
+    #[inline(always)]
+    fn ask_for(&self, index: u32) {
+        if LAYOUT != HEADERS {
+            line::fetch_to_write(self.frame(index), self.stride);
+        }
+    }
+
     #[inline(always)]
     fn write(&self, index: u32, own: *const u8) {
         match Layout::ALL[LAYOUT] {
@@ -352,7 +380,7 @@ impl<S: Size, const LAYOUT: usize> Slots<S, LAYOUT> {
 }
 
 fn write_indexed<S: Size, const LAYOUT: usize>(slots: &Slots<S, LAYOUT>, control: &Control) {
-    let Transfer { slots: count, batch, .. } = slots.transfer;
+    let Transfer { slots: count, batch, ahead: distance, .. } = slots.transfer;
     let own = slots.own.as_ptr();
     let mut staged = 0u32;
     let mut head_seen = 0u32;
@@ -368,14 +396,22 @@ fn write_indexed<S: Size, const LAYOUT: usize>(slots: &Slots<S, LAYOUT>, control
             }
         }
         for ahead in 0..batch {
-            slots.write(staged.wrapping_add(ahead), own);
+            let index = staged.wrapping_add(ahead);
+            if distance != 0 {
+                slots.ask_for(index.wrapping_add(distance));
+            }
+            slots.write(index, own);
         }
         staged = staged.wrapping_add(batch);
         slots.tail().store(staged, Ordering::Release);
     }
 }
 
-fn read_indexed<S: Size, const LAYOUT: usize>(slots: &Slots<S, LAYOUT>, control: &Control, windows: Windows) -> Result<Vec<f64>> {
+fn read_indexed<S: Size, const LAYOUT: usize>(
+    slots: &Slots<S, LAYOUT>,
+    control: &Control,
+    windows: Windows,
+) -> Result<Vec<f64>> {
     let batch = slots.transfer.batch;
     let mut own = slots.own.clone();
     let own = own.as_mut_ptr();
@@ -406,9 +442,13 @@ fn read_indexed<S: Size, const LAYOUT: usize>(slots: &Slots<S, LAYOUT>, control:
 /// Batches have no meaning here: each frame is handed over by its own word.
 fn write_flagged<S: Size, const LAYOUT: usize>(slots: &Slots<S, LAYOUT>, control: &Control) {
     let own = slots.own.as_ptr();
+    let distance = slots.transfer.ahead;
     let mut index = 0u32;
     loop {
         let word = slots.word(index);
+        if distance != 0 {
+            slots.ask_for(index.wrapping_add(distance));
+        }
         if word.load(Ordering::Acquire) != 0
             && control.spin_until(|| (word.load(Ordering::Acquire) == 0).then_some(())).is_none()
         {
@@ -420,7 +460,11 @@ fn write_flagged<S: Size, const LAYOUT: usize>(slots: &Slots<S, LAYOUT>, control
     }
 }
 
-fn read_flagged<S: Size, const LAYOUT: usize>(slots: &Slots<S, LAYOUT>, control: &Control, windows: Windows) -> Result<Vec<f64>> {
+fn read_flagged<S: Size, const LAYOUT: usize>(
+    slots: &Slots<S, LAYOUT>,
+    control: &Control,
+    windows: Windows,
+) -> Result<Vec<f64>> {
     let mut own = slots.own.clone();
     let own = own.as_mut_ptr();
     let mut index = 0u32;
@@ -435,6 +479,84 @@ fn read_flagged<S: Size, const LAYOUT: usize>(slots: &Slots<S, LAYOUT>, control:
         index = index.wrapping_add(1);
         if !meter.count(1) {
             return Ok(meter.into_rates());
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const TRANSFER: Transfer = Transfer { frame_bytes: 64, slots: 8, batch: 4, ahead: 0 };
+
+    fn echo<const LAYOUT: usize>(index: u32) -> Vec<u8> {
+        let slots = Slots::<Any, LAYOUT>::new(Any(64), TRANSFER).unwrap();
+        let sent: Vec<u8> = (0..64).collect();
+        let mut found = vec![0; 64];
+
+        slots.write(index, sent.as_ptr());
+        slots.read(index, found.as_mut_ptr());
+
+        found
+    }
+
+    /// What is read from a slot is what was written into it, in every layout that carries frames, round the end too.
+    #[test]
+    fn a_frame_comes_out_as_it_went_in() {
+        let sent: Vec<u8> = (0..64).collect();
+
+        for index in [0, 7, 8, u32::MAX] {
+            assert_eq!(sent, echo::<INLINE>(index));
+            assert_eq!(sent, echo::<LENGTHS>(index));
+            assert_eq!(sent, echo::<DESCRIPTORS>(index));
+            assert_eq!(sent, echo::<FLAGS>(index));
+        }
+    }
+
+    /// Neighbouring slots share no byte.
+    #[test]
+    fn slots_do_not_overlap() {
+        let transfer = Transfer { frame_bytes: 100, ..TRANSFER };
+        let slots = Slots::<Any, LENGTHS>::new(Any(100), transfer).unwrap();
+        let (first, second) = (vec![1u8; 100], vec![2u8; 100]);
+        let mut found = vec![0u8; 100];
+
+        slots.write(0, first.as_ptr());
+        slots.write(1, second.as_ptr());
+        slots.read(0, found.as_mut_ptr());
+
+        assert_eq!(first, found);
+    }
+
+    /// Numbers that cannot be measured are refused before anything is started.
+    #[test]
+    fn impossible_transfers_are_refused() {
+        let wrong = [
+            Transfer { frame_bytes: 0, ..TRANSFER },
+            Transfer { frame_bytes: FRAME_BYTES_MAX + 1, ..TRANSFER },
+            Transfer { slots: 12, ..TRANSFER },
+            Transfer { batch: 0, ..TRANSFER },
+            Transfer { batch: 9, ..TRANSFER },
+            Transfer { ahead: 8, ..TRANSFER },
+        ];
+
+        for transfer in wrong {
+            assert!(matches!(transfer.checked(), Err(Error::Usage(_))), "{transfer:?}");
+        }
+    }
+
+    /// Every layout answers one rate a window, and each rate is positive.
+    #[test]
+    fn every_layout_answers_one_rate_a_window() {
+        let Some(cores) = duo::tests::two_cores() else { return };
+        let windows = Windows { warm_up: Duration::ZERO, window: Duration::from_millis(1), count: 2 };
+
+        for layout in Layout::ALL {
+            let rates = frames_per_second(layout, TRANSFER, cores, windows).unwrap();
+
+            assert_eq!(2, rates.len());
+            assert!(rates.iter().all(|rate| *rate > 0.0), "{layout:?}: {rates:?}");
         }
     }
 }

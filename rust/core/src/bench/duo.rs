@@ -258,3 +258,79 @@ fn wait_ready(control: &Control) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Two cores this process may use, or one twice; the machine decides.
+    pub(in crate::bench) fn two_cores() -> Option<Cores> {
+        let set = thread::sched_getaffinity(None).ok()?;
+        let mut allowed = (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core));
+        let near = allowed.next()?;
+        Some(Cores { near, far: allowed.next()? })
+    }
+
+    fn one_core() -> Cores {
+        let set = thread::sched_getaffinity(None).unwrap();
+        let core = (0..CpuSet::MAX_CPU).find(|&core| set.is_set(core)).unwrap();
+        Cores { near: core, far: core }
+    }
+
+    /// A far side in a process of its own is killed and reaped, even one that never stops by itself.
+    #[test]
+    fn a_far_process_does_not_outlive_the_measurement() {
+        let (report, from_child) = rustix::pipe::pipe().unwrap();
+
+        let far_pid = run(
+            one_core(),
+            Isolation::Process,
+            Duration::from_secs(5),
+            |_control| {
+                let pid = process::getpid().as_raw_nonzero().get();
+                let _ = rustix::io::write(&from_child, &pid.to_ne_bytes());
+                loop {
+                    std::thread::yield_now();
+                }
+            },
+            |_control| {
+                let mut pid = [0; 4];
+                rustix::io::read(&report, &mut pid).unwrap();
+                Ok(i32::from_ne_bytes(pid))
+            },
+        )
+        .unwrap();
+
+        let gone = process::test_kill_process(Pid::from_raw(far_pid).unwrap());
+        assert_eq!(Err(rustix::io::Errno::SRCH), gone);
+    }
+
+    /// A far thread that watches the control page ends when the near side fails.
+    #[test]
+    fn a_far_thread_ends_when_the_near_side_fails() {
+        let outcome: Result<()> = run(
+            one_core(),
+            Isolation::Thread,
+            Duration::from_secs(5),
+            |control| {
+                while !control.is_stopped() {
+                    std::thread::yield_now();
+                }
+            },
+            |_control| Err(Error::PeerGone("a test")),
+        );
+
+        assert!(matches!(outcome, Err(Error::PeerGone("a test"))));
+    }
+
+    /// A core that cannot be is refused.
+    #[test]
+    fn an_impossible_core_is_refused() {
+        let far_away = Cores { near: CpuSet::MAX_CPU, far: CpuSet::MAX_CPU };
+
+        let outcome = run(far_away, Isolation::Thread, Duration::from_millis(1), |_control| {}, |_control| Ok(()));
+
+        assert!(matches!(outcome, Err(Error::Usage(_))));
+    }
+}

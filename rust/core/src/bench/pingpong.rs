@@ -299,3 +299,45 @@ impl Bell for FutexBell {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SHORT: Windows = Windows { warm_up: Duration::ZERO, window: Duration::from_micros(100), count: 2 };
+
+    /// Every way to sleep wakes the other side up again and answers one sample a window.
+    #[test]
+    fn every_way_to_sleep_wakes_up_again() {
+        let Some(cores) = duo::tests::two_cores() else { return };
+
+        for way in Sleep::ALL {
+            for cores in [cores, Cores { near: cores.near, far: cores.near }] {
+                let samples = asleep_ns(way, cores, SHORT).unwrap();
+
+                assert_eq!(2, samples.len(), "{way:?} {cores:?}");
+            }
+        }
+    }
+
+    /// A frame that is spun for comes back.
+    #[test]
+    fn a_polled_frame_comes_back() {
+        let Some(cores) = duo::tests::two_cores() else { return };
+
+        let samples = polled_ns(64, cores, SHORT).unwrap();
+
+        assert_eq!(2, samples.len());
+    }
+
+    /// Frames of no length and of more than the limit are refused.
+    #[test]
+    fn impossible_frames_are_refused() {
+        for frame_bytes in [0, FRAME_BYTES_MAX + 1] {
+            let outcome = polled_ns(frame_bytes, Cores { near: 0, far: 1 }, SHORT);
+
+            assert!(matches!(outcome, Err(Error::Usage(_))));
+        }
+    }
+}

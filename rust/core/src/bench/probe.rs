@@ -88,10 +88,7 @@ pub fn line_round_trips_ns(cores: Cores, length: Duration) -> Result<Vec<f64>> {
         length + Duration::from_secs(2),
         |control| {
             let mut expected = 1;
-            while control
-                .spin_until(|| (line.0.load(Ordering::Acquire) == expected).then_some(()))
-                .is_some()
-            {
+            while control.spin_until(|| (line.0.load(Ordering::Acquire) == expected).then_some(())).is_some() {
                 line.0.store(expected + 1, Ordering::Release);
                 expected = expected.wrapping_add(2);
             }
@@ -118,4 +115,36 @@ pub fn line_round_trips_ns(cores: Cores, length: Duration) -> Result<Vec<f64>> {
             }
         },
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// The thresholds fall where the table says, borders included.
+    #[test]
+    fn placements_follow_the_thresholds() {
+        let found = [40.0, 74.9, 75.0, 250.0, 250.1, 300.0, 300.1].map(|ns| Placement::of(ns).label());
+
+        assert_eq!(["hyper-threads", "hyper-threads", "near", "near", "between", "between", "far"], found);
+    }
+
+    /// One core cannot play ping-pong with itself.
+    #[test]
+    fn one_core_is_refused() {
+        let outcome = line_round_trips_ns(Cores { near: 0, far: 0 }, Duration::ZERO);
+
+        assert!(matches!(outcome, Err(Error::Usage(_))));
+    }
+
+    /// A probe of any length answers at least one positive sample.
+    #[test]
+    fn a_probe_answers_positive_samples() {
+        let Some(cores) = duo::tests::two_cores() else { return };
+
+        let samples = line_round_trips_ns(cores, Duration::ZERO).unwrap();
+
+        assert!(!samples.is_empty() && samples.iter().all(|ns| *ns > 0.0), "{samples:?}");
+    }
 }
