@@ -27,6 +27,8 @@
 //! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |
 //! | `CT-4 whose values` | a block's generation before and after its values | `CounterFile::allocate` | `CounterReader::blocks` |
 
+#[cfg(not(loom))]
+pub mod bench;
 pub mod error;
 #[cfg(not(loom))]
 pub mod fabric;
