@@ -16,16 +16,29 @@
 //!
 //! Every release store, acquire load and fence carries a tag; the same tag marks its partner.
 //!
-//! | tag | orders | writer | reader |
+//! | tag | orders | one end | other end |
 //! | --- | --- | --- | --- |
 //! | `RG-1 slots visible` | descriptor and payload before `tail` | `Producer::publish` | `Consumer::available` |
 //! | `RG-2 slots returned` | completion and payload before `head` | `Consumer::release` | `Producer::completed` |
 //! | `SG-1 sleep or see` | `dirty` before `enabled` / `enabled` before `dirty` | `Notifier::inject` | `Listener::arm` |
-//! | `SG-2 seen means drained` | `dirty` cleared before the queue is read | `Listener::acknowledge` | `Notifier::inject` |
-//! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterFile::blocks` |
+//! | `SG-2 seen means drained` | the work before its mark `dirty` | `Notifier::inject` | `Listener::acknowledge` |
+//! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterReader::blocks` |
+//! | `CT-2 file ready` | a counter file's version and size before its magic | `CounterFile::create` | `CounterFile::open` |
+//! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |
+//! | `CT-4 whose values` | a block's generation before and after its values | `CounterFile::allocate` | `CounterReader::blocks` |
 
+#[cfg(not(loom))]
+pub mod bench;
 pub mod error;
 #[cfg(not(loom))]
+pub mod fabric;
+#[cfg(not(loom))]
 pub mod guest;
+#[cfg(not(loom))]
+pub mod net;
+#[cfg(not(loom))]
+pub mod port;
 pub mod shm;
 pub(crate) mod sync;
+#[cfg(not(loom))]
+pub mod worker;

@@ -5,6 +5,7 @@
 
 use pyo3::prelude::*;
 
+mod bench;
 mod counters;
 mod errors;
 mod memory;
@@ -28,5 +29,12 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<venet::VenetTotals>()?;
     module.add_class::<venet::FrameView>()?;
     module.add_class::<venet::FrameClaim>()?;
+    module.add_class::<bench::BenchWindows>()?;
+    module.add_function(wrap_pyfunction!(bench::bench_probe, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_placement, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_bare, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_ring, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_polled, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_asleep, module)?)?;
     Ok(())
 }

@@ -113,6 +113,8 @@ pub(crate) struct Venet {
     receiving: Arc<Receiving>,
     gone: AtomicBool,
     closed: AtomicBool,
+    /// Wakes a sender that waits for room.
+    wake: Mutex<Option<Doorbell>>,
     poll_ns: AtomicU64,
 }
 
@@ -243,6 +245,7 @@ impl Venet {
             }),
             gone: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            wake: Mutex::default(),
             poll_ns: AtomicU64::new(0),
         })
     }
@@ -270,10 +273,11 @@ impl Venet {
         let bell = |fd| Ok::<_, PyErr>(Doorbell::from_fd(duplicate(py, fd)?));
         let tx = core::Bells { kick: bell(tx_kick)?, call: bell(tx_call)? };
         let rx = core::Bells { kick: bell(rx_kick)?, call: bell(rx_call)? };
-        let wake = bell(rx_call)?;
+        let (wake_sender, wake_receiver) = (bell(tx_call)?, bell(rx_call)?);
         held(py, &self.sending, "sending")?.as_mut().ok_or_else(|| lent(py))?.connect(tx);
         held(py, &self.receiving.half, "receiving")?.as_mut().ok_or_else(|| lent(py))?.connect(rx);
-        *self.receiving.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
+        *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake_sender);
+        *self.receiving.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake_receiver);
         Ok(())
     }
 
@@ -498,8 +502,10 @@ impl Venet {
     /// The host has ended: whoever waits wakes up and gets `PeerGone`, and so does every later call.
     fn abandon(&self) {
         self.gone.store(true, Ordering::Relaxed);
-        if let Some(wake) = self.receiving.wake.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            let _ = wake.ring();
+        for wake in [&self.wake, &self.receiving.wake] {
+            if let Some(wake) = wake.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                let _ = wake.ring();
+            }
         }
     }
 
@@ -555,6 +561,24 @@ impl FrameClaim {
         })
         .ok_or_else(|| raise_plain(py, "ClosedError", "this claim was committed or cancelled before"))?;
         flushed.map_err(|error| raise(py, error))
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    /// Sends the frame, or gives the room back when an exception passes.
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _trace: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        if self.sender.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Ok(());
+        }
+        if kind.is_none() { self.commit(py, None) } else { self.cancel(py) }
     }
 
     /// Gives the room back unused.
@@ -616,8 +640,13 @@ impl FrameView {
         slf
     }
 
-    #[pyo3(signature = (*_exception))]
-    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _trace: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
         self.release(py)
     }
 

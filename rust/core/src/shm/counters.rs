@@ -20,7 +20,7 @@ use rustix::fs::{self, FallocateFlags, Mode, OFlags};
 use rustix::mm::{self, MapFlags, ProtFlags};
 
 use crate::error::{Error, Fault, Result};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, fence};
 
 /// First eight bytes of a counters file: `VBNETCNT`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"VBNETCNT");
@@ -114,11 +114,15 @@ impl CounterFile {
     pub fn create(path: Option<&Path>, bytes: usize) -> Result<Self> {
         let bytes = bytes.max(4096).next_multiple_of(4096);
         let file = match path {
-            Some(path) => fs::open(
-                path,
-                OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-                Mode::RUSR | Mode::WUSR,
-            ),
+            Some(path) => {
+                // A new file, never a shortened one: readers of the old keep their mapping whole.
+                let _ = fs::unlink(path);
+                fs::open(
+                    path,
+                    OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                    Mode::RUSR | Mode::WUSR,
+                )
+            }
             None => fs::memfd_create("vbnet-counters", fs::MemfdFlags::CLOEXEC),
         }
         .map_err(|errno| Error::machine("create a counters file", errno))?;
@@ -129,6 +133,7 @@ impl CounterFile {
         let words = mapping.words();
         words[1].store(VERSION, Ordering::Relaxed);
         words[2].store(bytes as u64, Ordering::Relaxed);
+        // [CT-2 file ready] release: version and size before the magic; partner in CounterFile::open.
         words[0].store(MAGIC, Ordering::Release);
         Ok(Self { mapping: Arc::new(mapping), end: Mutex::new(FILE_HEADER_WORDS) })
     }
@@ -144,7 +149,8 @@ impl CounterFile {
         let mut header = FILE_HEADER_WORDS;
         while header < *end {
             let size = words[header + 1].load(Ordering::Relaxed) as usize;
-            if words[header].load(Ordering::Relaxed) == STATE_FREE && size == count {
+            // [CT-3 block freed] acquire: the old owner's last stores before our zeroes; partner in Block::drop.
+            if words[header].load(Ordering::Acquire) == STATE_FREE && size == count {
                 break;
             }
             header += BLOCK_HEADER_WORDS + size;
@@ -156,6 +162,8 @@ impl CounterFile {
         words[header + 1].store(count as u64, Ordering::Relaxed);
         let generation = &words[header + 2];
         generation.store(generation.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        // [CT-4 whose values] release: the generation before what follows under it; partner in CounterReader::blocks.
+        fence(Ordering::Release);
         store_text(&words[header + 3..header + KIND_END], kind);
         store_text(&words[header + KIND_END..header + LABELS_END], labels);
         for value in &words[header + BLOCK_HEADER_WORDS..header + BLOCK_HEADER_WORDS + count] {
@@ -182,6 +190,7 @@ impl CounterFile {
         }
         let mapping = Mapping::new(file, bytes, ProtFlags::READ)?;
         let expect = |what, index: usize, expected: u64| {
+            // [CT-2 file ready] acquire: the magic before version and size; partner in CounterFile::create.
             let found = mapping.words()[index].load(Ordering::Acquire);
             if found == expected { Ok(()) } else { Err(Fault::BadHeader { what, found, expected }) }
         };
@@ -235,7 +244,9 @@ impl CounterReader {
                         .collect(),
                 };
                 // A block that changed hands while it was read belongs to neither; the next look will find it whole.
-                if words[header + 2].load(Ordering::Acquire) == generation {
+                // [CT-4 whose values] acquire: values before the generation; partner in CounterFile::allocate.
+                fence(Ordering::Acquire);
+                if words[header + 2].load(Ordering::Relaxed) == generation {
                     found.push(block);
                 }
             }
@@ -284,6 +295,7 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        // [CT-3 block freed] release: our last stores before the state; partner in CounterFile::allocate.
         self.mapping.words()[self.header].store(STATE_FREE, Ordering::Release);
     }
 }

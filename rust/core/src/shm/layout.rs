@@ -60,13 +60,13 @@ impl PaddedU32 {
     }
 }
 
-/// The words the sending side of a signal sets and the receiving side clears.
+/// The words the sending side of a signal writes.
 #[repr(C, align(128))]
 #[derive(Debug)]
 pub struct SenderWords {
-    /// 1 = something happened since the receiver last looked.
+    /// Counted up, modulo 2^32, whenever something happened.
     pub(crate) dirty: AtomicU32,
-    /// 1 = the doorbell was rung and the receiver has not armed again since.
+    /// The arming for which the doorbell was rung last; 0 = never.
     pub(crate) pending: AtomicU32,
 }
 
@@ -74,9 +74,9 @@ pub struct SenderWords {
 #[repr(C)]
 #[derive(Debug)]
 pub struct SignalWords {
-    /// Written by the receiver: 1 = asleep, ring the doorbell; 0 = awake or masked, do not.
+    /// Written by the receiver: 0 = awake or masked, do not ring; else the number of this arming, ring once for it.
     pub(crate) enabled: PaddedU32,
-    /// Written by the sender, cleared by the receiver.
+    /// Written by the sender.
     pub(crate) sender: SenderWords,
 }
 

@@ -21,6 +21,8 @@ pub mod doorbell;
 pub mod histogram;
 pub mod layout;
 #[cfg(not(loom))]
+pub mod line;
+#[cfg(not(loom))]
 pub mod pool;
 #[cfg(not(loom))]
 pub mod region;

@@ -19,13 +19,16 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::layout::{RING_MAGIC, RING_SLOTS_MAX, RING_VERSION, RingHeader, SIGNAL_MAGIC, SIGNAL_VERSION, Slot};
+use super::layout::{RING_SLOTS_MAX, RingHeader, Slot};
 use super::signal::{Listener, Notifier, Owner, SignalMemory};
 use crate::error::Fault;
 #[cfg(not(loom))]
 use crate::error::{Error, Result};
 #[cfg(not(loom))]
-use crate::shm::{layout, region::Ram};
+use crate::shm::{
+    layout::{self, RING_MAGIC, RING_VERSION, SIGNAL_MAGIC, SIGNAL_VERSION},
+    region::Ram,
+};
 use crate::sync::Ordering;
 
 /// Longest piece of memory one descriptor can name.

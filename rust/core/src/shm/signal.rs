@@ -2,22 +2,24 @@
 //!
 //! ```text
 //!            sender (Notifier)                        receiver (Listener)
-//!   inject:  dirty = 1                       acknowledge: dirty = 0
-//!            ── fence [SG-1] ──                           ── fence [SG-2] ──        then drain the queue
-//!            enabled and not pending?        arm:         pending = 0; enabled = 1
-//!              pending = 1, ring the bell                 ── fence [SG-1] ──
-//!                                                         dirty? then enabled = 0 and drain again, else sleep
+//!   inject:  dirty += 1       (release SG-2)  acknowledge: seen = dirty (acquire SG-2), then drain the queue
+//!            ── fence [SG-1] ──               arm:         enabled = number of this arming
+//!            enabled, and not the arming                   ── fence [SG-1] ──
+//!            rung for already?                             dirty != seen? then enabled = 0 and drain again, else sleep
+//!              pending = enabled, ring
 //! ```
 //!
-//! Who writes what: the receiver writes `enabled`; the sender sets `dirty` and `pending`, the receiver clears them.
+//! Who writes what: the receiver writes `enabled`, the sender `dirty` and `pending`: every word has one writer, nothing
+//! is ever cleared by the other side, so no mark can be wiped out by accident. The original had both sides set and clear
+//! the same flags with store barriers between; `tests/loom_signal.rs` shows what is lost without each ordering here.
 //! Spurious wake-ups are allowed, lost ones are not: whichever of the two fences `SG-1` comes second in the total order
-//! of fences sees the other side's store, so either the sender sees `enabled` or the receiver sees `dirty`. The
-//! original used store barriers there, which order neither; `tests/loom_signal.rs` shows what that loses.
+//! of fences sees the other side's store, so either the sender sees `enabled` or the receiver sees `dirty` move.
 //! A peer that scribbles over these words delays its own wake-ups and nobody else's.
 //!
 //! Source: vbus shm-signal (inject, wakeup, enable, disable); `docs/wire/signal.md` has the bytes.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -55,30 +57,45 @@ impl SignalMemory {
 /// The sending half of one direction.
 pub struct Notifier {
     memory: SignalMemory,
+    /// What `dirty` says.
+    injected: Cell<u32>,
+    /// Arming the bell was last rung for; what `pending` says.
+    rung: Cell<u32>,
 }
 
 impl Notifier {
-    pub(crate) const fn new(memory: SignalMemory) -> Self {
-        Self { memory }
+    /// Takes the sending half. One per direction: the caller keeps that promise.
+    pub(crate) fn new(memory: SignalMemory) -> Self {
+        memory.words().sender.pending.store(0, Ordering::Relaxed);
+        let injected = memory.words().sender.dirty.load(Ordering::Relaxed);
+        Self { memory, injected: Cell::new(injected), rung: Cell::new(0) }
     }
 
     /// Marks that something happened. `true`: the receiver sleeps, ring its doorbell now.
     ///
     /// Call it after the work itself was published. Cost: one store, one fence, one load.
     #[must_use = "true means the receiver sleeps until its doorbell is rung"]
+    #[inline]
     pub fn inject(&self) -> bool {
         let words = self.memory.words();
-        words.sender.dirty.store(1, Ordering::Relaxed);
-        // [SG-1 sleep or see] store of dirty before load of enabled; partner in Listener::arm. It also orders what was
-        // published before against the receiver's [SG-2 seen means drained].
+        let injected = self.injected.get().wrapping_add(1);
+        self.injected.set(injected);
+        // [SG-2 seen means drained] release: the work before its mark; partner in Listener::acknowledge.
+        #[cfg(not(vbnet_mutant = "signal_dirty"))]
+        words.sender.dirty.store(injected, Ordering::Release);
+        #[cfg(vbnet_mutant = "signal_dirty")]
+        words.sender.dirty.store(injected, Ordering::Relaxed);
+        // [SG-1 sleep or see] store of dirty before load of enabled; partner in Listener::arm.
         #[cfg(not(vbnet_mutant = "signal_inject"))]
         fence(Ordering::SeqCst);
         #[cfg(vbnet_mutant = "signal_inject")]
         fence(Ordering::Release);
-        if words.enabled.0.load(Ordering::Relaxed) == 0 || words.sender.pending.load(Ordering::Relaxed) != 0 {
+        let enabled = words.enabled.0.load(Ordering::Relaxed);
+        if enabled == 0 || enabled == self.rung.get() {
             return false;
         }
-        words.sender.pending.store(1, Ordering::Relaxed);
+        self.rung.set(enabled);
+        words.sender.pending.store(enabled, Ordering::Relaxed);
         true
     }
 }
@@ -92,21 +109,28 @@ impl fmt::Debug for Notifier {
 /// The receiving half of one direction.
 pub struct Listener {
     memory: SignalMemory,
+    /// What `dirty` said when last acknowledged.
+    seen: Cell<u32>,
+    /// Number of the last arming; never 0.
+    arming: Cell<u32>,
 }
 
 impl Listener {
-    pub(crate) const fn new(memory: SignalMemory) -> Self {
-        Self { memory }
+    /// Takes the receiving half, masked. One per direction: the caller keeps that promise.
+    pub(crate) fn new(memory: SignalMemory) -> Self {
+        memory.words().enabled.0.store(0, Ordering::Relaxed);
+        Self { memory, seen: Cell::new(0), arming: Cell::new(0) }
     }
 
-    /// Forgets what was signalled so far. Call it before draining the queue, never after.
+    /// Notes what was signalled so far. Call it before draining the queue, never after.
     pub fn acknowledge(&self) {
-        self.memory.words().sender.dirty.store(0, Ordering::Relaxed);
-        // [SG-2 seen means drained] store of dirty before the loads that drain the queue; partner in Notifier::inject.
+        // [SG-2 seen means drained] acquire: whoever notes a mark sees the work it stands for; partner in
+        // Notifier::inject.
         #[cfg(not(vbnet_mutant = "signal_acknowledge"))]
-        fence(Ordering::SeqCst);
+        let order = Ordering::Acquire;
         #[cfg(vbnet_mutant = "signal_acknowledge")]
-        fence(Ordering::Release);
+        let order = Ordering::Relaxed;
+        self.seen.set(self.memory.words().sender.dirty.load(order));
     }
 
     /// Asks for the doorbell. `true`: nothing came in since [`Self::acknowledge`], sleep now. `false`: something did,
@@ -114,14 +138,15 @@ impl Listener {
     #[must_use = "false means there is work and no doorbell will ring for it"]
     pub fn arm(&self) -> bool {
         let words = self.memory.words();
-        words.sender.pending.store(0, Ordering::Relaxed);
-        words.enabled.0.store(1, Ordering::Relaxed);
+        let arming = self.arming.get().wrapping_add(1).max(1);
+        self.arming.set(arming);
+        words.enabled.0.store(arming, Ordering::Relaxed);
         // [SG-1 sleep or see] store of enabled before load of dirty; partner in Notifier::inject.
         #[cfg(not(vbnet_mutant = "signal_arm"))]
         fence(Ordering::SeqCst);
         #[cfg(vbnet_mutant = "signal_arm")]
         fence(Ordering::Release);
-        if words.sender.dirty.load(Ordering::Relaxed) == 0 {
+        if words.sender.dirty.load(Ordering::Relaxed) == self.seen.get() {
             return true;
         }
         self.mask();

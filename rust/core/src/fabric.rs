@@ -1,0 +1,497 @@
+//! The control face of the data path: switches, ports and the workers that run them.
+//!
+//! ```text
+//!   caller ── Fabric ──command──▶ worker 0: switch "lan" · its ports
+//!                │ ◀───answer─── worker 1: switch "wan" · its ports · loopbacks
+//!                └─ events ◀──── what broke, and an eventfd to wait for it
+//! ```
+//!
+//! Nothing here is on the way of a frame. Rings and devices are checked here, on the caller's thread, before a worker
+//! sees them; what a worker gives back is dropped here, so that it never unmaps memory itself. Every command is
+//! answered within [`ANSWER_DEADLINE`] or fails. When [`Fabric::port_remove`] has returned `Ok`, no worker touches the
+//! port's memory any more.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::error::{Error, Result};
+use crate::net::frame::MacAddress;
+use crate::net::switch::{Switch, SwitchCounter};
+use crate::port::tap::{self, TapPort};
+use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_mtu};
+use crate::port::{PortCounter, PortKind, PortPart, PortStatus};
+use crate::shm::counters::{Block, CounterFile};
+use crate::shm::doorbell::Doorbell;
+use crate::worker::forward::{End, EventSink, Port};
+use crate::worker::watchdog::Watchdog;
+use crate::worker::{Command, WorkerCounter, WorkerHandle};
+
+pub use crate::port::venet::{VenetParams, VenetQueues};
+pub use crate::port::{PortEvent, PortId};
+pub use crate::worker::Param;
+
+/// How long a worker may take to answer.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
+/// Most workers of one fabric.
+pub const WORKERS_MAX: usize = 64;
+/// Longest name of a switch or port in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// What is known of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortInfo {
+    /// Its number, never reused.
+    pub id: PortId,
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: PortKind,
+    /// Its switch; a loopback has none.
+    pub switch: Option<String>,
+    /// The worker that runs it.
+    pub worker: usize,
+    /// Its own address, if it was given one.
+    pub mac: Option<MacAddress>,
+    /// The device behind a TAP port.
+    pub device: Option<String>,
+    /// Longest payload of a frame in bytes.
+    pub mtu: u32,
+    /// See [`VenetParams::tx_mitigation`].
+    pub tx_mitigation: u32,
+    /// See [`VenetParams::burst_threshold_us`].
+    pub burst_threshold_us: u32,
+    /// See [`VenetParams::budget`].
+    pub budget: u32,
+    /// The link is up.
+    pub is_up: bool,
+    /// Why nothing is taken from it any more, one of [`crate::error::Fault::REASONS`].
+    pub transmit_fault: Option<&'static str>,
+    /// Why nothing is given to it any more.
+    pub receive_fault: Option<&'static str>,
+    /// The device behind it has ended.
+    pub is_gone: bool,
+}
+
+/// One line of a switch's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MacEntry {
+    /// The station.
+    pub mac: MacAddress,
+    /// Where it is.
+    pub port: PortId,
+    /// Seconds since it was last heard; 0 for a pinned one.
+    pub age_s: u32,
+    /// It is the port's own address: it neither ages nor moves.
+    pub is_pinned: bool,
+}
+
+struct SwitchRecord {
+    worker: usize,
+    slot: u32,
+}
+
+struct PortRecord {
+    info: PortInfo,
+    status: Arc<PortStatus>,
+}
+
+#[derive(Default)]
+struct Registry {
+    /// Empty once the fabric is closed.
+    workers: Vec<WorkerHandle>,
+    watchdog: Option<Watchdog>,
+    switches: BTreeMap<String, SwitchRecord>,
+    ports: BTreeMap<PortId, PortRecord>,
+    last_id: u64,
+}
+
+/// Switches, ports and workers of one host node.
+pub struct Fabric {
+    counters: Arc<CounterFile>,
+    registry: Mutex<Registry>,
+    events: Receiver<PortEvent>,
+    events_bell: Arc<Doorbell>,
+}
+
+impl Fabric {
+    /// Starts `workers` worker threads that count into `counters`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: `workers` is not 1 to [`WORKERS_MAX`]. [`Error::Machine`]: threads, descriptors or counters ran
+    /// out.
+    pub fn new(counters: Arc<CounterFile>, workers: usize) -> Result<Self> {
+        if !(1..=WORKERS_MAX).contains(&workers) {
+            return Err(Error::Usage(format!("a fabric has 1 to {WORKERS_MAX} workers; got {workers}")));
+        }
+        let (told, events) = crossbeam_channel::unbounded();
+        let events_bell = Arc::new(Doorbell::create()?);
+        let watchdog = Watchdog::start()?;
+        let handles = (0..workers)
+            .map(|index| {
+                let block = counters.allocate("worker", &format!("worker={index}"), WorkerCounter::COUNT)?;
+                let sink = EventSink { events: told.clone(), bell: events_bell.clone() };
+                WorkerHandle::start(index, watchdog.handle(), sink, block)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let registry = Registry { workers: handles, watchdog: Some(watchdog), ..Registry::default() };
+        Ok(Self { counters, registry: Mutex::new(registry), events, events_bell })
+    }
+
+    /// Makes a switch. Learned stations are forgotten after `ageing_s` seconds of silence; 0 means never.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: the name cannot be one. [`Error::Busy`]: it is taken.
+    pub fn switch_create(&self, name: &str, ageing_s: u32) -> Result<()> {
+        check_name(name)?;
+        let mut registry = self.open()?;
+        if registry.switches.contains_key(name) {
+            return Err(Error::Busy(format!("switch {name:?} exists already")));
+        }
+        let block = self.counters.allocate("switch", &format!("switch={name}"), SwitchCounter::COUNT)?;
+        let worker = registry.least_busy();
+        let switch = Box::new(Switch::new(ageing_s, block));
+        let slot = registry.ask(worker, |reply| Command::AddSwitch(switch, reply))?;
+        registry.switches.insert(name.into(), SwitchRecord { worker, slot });
+        Ok(())
+    }
+
+    /// Removes a switch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: there is none of that name. [`Error::Busy`]: it has ports.
+    pub fn switch_delete(&self, name: &str) -> Result<()> {
+        let mut registry = self.open()?;
+        let &SwitchRecord { worker, slot } = registry.switch(name)?;
+        let ports = registry.ports_of(name);
+        if ports != 0 {
+            return Err(Error::Busy(format!("switch {name:?} still has {ports} ports; remove them first")));
+        }
+        drop(registry.ask(worker, |reply| Command::RemoveSwitch(slot, reply))?);
+        registry.switches.remove(name);
+        Ok(())
+    }
+
+    /// Changes after how many seconds of silence a switch forgets stations; 0 means never.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: there is no switch of that name.
+    pub fn switch_set_ageing(&self, name: &str, ageing_s: u32) -> Result<()> {
+        let registry = self.open()?;
+        let &SwitchRecord { worker, slot } = registry.switch(name)?;
+        registry.ask(worker, |reply| Command::SetAgeing(slot, ageing_s, reply))
+    }
+
+    /// Names of all switches with the number of their ports.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub fn switches(&self) -> Result<Vec<(String, usize)>> {
+        let registry = self.open()?;
+        Ok(registry.switches.keys().map(|name| (name.clone(), registry.ports_of(name))).collect())
+    }
+
+    /// What a switch knows of its stations.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: there is no switch of that name.
+    pub fn macs(&self, switch: &str) -> Result<Vec<MacEntry>> {
+        let registry = self.open()?;
+        let &SwitchRecord { worker, slot } = registry.switch(switch)?;
+        let mut entries: Vec<MacEntry> = registry
+            .ask(worker, |reply| Command::Macs(slot, reply))?
+            .into_iter()
+            .map(|(entry, port)| MacEntry { mac: entry.mac, port, age_s: entry.age_s, is_pinned: entry.is_pinned })
+            .collect();
+        entries.sort_unstable_by_key(|entry| entry.mac);
+        Ok(entries)
+    }
+
+    /// Joins a guest's rings to a switch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Peer`]: the rings are not what they should be, the guest's fault. [`Error::Usage`]: a name or parameter
+    /// cannot be. [`Error::Busy`]: the name or the address is taken.
+    pub fn port_add_venet(&self, switch: &str, name: &str, queues: VenetQueues, params: VenetParams) -> Result<PortId> {
+        params.check()?;
+        let end = End::Venet(VenetPort::attach(queues, &params)?);
+        self.add(NewPort { name, kind: PortKind::Venet, switch: Some(switch), device: None, params, end })
+    }
+
+    /// Joins a guest's rings to themselves: what it sends it receives.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::port_add_venet`].
+    pub fn port_add_loopback(&self, name: &str, queues: VenetQueues, params: VenetParams) -> Result<PortId> {
+        params.check()?;
+        let end = End::Venet(VenetPort::attach(queues, &params)?);
+        self.add(NewPort { name, kind: PortKind::Loopback, switch: None, device: None, params, end })
+    }
+
+    /// Joins a TAP device to a switch: opened with `IFF_TAP | IFF_NO_PI`, without `IFF_VNET_HDR`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: the descriptor is no such device, or a name or the MTU cannot be. [`Error::Busy`]: the name is
+    /// taken. [`Error::Machine`]: the device is gone.
+    pub fn port_add_tap(&self, switch: &str, name: &str, file: OwnedFd, mtu: u32) -> Result<PortId> {
+        // A read that finds nothing is a system call, so a TAP device is never polled for longer than it has frames.
+        let params = VenetParams { mtu, burst_threshold_us: 0, ..VenetParams::default() };
+        params.check()?;
+        let device = Some(tap::describe(file.as_fd())?);
+        let end = End::Tap(Box::new(TapPort::new(file, mtu)));
+        self.add(NewPort { name, kind: PortKind::Tap, switch: Some(switch), device, params, end })
+    }
+
+    fn add(&self, new: NewPort<'_>) -> Result<PortId> {
+        check_name(new.name)?;
+        let mut registry = self.open()?;
+        if registry.ports.values().any(|port| port.info.name == new.name) {
+            return Err(Error::Busy(format!("port {:?} exists already", new.name)));
+        }
+        let place = new.switch.map(|name| registry.switch(name).map(|at| (at.worker, at.slot))).transpose()?;
+        let worker = place.map_or_else(|| registry.least_busy(), |(worker, _)| worker);
+        registry.last_id += 1;
+        let id = PortId(registry.last_id);
+        let block = self.block_for(&new, id)?;
+        let NewPort { name, kind, switch, device, params, end } = new;
+        let mut port = Box::new(Port::new(id, name.into(), end, block));
+        port.switch = place.map(|(_, slot)| slot);
+        port.budget = params.budget;
+        port.parking.set_threshold(params.burst_threshold_us);
+        let status = port.status.clone();
+        let added = registry.ask(worker, |reply| Command::AddPort(port, params.mac, reply)).and_then(|added| added);
+        if let Err(error) = added {
+            // A worker that answers too late shall not keep a port that nobody knows of.
+            registry.tell(worker, |reply| Command::RemovePort(id, reply));
+            return Err(error);
+        }
+        let info = PortInfo {
+            id,
+            name: name.into(),
+            kind,
+            switch: switch.map(Into::into),
+            worker,
+            mac: params.mac.is_station().then_some(params.mac),
+            device,
+            mtu: params.mtu,
+            tx_mitigation: params.tx_mitigation,
+            burst_threshold_us: params.burst_threshold_us,
+            budget: params.budget,
+            is_up: true,
+            transmit_fault: None,
+            receive_fault: None,
+            is_gone: false,
+        };
+        registry.ports.insert(id, PortRecord { info, status });
+        Ok(id)
+    }
+
+    fn block_for(&self, new: &NewPort<'_>, id: PortId) -> Result<Block> {
+        let switch = new.switch.unwrap_or_default();
+        let labels = format!("id={id},port={},kind={},switch={switch}", new.name, new.kind.label());
+        self.counters.allocate("port", &labels, PortCounter::COUNT)
+    }
+
+    /// Removes a port. After `Ok` nothing touches its memory any more; its descriptors are closed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: there is no such port. [`Error::Machine`]: the worker did not answer in time; ask again.
+    pub fn port_remove(&self, id: PortId) -> Result<()> {
+        let mut registry = self.open()?;
+        let worker = registry.port(id)?.info.worker;
+        let port = registry.ask(worker, |reply| Command::RemovePort(id, reply))?;
+        registry.ports.remove(&id);
+        drop(registry);
+        drop(port);
+        Ok(())
+    }
+
+    /// Changes a parameter of a running port.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: there is no such port, or the value is out of range.
+    pub fn port_set(&self, id: PortId, param: Param) -> Result<()> {
+        match param {
+            Param::Mtu(mtu) => check_mtu(mtu)?,
+            Param::Budget(budget) => check_budget(budget)?,
+            Param::BurstThresholdUs(burst_threshold_us) => check_burst_threshold(burst_threshold_us)?,
+            Param::TxMitigation(_) => {}
+        }
+        let mut registry = self.open()?;
+        let worker = registry.port(id)?.info.worker;
+        registry.ask(worker, |reply| Command::SetPort(id, param, reply))?;
+        if let Some(PortRecord { info, .. }) = registry.ports.get_mut(&id) {
+            match param {
+                Param::Mtu(mtu) => info.mtu = mtu,
+                Param::TxMitigation(frames) => info.tx_mitigation = frames,
+                Param::BurstThresholdUs(burst_threshold_us) => info.burst_threshold_us = burst_threshold_us,
+                Param::Budget(budget) => info.budget = budget,
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns every buffer the guest has posted, with length 0 and without a signal: how many (FLUSHRX).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: there is no such port.
+    pub fn port_flush_rx(&self, id: PortId) -> Result<u32> {
+        let registry = self.open()?;
+        let worker = registry.port(id)?.info.worker;
+        registry.ask(worker, |reply| Command::FlushRx(id, reply))
+    }
+
+    /// Sets a port's link up or down. While it is down every frame from and to it is dropped and counted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: there is no such port.
+    pub fn port_link(&self, id: PortId, is_up: bool) -> Result<()> {
+        let registry = self.open()?;
+        let worker = registry.port(id)?.info.worker;
+        registry.ask(worker, |reply| Command::SetLink(id, is_up, reply))
+    }
+
+    /// All ports, in the order they were added.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub fn ports(&self) -> Result<Vec<PortInfo>> {
+        let registry = self.open()?;
+        let current = |port: &PortRecord| PortInfo {
+            is_up: port.status.is_up(),
+            transmit_fault: port.status.fault(PortPart::Transmit),
+            receive_fault: port.status.fault(PortPart::Receive),
+            is_gone: port.status.is_gone(),
+            ..port.info.clone()
+        };
+        Ok(registry.ports.values().map(current).collect())
+    }
+
+    /// What broke since the last call, oldest first. Each part of a port breaks at most once.
+    #[must_use]
+    pub fn take_faults(&self) -> Vec<PortEvent> {
+        // Quiet before draining: what comes in between rings again.
+        self.events_bell.quiet();
+        self.events.try_iter().collect()
+    }
+
+    /// Readable while [`Self::take_faults`] has something to tell. Belongs to the fabric: do not read or close it.
+    #[must_use]
+    pub fn fault_fd(&self) -> RawFd {
+        self.events_bell.raw()
+    }
+
+    /// Waits until something broke or `timeout` has passed. `true`: [`Self::take_faults`] may have something.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: the system refused to wait.
+    pub fn wait_fault(&self, timeout: Duration) -> Result<bool> {
+        self.events_bell.wait(Some(timeout))
+    }
+
+    /// Stops the workers and lets go of every port. Closing twice is fine.
+    pub fn close(&self) {
+        let registry = std::mem::take(&mut *self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+        // Workers first: the watchdog frees them should one be stuck.
+        drop(registry.workers);
+        drop(registry.watchdog);
+    }
+
+    fn open(&self) -> Result<MutexGuard<'_, Registry>> {
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        if registry.workers.is_empty() { Err(Error::Closed("the fabric")) } else { Ok(registry) }
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Fabric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fabric").finish_non_exhaustive()
+    }
+}
+
+struct NewPort<'a> {
+    name: &'a str,
+    kind: PortKind,
+    switch: Option<&'a str>,
+    device: Option<String>,
+    params: VenetParams,
+    end: End,
+}
+
+impl Registry {
+    fn switch(&self, name: &str) -> Result<&SwitchRecord> {
+        self.switches.get(name).ok_or_else(|| Error::Usage(format!("there is no switch {name:?}")))
+    }
+
+    fn port(&self, id: PortId) -> Result<&PortRecord> {
+        self.ports.get(&id).ok_or_else(|| Error::Usage(format!("there is no port {id}")))
+    }
+
+    fn ports_of(&self, switch: &str) -> usize {
+        self.ports.values().filter(|port| port.info.switch.as_deref() == Some(switch)).count()
+    }
+
+    /// The worker with the fewest switches and ports.
+    fn least_busy(&self) -> usize {
+        let mut load = vec![0; self.workers.len()];
+        for worker in self.switches.values().map(|at| at.worker).chain(self.ports.values().map(|at| at.info.worker)) {
+            load[worker] += 1;
+        }
+        load.iter().enumerate().min_by_key(|&(_, load)| load).map_or(0, |(worker, _)| worker)
+    }
+
+    /// As [`Self::ask`], for an answer that nobody waits for.
+    fn tell<T>(&self, worker: usize, command: impl FnOnce(Sender<T>) -> Command) {
+        if let Some(handle) = self.workers.get(worker) {
+            let _ = handle.send(command(crossbeam_channel::bounded(1).0));
+        }
+    }
+
+    fn ask<T>(&self, worker: usize, command: impl FnOnce(Sender<T>) -> Command) -> Result<T> {
+        let handle = self.workers.get(worker).ok_or(Error::Closed("the fabric"))?;
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        handle.send(command(reply))?;
+        answer.recv_timeout(ANSWER_DEADLINE).map_err(|error| match error {
+            crossbeam_channel::RecvTimeoutError::Timeout => {
+                Error::machine("wait for a worker", std::io::Error::from(std::io::ErrorKind::TimedOut))
+            }
+            crossbeam_channel::RecvTimeoutError::Disconnected => Error::PeerGone("a worker"),
+        })
+    }
+}
+
+/// Names go into labels and messages: printable, without what separates labels.
+fn check_name(name: &str) -> Result<()> {
+    let is_fine = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b',' | b'=' | b'"' | b'\\');
+    if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_fine) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "a name is 1 to {NAME_BYTES_MAX} printable ASCII characters without space, comma, '=', '\"' and '\\'; got {name:?}"
+    )))
+}

@@ -1,0 +1,284 @@
+//! What a switch is joined to: a guest's rings, a kernel TAP device, or itself.
+//!
+//! ```text
+//!               ┌ Venet: two rings in guest RAM ┐
+//!   worker ─── Port ─┤ Tap: a device of the kernel    ├── each: take frames from it · give frames to it · park it
+//!               └ Venet looped: its own sink    ┘
+//! ```
+//!
+//! A port belongs to one worker thread. Everything it counts it counts in its own block, seen from the device: *transmit*
+//! is what came out of the guest, *receive* what went into it. What a peer breaks ends that queue and is reported
+//! once; the port stays attached so that its owner can look at it and remove it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::error::Fault;
+use crate::net::counters::counters;
+
+pub(crate) mod batch;
+pub mod tap;
+pub mod venet;
+
+/// A port's name in the fabric: never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId(pub u64);
+
+impl fmt::Display for PortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What a port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// A guest's rings.
+    Venet,
+    /// A guest's rings, joined to themselves.
+    Loopback,
+    /// A TAP device of the kernel.
+    Tap,
+}
+
+impl PortKind {
+    /// Its label in counters and listings.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Venet => "venet",
+            Self::Loopback => "loopback",
+            Self::Tap => "tap",
+        }
+    }
+}
+
+counters! {
+    /// What is counted for every port, seen from the device: receive = into the guest, transmit = out of it.
+    pub enum PortCounter {
+        /// Frames given to the guest.
+        ReceiveFrames = "receive_frames",
+        /// Their bytes.
+        ReceiveBytes = "receive_bytes",
+        /// Frames taken from the guest.
+        TransmitFrames = "transmit_frames",
+        /// Their bytes.
+        TransmitBytes = "transmit_bytes",
+        /// Not given: the guest had posted no buffer, or the device's queue was full.
+        ReceiveDropNoRoom = "receive_drop_no_room",
+        /// Not given: the posted buffer is smaller than the frame.
+        ReceiveDropBufferTooSmall = "receive_drop_buffer_too_small",
+        /// Not given: the frame is longer than the port's MTU allows.
+        ReceiveDropOversize = "receive_drop_oversize",
+        /// Not given: the port's link is down.
+        ReceiveDropLinkDown = "receive_drop_link_down",
+        /// Not given: the queue is quarantined or its device gone.
+        ReceiveDropQuarantined = "receive_drop_quarantined",
+        /// Not given: the kernel refused the frame.
+        ReceiveDropRefused = "receive_drop_refused",
+        /// Not taken on: the frame is longer than the port's MTU allows.
+        TransmitDropOversize = "transmit_drop_oversize",
+        /// Not taken on: the port's link is down.
+        TransmitDropLinkDown = "transmit_drop_link_down",
+        /// Not taken on: the station it is for is on this very port.
+        TransmitDropSamePort = "transmit_drop_same_port",
+        /// Not taken on: its source is another port's own address.
+        TransmitDropForgedSource = "transmit_drop_forged_source",
+        /// Not taken on: shorter than an Ethernet header.
+        TransmitDropRunt = "transmit_drop_runt",
+        /// Doorbells heard from the guest.
+        Kicks = "kicks",
+        /// Doorbells rung for the guest.
+        CallsRung = "calls_rung",
+        /// Doorbells spared because the guest was awake.
+        CallsSuppressed = "calls_suppressed",
+        /// Times the port fell asleep.
+        Parks = "parks",
+        /// Times it woke.
+        Wakeups = "wakeups",
+        /// Turns that ended with more to do.
+        BudgetExhausted = "budget_exhausted",
+        /// A fault of this reason ended a queue; the rest of the list follows [`Fault::REASONS`].
+        FaultTailOutOfRange = "fault_tail_out_of_range",
+        /// As above.
+        FaultHeadOutOfRange = "fault_head_out_of_range",
+        /// As above.
+        FaultOutsideRegion = "fault_outside_region",
+        /// As above.
+        FaultOverlapsControl = "fault_overlaps_control",
+        /// As above.
+        FaultZeroLength = "fault_zero_length",
+        /// As above.
+        FaultTooLong = "fault_too_long",
+        /// As above.
+        FaultTooShort = "fault_too_short",
+        /// As above.
+        FaultUnknownFlags = "fault_unknown_flags",
+        /// As above.
+        FaultForeignCompletion = "fault_foreign_completion",
+        /// As above.
+        FaultBadHeader = "fault_bad_header",
+        /// As above.
+        FaultBadSize = "fault_bad_size",
+        /// As above.
+        FaultNotSealed = "fault_not_sealed",
+        /// As above.
+        FaultNotMemfd = "fault_not_memfd",
+        /// As above.
+        FaultDoorbellBlocked = "fault_doorbell_blocked",
+    }
+}
+
+impl PortCounter {
+    /// The position at which a fault is counted.
+    #[must_use]
+    pub const fn of_fault(fault: &Fault) -> usize {
+        Self::FaultTailOutOfRange as usize + fault.reason_index()
+    }
+}
+
+/// Why a port did not take a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No posted buffer, or the device's queue is full.
+    NoRoom,
+    /// The posted buffer is smaller than the frame. It stays posted.
+    BufferTooSmall,
+    /// Longer than the MTU allows.
+    Oversize,
+    /// The link is down.
+    LinkDown,
+    /// The queue broke, now or earlier.
+    Quarantined,
+    /// The kernel refused this frame.
+    Refused,
+}
+
+impl Refusal {
+    /// The counter of this reason.
+    #[must_use]
+    pub const fn counter(self) -> PortCounter {
+        match self {
+            Self::NoRoom => PortCounter::ReceiveDropNoRoom,
+            Self::BufferTooSmall => PortCounter::ReceiveDropBufferTooSmall,
+            Self::Oversize => PortCounter::ReceiveDropOversize,
+            Self::LinkDown => PortCounter::ReceiveDropLinkDown,
+            Self::Quarantined => PortCounter::ReceiveDropQuarantined,
+            Self::Refused => PortCounter::ReceiveDropRefused,
+        }
+    }
+}
+
+/// The part of a port that can break by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortPart {
+    /// What comes out of the guest.
+    Transmit,
+    /// What goes into it.
+    Receive,
+    /// The device behind it.
+    Device,
+}
+
+impl PortPart {
+    /// Its label in events and listings.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Transmit => "transmit",
+            Self::Receive => "receive",
+            Self::Device => "device",
+        }
+    }
+}
+
+/// Something ended: what the owner of the port has to hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortEvent {
+    /// Which port.
+    pub port: PortId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// What of it ended.
+    pub part: PortPart,
+    /// The reason, as it is counted: one of [`Fault::REASONS`], or `device_gone`.
+    pub reason: &'static str,
+    /// The whole story, with values.
+    pub text: String,
+}
+
+/// What others may know of a port while a worker runs it.
+#[derive(Debug, Default)]
+pub struct PortStatus {
+    is_up: AtomicU32,
+    /// Reasons plus one, 0 = works.
+    transmit_fault: AtomicU32,
+    receive_fault: AtomicU32,
+    is_gone: AtomicU32,
+}
+
+impl PortStatus {
+    /// The link is up.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Relaxed) != 0
+    }
+
+    /// The device behind the port has ended.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed) != 0
+    }
+
+    /// Why a part of the port is quarantined, if it is.
+    #[must_use]
+    pub fn fault(&self, part: PortPart) -> Option<&'static str> {
+        let word = match part {
+            PortPart::Transmit => &self.transmit_fault,
+            PortPart::Receive => &self.receive_fault,
+            PortPart::Device => return self.is_gone().then_some("device_gone"),
+        };
+        let reason = word.load(Ordering::Relaxed).checked_sub(1)?;
+        Fault::REASONS.get(reason as usize).copied()
+    }
+
+    pub(crate) fn set_up(&self, is_up: bool) {
+        self.is_up.store(is_up.into(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_gone(&self) {
+        self.is_gone.store(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_fault(&self, part: PortPart, fault: &Fault) {
+        let reason = fault.reason_index() as u32 + 1;
+        match part {
+            PortPart::Transmit => self.transmit_fault.store(reason, Ordering::Relaxed),
+            PortPart::Receive => self.receive_fault.store(reason, Ordering::Relaxed),
+            PortPart::Device => self.is_gone.store(1, Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_of_a_fault_has_its_counter() {
+        let first = PortCounter::FaultTailOutOfRange as usize;
+        for (index, reason) in Fault::REASONS.iter().enumerate() {
+            assert_eq!(format!("fault_{reason}"), PortCounter::NAMES[first + index]);
+        }
+        assert_eq!(PortCounter::COUNT, first + Fault::REASONS.len());
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: std::collections::BTreeSet<_> = PortCounter::NAMES.into_iter().collect();
+
+        assert_eq!(PortCounter::COUNT, names.len());
+    }
+}

@@ -1,0 +1,215 @@
+//! A TAP device of the kernel as a port: frames cross by system call, one each.
+//!
+//! ```text
+//!   kernel ──preadv2(NOWAIT)──▶ private buffer ──▶ (switch) ──▶ receiver's buffer
+//!   sender's buffer: first line from its private copy, rest in place ──pwritev2(NOWAIT)──▶ kernel
+//! ```
+//!
+//! The danger: the descriptor may come from a guest, which keeps a copy of it and can change its flags, and might hand
+//! over anything at all. So it is believed after the kernel's own description of it says it is a TAP device
+//! ([`describe`]), and every read and write carries its own `RWF_NOWAIT` instead of trusting `O_NONBLOCK`.
+//! Source: Linux `tuntap.rst`, preadv2(2), proc(5) on fdinfo.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use super::Refusal;
+use crate::error::{Error, Result};
+use crate::net::frame::{FRAME_BYTES_MAX, FrameStart, HEADER_BYTES, START_BYTES, frame_limit};
+
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+
+/// Name of the network device behind a descriptor, after checking that it is a TAP device we can use.
+///
+/// # Errors
+///
+/// [`Error::Usage`]: it is something else, or set up with headers we do not speak. [`Error::Machine`]: its device is gone.
+pub fn describe(file: BorrowedFd<'_>) -> Result<String> {
+    // The kernel writes this description by itself. Asking the file (fstat, ioctl) comes after, for behind an unknown
+    // descriptor may be a file system whose server is hostile and never answers.
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))
+        .map_err(|error| Error::machine("inspect a TAP descriptor", error))?;
+    if !info.lines().any(|line| line.starts_with("iff:")) {
+        return Err(Error::Usage("the descriptor is not /dev/net/tun".into()));
+    }
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    // SAFETY: TUNGETIFF on a tun file fills one ifreq.
+    if unsafe { libc::ioctl(file.as_raw_fd(), TUNGETIFF, &raw mut request) } != 0 {
+        return Err(Error::machine("ask a TAP descriptor for its device", io::Error::last_os_error()));
+    }
+    // SAFETY: the flags are what TUNGETIFF filled in.
+    let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+    let name: Vec<u8> = request.ifr_name.iter().map(|&byte| byte as u8).chain([0]).collect();
+    let name = CStr::from_bytes_until_nul(&name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if flags & libc::IFF_TAP == 0 {
+        return Err(Error::Usage(format!("{name} is no TAP device (IFF_TAP is not set)")));
+    }
+    if flags & libc::IFF_NO_PI == 0 || flags & libc::IFF_VNET_HDR != 0 {
+        return Err(Error::Usage(format!("{name} must be opened with IFF_NO_PI and without IFF_VNET_HDR")));
+    }
+    Ok(name)
+}
+
+/// What a read found.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// A frame of so many bytes, in the private buffer.
+    Frame(u32),
+    /// A frame longer than the MTU allows.
+    Oversize,
+    /// A frame shorter than a header.
+    Runt,
+    /// Nothing now.
+    Nothing,
+    /// The device has ended.
+    Gone(io::Error),
+}
+
+/// A TAP device, worked on by one worker.
+pub(crate) struct TapPort {
+    file: OwnedFd,
+    buffer: Box<[u8]>,
+    frame_limit: u32,
+    is_up: bool,
+    /// Set when the device has ended, until it was reported.
+    gone: Option<io::Error>,
+    is_gone: bool,
+    /// Frames and bytes written since they were last counted.
+    written: (u64, u64),
+}
+
+impl TapPort {
+    pub(crate) fn new(file: OwnedFd, mtu: u32) -> Self {
+        // One byte more than any frame tells a frame that was cut from one that fits.
+        let buffer = vec![0; FRAME_BYTES_MAX as usize + 1].into_boxed_slice();
+        Self { file, buffer, frame_limit: frame_limit(mtu), is_up: true, gone: None, is_gone: false, written: (0, 0) }
+    }
+
+    pub(crate) const fn set_mtu(&mut self, mtu: u32) {
+        self.frame_limit = frame_limit(mtu);
+    }
+
+    pub(crate) const fn set_up(&mut self, is_up: bool) {
+        self.is_up = is_up;
+    }
+
+    pub(crate) const fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
+    /// Why the device ended, once.
+    pub(crate) const fn take_end(&mut self) -> Option<io::Error> {
+        self.gone.take()
+    }
+
+    /// Notes that the device has ended.
+    pub(crate) fn end(&mut self, error: io::Error) {
+        if !self.is_gone {
+            self.is_gone = true;
+            self.gone = Some(error);
+        }
+    }
+
+    /// The frame last read.
+    pub(crate) fn frame(&self, length: u32) -> &[u8] {
+        self.buffer.get(..length as usize).unwrap_or_default()
+    }
+
+    /// Frames and bytes written since the last call.
+    pub(crate) fn take_written(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.written)
+    }
+
+    /// Reads one frame from the kernel.
+    pub(crate) fn receive(&mut self) -> Received {
+        if self.is_gone {
+            return Received::Nothing;
+        }
+        loop {
+            let piece = libc::iovec { iov_base: self.buffer.as_mut_ptr().cast(), iov_len: self.buffer.len() };
+            // SAFETY: one piece, private memory of that length.
+            let got = unsafe { libc::preadv2(self.raw(), &raw const piece, 1, -1, libc::RWF_NOWAIT) };
+            if let Ok(length) = u32::try_from(got) {
+                return match length {
+                    0..HEADER_BYTES => Received::Runt,
+                    _ if length > self.frame_limit => Received::Oversize,
+                    _ => Received::Frame(length),
+                };
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN) => return Received::Nothing,
+                _ => return Received::Gone(error),
+            }
+        }
+    }
+
+    /// Gives one frame to the kernel: its first line from `start`, the rest from where the sender has it.
+    ///
+    /// # Safety
+    ///
+    /// `length` bytes at `frame` are mapped and readable.
+    pub(crate) unsafe fn send(
+        &mut self,
+        start: &FrameStart,
+        frame: *const u8,
+        length: u32,
+    ) -> std::result::Result<(), Refusal> {
+        if self.is_gone || !self.is_up {
+            return Err(if self.is_gone { Refusal::Quarantined } else { Refusal::LinkDown });
+        }
+        if length > self.frame_limit {
+            return Err(Refusal::Oversize);
+        }
+        let first = (length as usize).min(START_BYTES);
+        let pieces = [
+            libc::iovec { iov_base: start.bytes().as_ptr().cast_mut().cast(), iov_len: first },
+            libc::iovec { iov_base: frame.wrapping_add(first).cast_mut().cast(), iov_len: length as usize - first },
+        ];
+        let count = if length as usize > first { 2 } else { 1 };
+        loop {
+            // SAFETY: the first piece is private, the second lies within what the caller promised; both are only read.
+            let put = unsafe { libc::pwritev2(self.raw(), pieces.as_ptr(), count, -1, libc::RWF_NOWAIT) };
+            if put >= 0 {
+                self.written.0 += 1;
+                self.written.1 += u64::from(length);
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN | libc::ENOBUFS) => return Err(Refusal::NoRoom),
+                Some(libc::EBADFD | libc::ENODEV) => {
+                    self.end(error);
+                    return Err(Refusal::Quarantined);
+                }
+                // EIO is what a device answers that is merely set down.
+                _ => return Err(Refusal::Refused),
+            }
+        }
+    }
+
+    fn raw(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+impl AsFd for TapPort {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl fmt::Debug for TapPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TapPort").field("file", &self.file).field("is_gone", &self.is_gone).finish_non_exhaustive()
+    }
+}
+
+const _: () = assert!(size_of::<libc::ifreq>() == 40);

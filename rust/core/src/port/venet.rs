@@ -1,0 +1,445 @@
+//! The host half of a venet device: a guest's two rings and the frames they point at.
+//!
+//! ```text
+//!   TX ring   guest publishes full buffers   ─▶ load: check, remember where ─▶ (switch) ─▶ return slots, maybe call
+//!   RX ring   guest publishes empty buffers  ─▶ claim: check, complete in place ─▶ fill ─▶ return slots, maybe call
+//! ```
+//!
+//! Who writes what: the guest owns all of this memory and may write any of it at any time. The host writes only ring
+//! indices and signal words that are its own, slots it completes, and buffers the guest posted. A descriptor is read in
+//! one load and believed after [`GuestMemory::place`]: inside the region, not in its header, not in either ring.
+//! The danger: two places of one guest may overlap, so bytes move as with `memmove`. Source: vbus venet (`TX`, `RX`).
+
+use std::fmt;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::Refusal;
+use super::batch::{Batch, prefetch_read};
+use crate::error::{Error, Fault, Result};
+use crate::net::frame::{FRAME_BYTES_MAX, HEADER_BYTES, MTU_MAX, MTU_MIN, MacAddress, START_BYTES, frame_limit};
+use crate::shm::doorbell::Doorbell;
+use crate::shm::layout::RAM_HEADER_BYTES;
+use crate::shm::region::Ram;
+use crate::shm::ring::{Consumer, Descriptor, RingMemory};
+
+/// Where a guest put its rings, and how to reach it.
+#[derive(Debug)]
+pub struct VenetQueues {
+    /// The guest's memory.
+    pub ram: Arc<Ram>,
+    /// Byte offset and length of the ring of frames from the guest.
+    pub tx: (u32, u32),
+    /// Byte offset and length of the ring of buffers for the guest.
+    pub rx: (u32, u32),
+    /// Rung by the guest when it published frames and we sleep. Never read.
+    pub tx_kick: Doorbell,
+    /// Rung by us when frames were taken and the guest sleeps.
+    pub tx_call: Doorbell,
+    /// Rung by the guest when it posted buffers; nobody waits for that, frames without a buffer are dropped.
+    pub rx_kick: Doorbell,
+    /// Rung by us when frames arrived and the guest sleeps.
+    pub rx_call: Doorbell,
+}
+
+/// What can be chosen for a venet port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VenetParams {
+    /// The port's own address; all zeroes for none.
+    pub mac: MacAddress,
+    /// Longest payload of a frame, 68 to 65535 bytes.
+    pub mtu: u32,
+    /// Returned frames after which a guest that sleeps is told, even if more are waiting; 0 = after every batch.
+    pub tx_mitigation: u32,
+    /// How long at most the port is polled after its last frame, in µs; 0 = it sleeps at once.
+    pub burst_threshold_us: u32,
+    /// Frames one turn may take, at least 1.
+    pub budget: u32,
+}
+
+impl Default for VenetParams {
+    fn default() -> Self {
+        Self { mac: MacAddress::default(), mtu: 1500, tx_mitigation: 10, burst_threshold_us: 50, budget: 128 }
+    }
+}
+
+impl VenetParams {
+    /// Refuses values that cannot work.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] names the value and its range.
+    pub fn check(&self) -> Result<()> {
+        if self.mac.is_multicast() {
+            return Err(Error::Usage(format!("{} is the address of a group, not of a port", self.mac)));
+        }
+        check_mtu(self.mtu)?;
+        check_budget(self.budget)?;
+        check_burst_threshold(self.burst_threshold_us)
+    }
+}
+
+pub(crate) fn check_mtu(mtu: u32) -> Result<()> {
+    if (MTU_MIN..=MTU_MAX).contains(&mtu) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("an MTU is {MTU_MIN} to {MTU_MAX} bytes; got {mtu}")))
+}
+
+pub(crate) fn check_budget(budget: u32) -> Result<()> {
+    if (1..=BUDGET_MAX).contains(&budget) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("a port's budget is 1 to {BUDGET_MAX} frames a turn; got {budget}")))
+}
+
+pub(crate) fn check_burst_threshold(burst_threshold_us: u32) -> Result<()> {
+    if burst_threshold_us <= BURST_THRESHOLD_MAX_US {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("a burst threshold is at most {BURST_THRESHOLD_MAX_US} µs; got {burst_threshold_us}")))
+}
+
+/// Most frames a turn may take.
+pub const BUDGET_MAX: u32 = 4096;
+/// Longest a port may be polled after its last frame.
+pub const BURST_THRESHOLD_MAX_US: u32 = 100_000;
+
+/// A guest's memory and what in it no descriptor may point at.
+struct GuestMemory {
+    base: NonNull<u8>,
+    size: u64,
+    /// Both rings and whatever lies between them: the quick test.
+    hull: Range<u64>,
+    rings: [Range<u32>; 2],
+    _ram: Arc<Ram>,
+}
+
+// SAFETY: the mapping lives as long as `_ram`, and is accessed by raw copies and atomics only.
+unsafe impl Send for GuestMemory {}
+
+impl GuestMemory {
+    fn new(ram: &Arc<Ram>, rings: [Range<u32>; 2]) -> std::result::Result<Self, Fault> {
+        let [tx, rx] = &rings;
+        if tx.start < rx.end && rx.start < tx.end {
+            return Err(Fault::OverlapsControl {
+                offset: tx.start,
+                length: tx.end - tx.start,
+                start: rx.start,
+                end: rx.end,
+            });
+        }
+        let hull = u64::from(tx.start.min(rx.start))..u64::from(tx.end.max(rx.end));
+        Ok(Self { base: ram.at(0, ram.size())?, size: ram.size() as u64, hull, rings, _ram: ram.clone() })
+    }
+
+    /// Where a piece of memory named by the guest is mapped.
+    #[inline]
+    fn place(&self, offset: u32, length: u32) -> std::result::Result<NonNull<u8>, Fault> {
+        let start = u64::from(offset);
+        let end = start + u64::from(length);
+        let is_inside = start >= u64::from(RAM_HEADER_BYTES) && end <= self.size;
+        let is_clear = end <= self.hull.start || start >= self.hull.end;
+        if !(is_inside && is_clear) {
+            self.look_closer(offset, length)?;
+        }
+        // SAFETY: offset and length were just found to lie inside the mapping.
+        Ok(unsafe { self.base.add(offset as usize) })
+    }
+
+    #[cold]
+    fn look_closer(&self, offset: u32, length: u32) -> std::result::Result<(), Fault> {
+        let end = u64::from(offset) + u64::from(length);
+        if end > self.size {
+            return Err(Fault::OutsideRegion { offset, length, limit: self.size });
+        }
+        let [tx, rx] = &self.rings;
+        for control in [&(0..RAM_HEADER_BYTES), tx, rx] {
+            if u64::from(control.start) < end && offset < control.end {
+                return Err(Fault::OverlapsControl { offset, length, start: control.start, end: control.end });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One guest's rings, worked on by one worker.
+pub(crate) struct VenetPort {
+    tx: Consumer,
+    rx: Consumer,
+    memory: GuestMemory,
+    /// Longest frame.
+    frame_limit: u32,
+    is_up: bool,
+    tx_mitigation: u32,
+    /// Frames returned since the guest was last told.
+    uncalled: u32,
+    /// Bytes given since the last release.
+    rx_bytes: u64,
+    tx_fault: Option<Fault>,
+    rx_fault: Option<Fault>,
+    tx_kick: Doorbell,
+    tx_call: Doorbell,
+    rx_call: Doorbell,
+    _rx_kick: Doorbell,
+}
+
+impl VenetPort {
+    /// Takes the consuming ends of both rings.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault: a ring is not where or what it says.
+    pub(crate) fn attach(queues: VenetQueues, params: &VenetParams) -> std::result::Result<Self, Fault> {
+        let VenetQueues { ram, tx, rx, tx_kick, tx_call, rx_kick, rx_call } = queues;
+        let tx_ring = RingMemory::attach(&ram, tx.0, tx.1)?;
+        let rx_ring = RingMemory::attach(&ram, rx.0, rx.1)?;
+        // Attaching found both inside a region of at most 4 GiB; what ends at 4 GiB is cut by the one byte that cannot
+        // be said, and descriptors are bounded by the region anyway.
+        let range = |(offset, length): (u32, u32)| offset..offset.saturating_add(length);
+        let memory = GuestMemory::new(&ram, [range(tx), range(rx)])?;
+        Ok(Self {
+            tx: Consumer::new(tx_ring),
+            rx: Consumer::new(rx_ring),
+            memory,
+            frame_limit: frame_limit(params.mtu),
+            is_up: true,
+            tx_mitigation: params.tx_mitigation,
+            uncalled: 0,
+            rx_bytes: 0,
+            tx_fault: None,
+            rx_fault: None,
+            tx_kick,
+            tx_call,
+            rx_call,
+            _rx_kick: rx_kick,
+        })
+    }
+
+    pub(crate) const fn set_mtu(&mut self, mtu: u32) {
+        self.frame_limit = frame_limit(mtu);
+    }
+
+    pub(crate) const fn set_tx_mitigation(&mut self, frames: u32) {
+        self.tx_mitigation = frames;
+    }
+
+    pub(crate) const fn set_up(&mut self, is_up: bool) {
+        self.is_up = is_up;
+    }
+
+    pub(crate) const fn kick_bell(&self) -> &Doorbell {
+        &self.tx_kick
+    }
+
+    pub(crate) const fn tx_call_bell(&self) -> &Doorbell {
+        &self.tx_call
+    }
+
+    pub(crate) const fn rx_call_bell(&self) -> &Doorbell {
+        &self.rx_call
+    }
+
+    pub(crate) const fn tx_fault(&self) -> Option<Fault> {
+        self.tx_fault
+    }
+
+    pub(crate) const fn rx_fault(&self) -> Option<Fault> {
+        self.rx_fault
+    }
+
+    pub(crate) fn break_tx(&mut self, fault: Fault) {
+        self.tx_fault.get_or_insert(fault);
+    }
+
+    pub(crate) fn break_rx(&mut self, fault: Fault) {
+        self.rx_fault.get_or_insert(fault);
+    }
+
+    /// Looks at up to `wanted` frames from the guest; they stay in their slots until [`Self::give_back`]. A descriptor
+    /// that breaks a rule ends the queue; the frames before it are still good.
+    #[inline]
+    pub(crate) fn load(&mut self, batch: &mut Batch, wanted: usize) -> usize {
+        if self.tx_fault.is_some() {
+            return 0;
+        }
+        let mut ready = match self.tx.available() {
+            Ok(known) if (known as usize) < wanted => self.tx.refresh(),
+            known => known,
+        }
+        .unwrap_or_else(|fault| {
+            self.tx_fault = Some(fault);
+            0
+        }) as usize;
+        ready = ready.min(wanted);
+        for (ahead, piece) in batch.pieces.iter_mut().enumerate().take(ready) {
+            let descriptor = self.tx.peek(ahead as u32);
+            match self.check_tx(descriptor) {
+                Ok(source) => {
+                    prefetch_read(source.as_ptr());
+                    let is_oversize = descriptor.length > self.frame_limit;
+                    piece.length = if is_oversize { 0 } else { descriptor.length };
+                    piece.source = source.as_ptr();
+                }
+                Err(fault) => {
+                    self.tx_fault = Some(fault);
+                    return ahead;
+                }
+            }
+        }
+        ready
+    }
+
+    #[inline]
+    fn check_tx(&self, descriptor: Descriptor) -> std::result::Result<NonNull<u8>, Fault> {
+        let Descriptor { offset, length, flags } = descriptor;
+        if flags != 0 || !(HEADER_BYTES..=FRAME_BYTES_MAX).contains(&length) {
+            return Err(wrong_frame(descriptor));
+        }
+        self.memory.place(offset, length)
+    }
+
+    /// Returns the oldest `count` loaded frames to the guest. `true`: it wants to hear of that, ring.
+    #[inline]
+    pub(crate) fn give_back(&mut self, count: u32) -> bool {
+        self.tx.advance(count);
+        self.tx.release();
+        self.uncalled += count;
+        // Whoever sleeps until slots come back is told at the end of a backlog in any case.
+        if self.uncalled < self.tx_mitigation && self.tx.available().is_ok_and(|waiting| waiting != 0) {
+            return false;
+        }
+        self.uncalled = 0;
+        self.tx.notify()
+    }
+
+    /// Takes the next posted buffer for a frame of `length` bytes: where to write it. At least 64 bytes may be written.
+    #[inline]
+    pub(crate) fn claim(&mut self, length: u32) -> std::result::Result<NonNull<u8>, Refusal> {
+        if !self.is_up || self.rx_fault.is_some() {
+            return Err(if self.rx_fault.is_some() { Refusal::Quarantined } else { Refusal::LinkDown });
+        }
+        if length > self.frame_limit {
+            return Err(Refusal::Oversize);
+        }
+        let descriptor = match self.rx.available() {
+            Ok(0) => return Err(Refusal::NoRoom),
+            Ok(_) => self.rx.peek(0),
+            Err(fault) => return Err(self.refuse_rx(fault)),
+        };
+        let target = match self.check_rx(descriptor) {
+            Ok(target) => target,
+            Err(fault) => return Err(self.refuse_rx(fault)),
+        };
+        if descriptor.length < length {
+            return Err(Refusal::BufferTooSmall);
+        }
+        self.rx.complete(0, Descriptor::new(descriptor.offset, length));
+        self.rx.advance(1);
+        self.rx_bytes += u64::from(length);
+        Ok(target)
+    }
+
+    #[inline]
+    fn check_rx(&self, descriptor: Descriptor) -> std::result::Result<NonNull<u8>, Fault> {
+        let Descriptor { offset, length, flags } = descriptor;
+        if flags != 0 || (length as usize) < START_BYTES {
+            return Err(wrong_buffer(descriptor));
+        }
+        self.memory.place(offset, length)
+    }
+
+    #[cold]
+    fn refuse_rx(&mut self, fault: Fault) -> Refusal {
+        self.break_rx(fault);
+        Refusal::Quarantined
+    }
+
+    /// Frames and bytes claimed since the last [`Self::release_rx`].
+    pub(crate) const fn unreleased(&self) -> (u64, u64) {
+        (self.rx.held() as u64, self.rx_bytes)
+    }
+
+    /// Gives the claimed buffers to the guest, filled. `true`: it sleeps, ring.
+    #[inline]
+    pub(crate) fn release_rx(&mut self) -> bool {
+        if self.rx.held() == 0 {
+            return false;
+        }
+        self.rx_bytes = 0;
+        self.rx.release();
+        self.rx.notify()
+    }
+
+    /// Returns every posted buffer with length 0 and without a signal: how many.
+    pub(crate) fn flush_rx(&mut self) -> u32 {
+        if self.rx_fault.is_some() {
+            return 0;
+        }
+        let posted = self.rx.refresh().unwrap_or_else(|fault| {
+            self.rx_fault = Some(fault);
+            0
+        });
+        for ahead in 0..posted {
+            let descriptor = self.rx.peek(ahead);
+            self.rx.complete(ahead, Descriptor::new(descriptor.offset, 0));
+        }
+        self.rx.advance(posted);
+        self.rx.release();
+        posted
+    }
+
+    /// Asks the guest to kick. `true`: done, and there is nothing to do.
+    pub(crate) fn arm(&mut self) -> bool {
+        match self.tx.arm() {
+            Ok(is_armed) => is_armed,
+            Err(fault) => {
+                self.tx_fault = Some(fault);
+                true
+            }
+        }
+    }
+
+    /// No more kicks wanted: the port is polled.
+    pub(crate) fn disarm(&self) {
+        self.tx.listener().mask();
+    }
+}
+
+impl fmt::Debug for VenetPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VenetPort")
+            .field("tx", &self.tx)
+            .field("rx", &self.rx)
+            .field("tx_fault", &self.tx_fault)
+            .field("rx_fault", &self.rx_fault)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cold]
+fn wrong_frame(descriptor: Descriptor) -> Fault {
+    let Descriptor { offset, length, flags } = descriptor;
+    if flags != 0 {
+        Fault::UnknownFlags { flags }
+    } else if length == 0 {
+        Fault::ZeroLength { offset }
+    } else if length < HEADER_BYTES {
+        Fault::TooShort { length, limit: HEADER_BYTES }
+    } else {
+        Fault::TooLong { length, limit: FRAME_BYTES_MAX }
+    }
+}
+
+#[cold]
+fn wrong_buffer(descriptor: Descriptor) -> Fault {
+    let Descriptor { offset, length, flags } = descriptor;
+    if flags != 0 {
+        Fault::UnknownFlags { flags }
+    } else if length == 0 {
+        Fault::ZeroLength { offset }
+    } else {
+        Fault::TooShort { length, limit: START_BYTES as u32 }
+    }
+}

@@ -1,0 +1,496 @@
+//! A worker: one thread that runs ports to completion, and sleeps when there is nothing to run.
+//!
+//! ```text
+//!            ┌───────────── active ports, each a turn ──────────────┐
+//!   wake ──▶ │ turn · turn · turn … ─▶ tell receivers ─▶ look again │ ──▶ idle too long: arm the signal, park
+//!     ▲      └──────────────────────────────────────────────────────┘                       │
+//!     └── epoll: kick of a parked port · device readable · command ◀── nobody active: sleep ┘
+//! ```
+//!
+//! A port and its switch belong to one worker, so nothing on the way of a frame is locked. Cost follows active ports:
+//! parked ones are a line in an epoll set. Kick doorbells are waited for edge-triggered and never read, so a guest that
+//! plays with its copy of one wakes the worker at most as often as it writes. There are no timers: ageing is looked at
+//! when a table is, and an idle worker sleeps until something happens.
+//!
+//! Control reaches a worker by commands with an answer each; `fabric` sends them. Source: design of Snabb's and VPP's
+//! run-to-completion loops, and of vbus's interrupt mitigation.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender};
+use rustix::event::epoll;
+use rustix::time::Timespec;
+
+use self::forward::{End, EventSink, Plane, Port, port_at};
+use self::watchdog::{Ringer, WatchdogHandle};
+use crate::error::{Error, Result};
+use crate::net::counters::counters;
+use crate::net::frame::MacAddress;
+use crate::net::mac_table::{PortSlot, TableEntry, Tick};
+use crate::net::switch::Switch;
+use crate::port::{PortCounter, PortId};
+use crate::shm::counters::Block;
+use crate::shm::doorbell::Doorbell;
+
+pub(crate) mod forward;
+mod parking;
+pub(crate) mod watchdog;
+
+/// How often a busy worker looks for kicks and commands.
+const LOOK_EVERY_NS: u64 = 20_000;
+/// Rounds with work between two looks at the clock.
+const ROUNDS_A_LOOK: u32 = 16;
+/// Doorbells heard in one look.
+const EVENTS: usize = 64;
+/// The doorbell of the command queue, where ports have their slot and number.
+const COMMAND_TOKEN: u64 = u64::MAX;
+
+counters! {
+    /// What is counted for every worker.
+    pub enum WorkerCounter {
+        /// Rounds over the active ports that moved frames.
+        BusyRounds = "busy_rounds",
+        /// Rounds that found nothing to do: polling.
+        IdleRounds = "idle_rounds",
+        /// Times it went to sleep.
+        Sleeps = "sleeps",
+        /// Nanoseconds it slept.
+        AsleepNanoseconds = "asleep_nanoseconds",
+        /// Commands done.
+        Commands = "commands",
+        /// Ports attached now.
+        Ports = "ports",
+        /// Ports polled now.
+        ActivePorts = "active_ports",
+    }
+}
+
+/// What can be changed on a port while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Param {
+    /// Longest payload of a frame, 68 to 65535 bytes.
+    Mtu(u32),
+    /// Returned frames after which a sleeping guest is told; 0 = after every batch.
+    TxMitigation(u32),
+    /// How long at most the port is polled after its last frame, in µs.
+    BurstThresholdUs(u32),
+    /// Frames one turn may take.
+    Budget(u32),
+}
+
+/// What a worker is asked to do; each answers exactly once, or drops the answer when there is no such thing.
+pub(crate) enum Command {
+    AddSwitch(Box<Switch>, Sender<u32>),
+    RemoveSwitch(u32, Sender<Option<Box<Switch>>>),
+    AddPort(Box<Port>, MacAddress, Sender<Result<()>>),
+    RemovePort(PortId, Sender<Option<Box<Port>>>),
+    SetPort(PortId, Param, Sender<()>),
+    SetLink(PortId, bool, Sender<()>),
+    FlushRx(PortId, Sender<u32>),
+    SetAgeing(u32, u32, Sender<()>),
+    Macs(u32, Sender<Vec<(TableEntry, PortId)>>),
+    Stop,
+}
+
+/// The hold others have on a worker's thread.
+pub(crate) struct WorkerHandle {
+    commands: Sender<Command>,
+    bell: Arc<Doorbell>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    /// Starts a worker.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: no thread or descriptor is free.
+    pub(crate) fn start(index: usize, watchdog: WatchdogHandle, sink: EventSink, block: Block) -> Result<Self> {
+        let (commands, queue) = crossbeam_channel::unbounded();
+        let bell = Arc::new(Doorbell::create()?);
+        let heard = bell.clone();
+        let (started, outcome) = crossbeam_channel::bounded(1);
+        let run = move || match watchdog.enlist().and_then(|ringer| Worker::new(queue, heard, ringer, sink, block)) {
+            Ok(worker) => {
+                let _ = started.send(Ok(()));
+                worker.run();
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+            }
+        };
+        let thread = thread::Builder::new()
+            .name(format!("vbnet-worker-{index}"))
+            .spawn(run)
+            .map_err(|error| Error::machine("start a worker", error))?;
+        let handle = Self { commands, bell, thread: Some(thread) };
+        outcome.recv().map_err(|_| Error::PeerGone("a worker"))??;
+        Ok(handle)
+    }
+
+    /// Puts a command into its queue. It will be done soon, but not here and now.
+    pub(crate) fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| Error::Closed("the worker"))?;
+        self.bell.ring()
+    }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        let _ = self.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for WorkerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerHandle").finish_non_exhaustive()
+    }
+}
+
+struct Worker {
+    plane: Plane,
+    slots: HashMap<PortId, PortSlot>,
+    /// Ports that are polled, in the order of their turns.
+    active: Vec<PortSlot>,
+    commands: Receiver<Command>,
+    bell: Arc<Doorbell>,
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+    start: Instant,
+    now_ns: u64,
+    block: Block,
+    is_over: bool,
+}
+
+impl Worker {
+    fn new(
+        commands: Receiver<Command>,
+        bell: Arc<Doorbell>,
+        ringer: Ringer,
+        sink: EventSink,
+        block: Block,
+    ) -> Result<Self> {
+        let epoll =
+            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| Error::machine("create an epoll set", errno))?;
+        epoll::add(&epoll, &*bell, epoll::EventData::new_u64(COMMAND_TOKEN), epoll::EventFlags::IN)
+            .map_err(|errno| Error::machine("wait for commands", errno))?;
+        Ok(Self {
+            plane: Plane::new(ringer, sink),
+            slots: HashMap::new(),
+            active: Vec::new(),
+            commands,
+            bell,
+            epoll,
+            events: Vec::with_capacity(EVENTS),
+            start: Instant::now(),
+            now_ns: 0,
+            block,
+            is_over: false,
+        })
+    }
+
+    fn run(mut self) {
+        let mut looked_ns = 0;
+        let mut rounds = 0;
+        while !self.is_over {
+            if self.active.is_empty() {
+                self.sleep();
+            }
+            let has_worked = self.round();
+            rounds = if has_worked { rounds + 1 } else { ROUNDS_A_LOOK };
+            if rounds < ROUNDS_A_LOOK {
+                continue;
+            }
+            rounds = 0;
+            self.read_clock();
+            self.park_idle();
+            if self.now_ns - looked_ns >= LOOK_EVERY_NS && !self.active.is_empty() {
+                looked_ns = self.now_ns;
+                self.look(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+            }
+        }
+    }
+
+    fn read_clock(&mut self) {
+        let elapsed = self.start.elapsed();
+        self.now_ns = elapsed.as_nanos() as u64;
+        self.plane.now = elapsed.as_secs() as Tick;
+    }
+
+    /// Gives every active port its turn.
+    fn round(&mut self) -> bool {
+        let mut unflushed = 0;
+        let mut has_worked = false;
+        for index in 0..self.active.len() {
+            let turn = self.plane.turn(self.active[index]);
+            has_worked |= turn.cost != 0;
+            unflushed += turn.cost;
+            // Latency of a long round is bounded by telling receivers in between.
+            if unflushed >= FLUSH_AFTER {
+                self.plane.flush();
+                unflushed = 0;
+            }
+        }
+        if !self.plane.is_flushed() {
+            self.plane.flush();
+        }
+        let counter = if has_worked { WorkerCounter::BusyRounds } else { WorkerCounter::IdleRounds };
+        self.block.add(counter as usize, 1);
+        has_worked
+    }
+
+    /// Parks every active port that has been idle for too long.
+    fn park_idle(&mut self) {
+        let mut index = 0;
+        while let Some(&slot) = self.active.get(index) {
+            if self.park(slot) {
+                self.active.swap_remove(index);
+                self.block.set(WorkerCounter::ActivePorts as usize, self.active.len() as u64);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// `true`: the port is not polled any more.
+    fn park(&mut self, slot: PortSlot) -> bool {
+        let Some(port) = port_at(&mut self.plane.ports, slot) else { return true };
+        if port.is_mute() {
+            self.silence(slot);
+            return true;
+        }
+        if !port.parking.is_due(self.now_ns) {
+            return false;
+        }
+        let is_parked = match &mut port.end {
+            End::Venet(venet) => venet.arm(),
+            // Whatever comes in after its last empty read makes an edge.
+            End::Tap(_) => true,
+        };
+        if is_parked {
+            port.parking.is_active = false;
+            port.count(PortCounter::Parks, 1);
+            if port.is_mute() {
+                self.silence(slot);
+            }
+        }
+        is_parked
+    }
+
+    /// Hears nothing more of a port that nothing comes out of.
+    fn silence(&mut self, slot: PortSlot) {
+        if let Some(port) = port_at(&mut self.plane.ports, slot) {
+            port.parking.is_active = false;
+            let _ = epoll::delete(&self.epoll, waited_for(&port.end));
+        }
+        self.plane.report(slot);
+    }
+
+    /// Nobody is active: waits for the first who is.
+    fn sleep(&mut self) {
+        self.block.add(WorkerCounter::Sleeps as usize, 1);
+        self.read_clock();
+        let asleep_ns = self.now_ns;
+        self.look(None);
+        self.block.add(WorkerCounter::AsleepNanoseconds as usize, self.now_ns - asleep_ns);
+    }
+
+    /// Hears doorbells and commands.
+    fn look(&mut self, timeout: Option<&Timespec>) {
+        self.events.clear();
+        let heard = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout);
+        self.read_clock();
+        if heard.is_err() {
+            return;
+        }
+        let events = std::mem::take(&mut self.events);
+        for event in &events {
+            match event.data.u64() {
+                COMMAND_TOKEN => self.obey(),
+                token => self.wake(token),
+            }
+        }
+        self.events = events;
+    }
+
+    fn wake(&mut self, token: u64) {
+        let slot = token as u32;
+        let Some(port) = port_at(&mut self.plane.ports, slot) else { return };
+        if port.id.0 as u32 != (token >> 32) as u32 {
+            return;
+        }
+        port.count(PortCounter::Kicks, 1);
+        if !port.parking.is_active {
+            port.parking.wake(self.now_ns);
+            port.count(PortCounter::Wakeups, 1);
+            self.activate(slot);
+        }
+    }
+
+    fn activate(&mut self, slot: PortSlot) {
+        let Some(port) = port_at(&mut self.plane.ports, slot) else { return };
+        port.parking.is_active = true;
+        if let End::Venet(venet) = &port.end {
+            venet.disarm();
+        }
+        self.active.push(slot);
+        self.block.set(WorkerCounter::ActivePorts as usize, self.active.len() as u64);
+    }
+
+    fn obey(&mut self) {
+        self.bell.quiet();
+        while let Ok(command) = self.commands.try_recv() {
+            self.block.add(WorkerCounter::Commands as usize, 1);
+            self.execute(command);
+        }
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::AddSwitch(switch, reply) => answer(&reply, self.add_switch(switch)),
+            Command::RemoveSwitch(slot, reply) => {
+                answer(&reply, self.plane.switches.get_mut(slot as usize).and_then(Option::take));
+            }
+            Command::AddPort(port, mac, reply) => answer(&reply, self.add_port(port, mac)),
+            Command::RemovePort(id, reply) => answer(&reply, self.remove_port(id)),
+            Command::SetPort(id, param, reply) => {
+                self.with_port(id, |port| set_param(port, param));
+                answer(&reply, ());
+            }
+            Command::SetLink(id, is_up, reply) => {
+                self.set_link(id, is_up);
+                answer(&reply, ());
+            }
+            Command::FlushRx(id, reply) => answer(&reply, self.flush_rx(id)),
+            Command::SetAgeing(slot, ageing_s, reply) => {
+                if let Some(switch) = self.plane.switch(slot) {
+                    switch.table_mut().set_ageing(ageing_s);
+                }
+                answer(&reply, ());
+            }
+            Command::Macs(slot, reply) => answer(&reply, self.macs(slot)),
+            Command::Stop => self.is_over = true,
+        }
+    }
+
+    fn add_switch(&mut self, switch: Box<Switch>) -> u32 {
+        let switches = &mut self.plane.switches;
+        let slot = switches.iter().position(Option::is_none).unwrap_or(switches.len());
+        if slot == switches.len() {
+            switches.push(Some(switch));
+        } else {
+            switches[slot] = Some(switch);
+        }
+        slot as u32
+    }
+
+    fn add_port(&mut self, port: Box<Port>, mac: MacAddress) -> Result<()> {
+        let id = port.id;
+        let switch = port.switch;
+        let slot = self.plane.insert(port);
+        let now = self.plane.now;
+        let pinned = match switch.and_then(|switch| self.plane.switch(switch)) {
+            Some(switch) if mac.is_station() => switch.table_mut().pin(mac, slot, now),
+            _ => true,
+        };
+        if !pinned {
+            self.plane.remove(slot);
+            return Err(Error::Busy(format!("the address {mac} belongs to another port of the switch")));
+        }
+        let Some(port) = port_at(&mut self.plane.ports, slot) else { return Err(Error::Closed("the port")) };
+        let token = epoll::EventData::new_u64(id.0 << 32 | u64::from(slot));
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        if let Err(errno) = epoll::add(&self.epoll, waited_for(&port.end), token, flags) {
+            self.plane.remove(slot);
+            return Err(Error::machine("wait for a port", errno));
+        }
+        self.slots.insert(id, slot);
+        self.block.set(WorkerCounter::Ports as usize, self.slots.len() as u64);
+        self.activate(slot);
+        Ok(())
+    }
+
+    fn remove_port(&mut self, id: PortId) -> Option<Box<Port>> {
+        let slot = self.slots.remove(&id)?;
+        self.active.retain(|&active| active != slot);
+        let port = self.plane.remove(slot)?;
+        let _ = epoll::delete(&self.epoll, waited_for(&port.end));
+        self.block.set(WorkerCounter::Ports as usize, self.slots.len() as u64);
+        self.block.set(WorkerCounter::ActivePorts as usize, self.active.len() as u64);
+        Some(port)
+    }
+
+    fn with_port(&mut self, id: PortId, change: impl FnOnce(&mut Port)) {
+        if let Some(&slot) = self.slots.get(&id)
+            && let Some(port) = self.plane.port(slot)
+        {
+            change(port);
+        }
+    }
+
+    fn set_link(&mut self, id: PortId, is_up: bool) {
+        let Some(&slot) = self.slots.get(&id) else { return };
+        let mut switch = None;
+        self.with_port(id, |port| {
+            port.set_up(is_up);
+            switch = port.switch;
+        });
+        if !is_up && let Some(switch) = switch.and_then(|switch| self.plane.switch(switch)) {
+            switch.table_mut().forget(slot, false);
+        }
+    }
+
+    fn flush_rx(&mut self, id: PortId) -> u32 {
+        self.plane.flush();
+        let mut flushed = 0;
+        self.with_port(id, |port| {
+            if let End::Venet(venet) = &mut port.end {
+                flushed = venet.flush_rx();
+            }
+        });
+        if let Some(&slot) = self.slots.get(&id) {
+            self.plane.report(slot);
+        }
+        flushed
+    }
+
+    fn macs(&mut self, slot: u32) -> Vec<(TableEntry, PortId)> {
+        let now = self.plane.now;
+        let entries = self.plane.switch(slot).map(|switch| switch.table().entries(now)).unwrap_or_default();
+        entries.into_iter().filter_map(|entry| self.plane.port(entry.port).map(|port| (entry, port.id))).collect()
+    }
+}
+
+/// Copies after which receivers are told in the middle of a round.
+const FLUSH_AFTER: u32 = 64;
+
+fn answer<T>(reply: &Sender<T>, value: T) {
+    // Whoever gave up waiting does not want it any more.
+    let _ = reply.try_send(value);
+}
+
+fn waited_for(end: &End) -> std::os::fd::BorrowedFd<'_> {
+    match end {
+        End::Venet(venet) => venet.kick_bell().as_fd(),
+        End::Tap(tap) => tap.as_fd(),
+    }
+}
+
+fn set_param(port: &mut Port, param: Param) {
+    match (param, &mut port.end) {
+        (Param::Mtu(mtu), End::Venet(venet)) => venet.set_mtu(mtu),
+        (Param::Mtu(mtu), End::Tap(tap)) => tap.set_mtu(mtu),
+        (Param::TxMitigation(frames), End::Venet(venet)) => venet.set_tx_mitigation(frames),
+        (Param::TxMitigation(_), End::Tap(_)) => {}
+        (Param::BurstThresholdUs(burst_threshold_us), _) => port.parking.set_threshold(burst_threshold_us),
+        (Param::Budget(budget), _) => port.budget = budget,
+    }
+}

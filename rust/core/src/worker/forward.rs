@@ -1,0 +1,529 @@
+//! Forwarding: a port's turn, from its ring to other ports' buffers, in passes over a batch.
+//!
+//! ```text
+//!   1 load     descriptors copied and checked, first payload lines asked for          (port::venet)
+//!   2 decide   first lines copied once; source learned, destination found             (net::switch)
+//!   3 claim    receivers' posted buffers checked, completed, asked for                 (port::venet)
+//!   4 copy     first line from the private copy, the rest straight from buffer to buffer
+//!   5 return   senders get their slots back at once, receivers theirs at the end of the round
+//! ```
+//!
+//! Passes 3 and 4 run over stretches without a flooded frame, so that frames between two ports never overtake each
+//! other. A turn ends when the budget is spent; a flooded frame costs as much as it makes copies.
+//!
+//! The danger: pointers in the batch are good only while the ports they come from are attached and their slots not
+//! returned. Both hold within a turn: ports come and go between turns, on this very thread.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use super::parking::Parking;
+use super::watchdog::Ringer;
+use crate::net::frame::{FrameStart, START_BYTES};
+use crate::net::mac_table::{PortSlot, Tick};
+use crate::net::switch::{RouteCache, Switch, Verdict};
+use crate::port::batch::{BATCH, Batch, Piece, prefetch_write};
+use crate::port::tap::{Received, TapPort};
+use crate::port::venet::VenetPort;
+use crate::port::{PortCounter, PortEvent, PortId, PortPart, PortStatus, Refusal};
+use crate::shm::counters::Block;
+use crate::shm::doorbell::Doorbell;
+
+/// What is behind a port. A port is boxed as a whole, and the common kind shall be in one piece with it.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)]
+pub(crate) enum End {
+    Venet(VenetPort),
+    Tap(Box<TapPort>),
+}
+
+/// A port as its worker has it.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub id: PortId,
+    pub name: Arc<str>,
+    pub status: Arc<PortStatus>,
+    /// Position of its switch on this worker.
+    pub switch: Option<u32>,
+    pub is_up: bool,
+    pub budget: u32,
+    pub parking: Parking,
+    pub end: End,
+    pub block: Block,
+    cache: RouteCache,
+    /// It was given frames that it has not been told of.
+    is_touched: bool,
+    /// Events are sent once.
+    is_tx_reported: bool,
+    is_rx_reported: bool,
+}
+
+impl Port {
+    pub(crate) fn new(id: PortId, name: Arc<str>, end: End, block: Block) -> Self {
+        let status = Arc::new(PortStatus::default());
+        status.set_up(true);
+        Self {
+            id,
+            name,
+            status,
+            switch: None,
+            is_up: true,
+            budget: BATCH as u32,
+            parking: Parking::new(0),
+            end,
+            block,
+            cache: RouteCache::default(),
+            is_touched: false,
+            is_tx_reported: false,
+            is_rx_reported: false,
+        }
+    }
+
+    pub(crate) fn count(&self, counter: PortCounter, amount: u64) {
+        self.block.add(counter as usize, amount);
+    }
+
+    pub(crate) fn set_up(&mut self, is_up: bool) {
+        self.is_up = is_up;
+        self.status.set_up(is_up);
+        match &mut self.end {
+            End::Venet(venet) => venet.set_up(is_up),
+            End::Tap(tap) => tap.set_up(is_up),
+        }
+    }
+
+    /// Nothing will come out of it any more.
+    pub(crate) const fn is_mute(&self) -> bool {
+        match &self.end {
+            End::Venet(venet) => venet.tx_fault().is_some(),
+            End::Tap(tap) => tap.is_gone(),
+        }
+    }
+
+    /// Gives one frame to whatever is behind the port. `Ok(null)`: it was sent. Otherwise: where to write it.
+    #[inline]
+    unsafe fn offer(&mut self, start: &FrameStart, piece: &Piece) -> Result<*mut u8, Refusal> {
+        match &mut self.end {
+            End::Venet(venet) => venet.claim(piece.length).map(std::ptr::NonNull::as_ptr),
+            // SAFETY: the piece was loaded in this turn.
+            End::Tap(tap) => unsafe { tap.send(start, piece.source, piece.length) }.map(|()| std::ptr::null_mut()),
+        }
+    }
+}
+
+/// How a turn went.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Turn {
+    /// Frames taken from the port.
+    pub frames: u32,
+    /// Copies made, at least one a frame.
+    pub cost: u32,
+}
+
+/// Where faults are told.
+pub(crate) struct EventSink {
+    pub events: Sender<PortEvent>,
+    pub bell: Arc<Doorbell>,
+}
+
+/// Ports and switches of one worker, and all it needs to move frames between them.
+pub(crate) struct Plane {
+    pub ports: Vec<Option<Box<Port>>>,
+    pub switches: Vec<Option<Box<Switch>>>,
+    pub ringer: Ringer,
+    pub now: Tick,
+    batch: Box<Batch>,
+    /// Ports that were given frames since the last [`Self::flush`].
+    touched: Vec<PortSlot>,
+    sink: EventSink,
+}
+
+impl fmt::Debug for Plane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plane").field("ports", &self.ports.len()).finish_non_exhaustive()
+    }
+}
+
+#[inline]
+pub(crate) fn port_at(ports: &mut [Option<Box<Port>>], slot: PortSlot) -> Option<&mut Port> {
+    ports.get_mut(slot as usize)?.as_deref_mut()
+}
+
+impl Plane {
+    pub(crate) fn new(ringer: Ringer, sink: EventSink) -> Self {
+        Self { ports: Vec::new(), switches: Vec::new(), ringer, now: 0, batch: Batch::new(), touched: Vec::new(), sink }
+    }
+
+    pub(crate) fn port(&mut self, slot: PortSlot) -> Option<&mut Port> {
+        port_at(&mut self.ports, slot)
+    }
+
+    pub(crate) fn switch(&mut self, slot: u32) -> Option<&mut Switch> {
+        self.switches.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// Attaches a port and joins it to its switch.
+    pub(crate) fn insert(&mut self, port: Box<Port>) -> PortSlot {
+        let slot = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
+        let switch = port.switch;
+        if slot == self.ports.len() {
+            self.ports.push(Some(port));
+            self.touched.reserve(self.ports.len());
+        } else {
+            self.ports[slot] = Some(port);
+        }
+        if let Some(switch) = switch.and_then(|switch| self.switch(switch)) {
+            switch.join(slot as PortSlot);
+        }
+        slot as PortSlot
+    }
+
+    /// Detaches a port: from here on nothing touches its memory.
+    pub(crate) fn remove(&mut self, slot: PortSlot) -> Option<Box<Port>> {
+        self.flush();
+        let port = self.ports.get_mut(slot as usize)?.take()?;
+        if let Some(switch) = port.switch.and_then(|switch| self.switch(switch)) {
+            switch.leave(slot);
+        }
+        Some(port)
+    }
+
+    /// Takes frames from one port and moves them to others, up to its budget.
+    pub(crate) fn turn(&mut self, slot: PortSlot) -> Turn {
+        match port_at(&mut self.ports, slot) {
+            Some(Port { end: End::Venet(_), .. }) => self.turn_rings(slot),
+            Some(Port { end: End::Tap(_), .. }) => self.turn_tap(slot),
+            None => Turn::default(),
+        }
+    }
+
+    fn turn_rings(&mut self, slot: PortSlot) -> Turn {
+        let mut turn = Turn::default();
+        let mut bytes = 0;
+        let mut budget = 1;
+        let mut wants_call = false;
+        while turn.cost < budget {
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
+            let End::Venet(venet) = &mut port.end else { break };
+            budget = port.budget;
+            let loaded = venet.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
+            if loaded == 0 {
+                break;
+            }
+            self.decide(slot, loaded);
+            let (done, cost) = self.deliver(slot, loaded, budget - turn.cost);
+            bytes += self.batch.pieces[..done].iter().map(|piece| u64::from(piece.length)).sum::<u64>();
+            turn.frames += done as u32;
+            turn.cost += cost;
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
+            let End::Venet(venet) = &mut port.end else { break };
+            wants_call |= venet.give_back(done as u32);
+        }
+        self.end_turn(slot, turn, bytes, budget, wants_call);
+        turn
+    }
+
+    /// Counts, calls the guest, and reports what broke.
+    fn end_turn(&mut self, slot: PortSlot, turn: Turn, bytes: u64, budget: u32, wants_call: bool) {
+        let Some(port) = port_at(&mut self.ports, slot) else { return };
+        if turn.frames != 0 {
+            port.count(PortCounter::TransmitFrames, turn.frames.into());
+            port.count(PortCounter::TransmitBytes, bytes);
+        }
+        if turn.cost != 0 {
+            port.parking.work();
+        }
+        if turn.cost >= budget {
+            port.count(PortCounter::BudgetExhausted, 1);
+        }
+        let End::Venet(venet) = &mut port.end else { return };
+        if wants_call {
+            port.block.add(PortCounter::CallsRung as usize, 1);
+            if let Err(fault) = self.ringer.ring(venet.tx_call_bell()) {
+                venet.break_tx(fault);
+            }
+        }
+        if venet.tx_fault().is_some() {
+            self.report(slot);
+        }
+    }
+
+    fn turn_tap(&mut self, slot: PortSlot) -> Turn {
+        let mut turn = Turn::default();
+        let mut bytes = 0;
+        let mut budget = 1;
+        while turn.cost < budget {
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
+            budget = port.budget;
+            let End::Tap(tap) = &mut port.end else { break };
+            let length = match tap.receive() {
+                Received::Frame(length) => length,
+                Received::Nothing => break,
+                Received::Gone(error) => {
+                    tap.end(error);
+                    break;
+                }
+                Received::Oversize => {
+                    turn.cost += 1;
+                    port.count(PortCounter::TransmitDropOversize, 1);
+                    continue;
+                }
+                Received::Runt => {
+                    turn.cost += 1;
+                    port.count(PortCounter::TransmitDropRunt, 1);
+                    continue;
+                }
+            };
+            let frame = tap.frame(length);
+            self.batch.pieces[0].source = frame.as_ptr();
+            self.batch.pieces[0].length = length;
+            self.decide(slot, 1);
+            let (_, cost) = self.deliver(slot, 1, u32::MAX);
+            turn.frames += 1;
+            turn.cost += cost;
+            bytes += u64::from(length);
+        }
+        self.end_turn(slot, turn, bytes, budget, false);
+        if port_at(&mut self.ports, slot).is_some_and(|port| port.is_mute()) {
+            self.report(slot);
+        }
+        turn
+    }
+
+    /// Copies first lines and finds out where each frame goes.
+    #[inline]
+    fn decide(&mut self, slot: PortSlot, loaded: usize) {
+        let Batch { starts, pieces, verdicts } = &mut *self.batch;
+        let Some(port) = port_at(&mut self.ports, slot) else { return };
+        let switch = port.switch.and_then(|switch| self.switches.get_mut(switch as usize)?.as_deref_mut());
+        for ((start, piece), verdict) in starts.iter_mut().zip(&*pieces).zip(verdicts.iter_mut()).take(loaded) {
+            if piece.length != 0 {
+                // SAFETY: loaded in this turn and not shorter than a header.
+                unsafe { start.fetch(piece.source, piece.length) };
+            }
+            *verdict = Verdict::To(slot);
+        }
+        let Some(switch) = switch else { return };
+        for ((start, piece), verdict) in starts.iter().zip(&*pieces).zip(verdicts.iter_mut()).take(loaded) {
+            if piece.length != 0 {
+                *verdict = switch.route(&mut port.cache, slot, start, self.now);
+            }
+        }
+    }
+
+    /// Moves loaded frames on, in order, while `budget` lasts: how many, and what it cost.
+    fn deliver(&mut self, slot: PortSlot, loaded: usize, budget: u32) -> (usize, u32) {
+        if !port_at(&mut self.ports, slot).is_some_and(|port| port.is_up) {
+            if let Some(port) = port_at(&mut self.ports, slot) {
+                port.count(PortCounter::TransmitDropLinkDown, loaded as u64);
+            }
+            return (loaded, loaded as u32);
+        }
+        let mut done = 0;
+        let mut cost = 0;
+        while done < loaded && cost < budget {
+            if self.floods(done) {
+                cost += self.flood(slot, done);
+                done += 1;
+            } else {
+                let end = (done + 1..loaded).find(|&index| self.floods(index)).unwrap_or(loaded);
+                self.claim(slot, done, end);
+                self.copy(done, end);
+                cost += (end - done) as u32;
+                done = end;
+            }
+        }
+        (done, cost)
+    }
+
+    #[inline]
+    fn floods(&self, index: usize) -> bool {
+        self.batch.verdicts[index] == Verdict::Flood && self.batch.pieces[index].length != 0
+    }
+
+    /// Finds a buffer for every frame from `start` to `end`.
+    #[inline]
+    fn claim(&mut self, slot: PortSlot, start: usize, end: usize) {
+        let Self { ports, batch, touched, .. } = self;
+        let mut current = PortSlot::MAX;
+        let mut receiver: Option<&mut Port> = None;
+        for index in start..end {
+            let piece = &mut batch.pieces[index];
+            piece.target = std::ptr::null_mut();
+            let to = match batch.verdicts[index] {
+                Verdict::To(to) if piece.length != 0 => to,
+                verdict => {
+                    current = PortSlot::MAX;
+                    receiver = None;
+                    if let Some(port) = port_at(ports, slot) {
+                        port.count(why_not_taken(verdict, piece), 1);
+                    }
+                    continue;
+                }
+            };
+            if to != current {
+                current = to;
+                receiver = port_at(ports, to);
+                if let Some(port) = &mut receiver {
+                    touch(port, to, touched);
+                }
+            }
+            let Some(port) = &mut receiver else { continue };
+            // SAFETY: the piece was loaded in this turn.
+            match unsafe { port.offer(&batch.starts[index], piece) } {
+                Ok(target) => {
+                    prefetch_write(target);
+                    piece.target = target;
+                }
+                Err(refusal) => port.count(refusal.counter(), 1),
+            }
+        }
+    }
+
+    #[inline]
+    fn copy(&mut self, start: usize, end: usize) {
+        let Batch { starts, pieces, .. } = &*self.batch;
+        for (start, piece) in starts[start..end].iter().zip(&pieces[start..end]) {
+            if !piece.target.is_null() {
+                // SAFETY: source and target were checked in this turn, for this length and for at least 64 bytes.
+                unsafe { copy_frame(start, piece) };
+            }
+        }
+    }
+
+    /// Gives one frame to every port of the switch but its own: how many copies that took.
+    #[cold]
+    fn flood(&mut self, slot: PortSlot, index: usize) -> u32 {
+        let Self { ports, switches, batch, touched, .. } = self;
+        let switch = port_at(ports, slot).and_then(|port| port.switch);
+        let Some(switch) = switch.and_then(|switch| switches.get(switch as usize)?.as_deref()) else { return 1 };
+        let start = &batch.starts[index];
+        let mut piece = batch.pieces[index];
+        for &to in switch.members().iter().filter(|&&member| member != slot) {
+            let Some(port) = port_at(ports, to) else { continue };
+            touch(port, to, touched);
+            // SAFETY: the piece was loaded in this turn.
+            match unsafe { port.offer(start, &piece) } {
+                Ok(target) if !target.is_null() => {
+                    piece.target = target;
+                    // SAFETY: source and target were checked just now, for this length and for at least 64 bytes.
+                    unsafe { copy_frame(start, &piece) };
+                }
+                Ok(_) => {}
+                Err(refusal) => port.count(refusal.counter(), 1),
+            }
+        }
+        switch.count_flooded(1);
+        (switch.members().len() as u32).saturating_sub(1).max(1)
+    }
+
+    /// Frames wait to be told of.
+    pub(crate) const fn is_flushed(&self) -> bool {
+        self.touched.is_empty()
+    }
+
+    /// Tells receivers what they were given.
+    pub(crate) fn flush(&mut self) {
+        while let Some(slot) = self.touched.pop() {
+            let Some(port) = port_at(&mut self.ports, slot) else { continue };
+            port.is_touched = false;
+            let is_broken = match &mut port.end {
+                End::Venet(venet) => {
+                    let (frames, bytes) = venet.unreleased();
+                    if frames != 0 {
+                        let wants_call = venet.release_rx();
+                        port.block.add(PortCounter::ReceiveFrames as usize, frames);
+                        port.block.add(PortCounter::ReceiveBytes as usize, bytes);
+                        let outcome = if wants_call { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
+                        port.block.add(outcome as usize, 1);
+                        if wants_call && let Err(fault) = self.ringer.ring(venet.rx_call_bell()) {
+                            venet.break_rx(fault);
+                        }
+                    }
+                    venet.rx_fault().is_some()
+                }
+                End::Tap(tap) => {
+                    let (frames, bytes) = tap.take_written();
+                    port.block.add(PortCounter::ReceiveFrames as usize, frames);
+                    port.block.add(PortCounter::ReceiveBytes as usize, bytes);
+                    tap.is_gone()
+                }
+            };
+            if is_broken {
+                self.report(slot);
+            }
+        }
+    }
+
+    /// Counts and tells what broke on a port, each part once.
+    #[cold]
+    pub(crate) fn report(&mut self, slot: PortSlot) {
+        let Some(port) = port_at(&mut self.ports, slot) else { return };
+        let (mut tx, mut rx, mut gone) = (None, None, None);
+        match &mut port.end {
+            End::Venet(venet) => {
+                tx = venet.tx_fault().filter(|_| !port.is_tx_reported);
+                rx = venet.rx_fault().filter(|_| !port.is_rx_reported);
+                port.is_tx_reported |= tx.is_some();
+                port.is_rx_reported |= rx.is_some();
+            }
+            End::Tap(tap) => gone = tap.take_end(),
+        }
+        for (part, fault) in [(PortPart::Transmit, tx), (PortPart::Receive, rx)] {
+            if let Some(fault) = fault {
+                port.block.add(PortCounter::of_fault(&fault), 1);
+                port.status.set_fault(part, &fault);
+                self.sink.tell(port, part, fault.reason(), fault.to_string());
+            }
+        }
+        if let Some(error) = gone {
+            port.status.set_gone();
+            let text = format!("the device of port {} has ended: {error}", port.name);
+            self.sink.tell(port, PortPart::Device, "device_gone", text);
+        }
+    }
+}
+
+impl EventSink {
+    fn tell(&self, port: &Port, part: PortPart, reason: &'static str, text: String) {
+        let event = PortEvent { port: port.id, name: port.name.clone(), part, reason, text };
+        // Nobody listens any more once the fabric is closing.
+        if self.events.send(event).is_ok() {
+            let _ = self.bell.ring();
+        }
+    }
+}
+
+#[inline]
+fn touch(port: &mut Port, slot: PortSlot, touched: &mut Vec<PortSlot>) {
+    if !port.is_touched {
+        port.is_touched = true;
+        touched.push(slot);
+    }
+}
+
+#[cold]
+const fn why_not_taken(verdict: Verdict, piece: &Piece) -> PortCounter {
+    match verdict {
+        _ if piece.length == 0 => PortCounter::TransmitDropOversize,
+        Verdict::ForgedSource => PortCounter::TransmitDropForgedSource,
+        _ => PortCounter::TransmitDropSamePort,
+    }
+}
+
+/// # Safety
+///
+/// `piece.length` bytes at its source are readable; at its target as many, and at least 64, are writable.
+#[inline]
+unsafe fn copy_frame(start: &FrameStart, piece: &Piece) {
+    // SAFETY: as promised by the caller. Both may lie in one guest's memory, so the rest moves as if they overlapped.
+    unsafe {
+        start.store(piece.target);
+        let rest = (piece.length as usize).saturating_sub(START_BYTES);
+        if rest != 0 {
+            piece.source.add(START_BYTES).copy_to(piece.target.add(START_BYTES), rest);
+        }
+    }
+}

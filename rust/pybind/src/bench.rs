@@ -1,0 +1,128 @@
+//! The measuring loops of `vbnet bench`: one call, one list of samples. All of them let go of the interpreter.
+
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use vbnet_core::bench::bare::{self, Layout, Transfer};
+use vbnet_core::bench::duo::Cores;
+use vbnet_core::bench::pingpong::{self, Sleep};
+use vbnet_core::bench::probe::{self, Placement};
+use vbnet_core::bench::{Windows, ring};
+
+use crate::errors::{OrRaise, raise_plain};
+
+/// How long to measure: a warm-up, then `count` windows.
+#[pyclass(frozen, from_py_object, module = "vbnet._native")]
+#[derive(Clone, Copy)]
+pub(crate) struct BenchWindows {
+    inner: Windows,
+}
+
+impl BenchWindows {
+    pub(crate) fn inner(self) -> Windows {
+        self.inner
+    }
+}
+
+#[pymethods]
+impl BenchWindows {
+    #[new]
+    #[pyo3(signature = (warm_up_seconds, window_seconds, count))]
+    fn new(py: Python<'_>, warm_up_seconds: f64, window_seconds: f64, count: u32) -> PyResult<Self> {
+        let window = length(py, window_seconds)?;
+        if window.is_zero() || !(1..=1000).contains(&count) {
+            return Err(raise_plain(
+                py,
+                "UsageError",
+                &format!("take 1 to 1000 windows longer than 0; got {count} of {window_seconds} s"),
+            ));
+        }
+        Ok(Self { inner: Windows { warm_up: length(py, warm_up_seconds)?, window, count } })
+    }
+}
+
+fn length(py: Python<'_>, seconds: f64) -> PyResult<Duration> {
+    if !(0.0..=60.0).contains(&seconds) {
+        return Err(raise_plain(py, "UsageError", &format!("a measurement takes 0 to 60 seconds; got {seconds}")));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn cores(pair: (usize, usize)) -> Cores {
+    Cores { near: pair.0, far: pair.1 }
+}
+
+/// Nanoseconds a cache line takes from the first core to the second and back, one sample every 500 round trips.
+#[pyfunction]
+#[pyo3(signature = (cores, seconds = 0.05))]
+pub(crate) fn bench_probe(py: Python<'_>, cores: (usize, usize), seconds: f64) -> PyResult<Vec<f64>> {
+    let seconds = length(py, seconds)?;
+    py.detach(|| probe::line_round_trips_ns(self::cores(cores), seconds)).or_raise(py)
+}
+
+/// What a cache-line round trip of so many nanoseconds tells about two cores.
+#[pyfunction]
+pub(crate) fn bench_placement(round_trip_ns: f64) -> &'static str {
+    Placement::of(round_trip_ns).label()
+}
+
+#[allow(clippy::too_many_arguments)] // keywords of one measurement, each with its own meaning
+/// Frames a second through a bare ring of this layout, one sample a window.
+#[pyfunction]
+#[pyo3(signature = (layout, frame_bytes, cores, windows, slots = 1024, batch = 32, ahead = 0))]
+pub(crate) fn bench_bare(
+    py: Python<'_>,
+    layout: &str,
+    frame_bytes: u32,
+    cores: (usize, usize),
+    windows: BenchWindows,
+    slots: u32,
+    batch: u32,
+    ahead: u32,
+) -> PyResult<Vec<f64>> {
+    let layout = Layout::named(layout).ok_or_else(|| unknown(py, "layout", layout, &Layout::ALL.map(Layout::label)))?;
+    let transfer = Transfer { frame_bytes, slots, batch, ahead };
+    py.detach(|| bare::frames_per_second(layout, transfer, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// Frames a second from a guest process to a host process through vbnet's ring, one sample a window.
+#[pyfunction]
+#[pyo3(signature = (frame_bytes, cores, windows, slots = 1024, batch = 32))]
+pub(crate) fn bench_ring(
+    py: Python<'_>,
+    frame_bytes: u32,
+    cores: (usize, usize),
+    windows: BenchWindows,
+    slots: u32,
+    batch: u32,
+) -> PyResult<Vec<f64>> {
+    let transfer = Transfer { frame_bytes, slots, batch, ahead: 0 };
+    py.detach(|| ring::frames_per_second(transfer, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// Nanoseconds a frame takes there and back between two spinning processes, one sample a window.
+#[pyfunction]
+pub(crate) fn bench_polled(
+    py: Python<'_>,
+    frame_bytes: u32,
+    cores: (usize, usize),
+    windows: BenchWindows,
+) -> PyResult<Vec<f64>> {
+    py.detach(|| pingpong::polled_ns(frame_bytes, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// Nanoseconds two sleeping processes take to wake each other in turn, one sample a window.
+#[pyfunction]
+pub(crate) fn bench_asleep(
+    py: Python<'_>,
+    way: &str,
+    cores: (usize, usize),
+    windows: BenchWindows,
+) -> PyResult<Vec<f64>> {
+    let way = Sleep::named(way).ok_or_else(|| unknown(py, "way to sleep", way, &Sleep::ALL.map(Sleep::label)))?;
+    py.detach(|| pingpong::asleep_ns(way, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+fn unknown(py: Python<'_>, what: &str, found: &str, known: &[&str]) -> PyErr {
+    raise_plain(py, "UsageError", &format!("there is no {what} {found:?}; there are {}", known.join(", ")))
+}

@@ -1,0 +1,37 @@
+"""Committed pictures are what their scripts draw: nobody edits one by hand, and none grows old."""
+
+import subprocess
+import sys
+from xml.etree import ElementTree as ET
+
+from tests.meta import tree
+
+OVERVIEW = tree.ROOT / "docs" / "images" / "overview.svg"
+PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); import draw_overview; print(draw_overview.picture(), end='')"
+
+
+def test_overview_is_what_its_script_draws() -> None:
+    """`make docs` draws the picture again; a difference means that one of the two was forgotten."""
+    drawn = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tree.ROOT / "tools")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert OVERVIEW.read_text() == drawn.stdout
+
+
+def test_pictures_are_well_formed_and_stay_inside_their_frame() -> None:
+    """No line or text starts outside of what is shown."""
+    outside: list[str] = []
+
+    for path in tree.under("docs", suffix=".svg"):
+        root = ET.fromstring(path.read_text())  # noqa: S314 -- our own file
+        _, _, width, height = (float(number) for number in root.attrib["viewBox"].split())
+        for item in root.iter():
+            x, y = float(item.get("x", "0")), float(item.get("y", "0"))
+            if not (0 <= x <= width and 0 <= y <= height):
+                outside.append(f"{tree.name(path)}: {item.tag} at {x}, {y}")
+
+    assert [] == outside

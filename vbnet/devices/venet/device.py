@@ -1,0 +1,286 @@
+"""The host half of venet: checks what a driver asks for and makes its rings a port of the fabric.
+
+The rings' contents are the fabric's business (native workers); here are the functions a driver calls, about once in a
+device's life. One device has one bus and one opener, as a network card has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from vbnet.devices.venet import wire
+from vbnet.errors import BusyError, ExistsError, UnsupportedError, UsageError, VbnetError
+from vbnet.hostnode.device import (
+    Attribute,
+    AttributeTable,
+    Connection,
+    Device,
+    DeviceClass,
+    HostServices,
+    Interface,
+    Opener,
+    SharedRegion,
+)
+from vbnet.net.mac import MacAddress
+
+__all__ = ["LoopbackClass", "VenetClass", "VenetDevice"]
+
+
+class VenetClass(DeviceClass):
+    """Network cards on a switch."""
+
+    name = "venet"
+    abi_types = (wire.ABI_TYPE,)
+
+    def create(self, services: HostServices, name: str) -> VenetDevice:
+        """Make one; it needs its ``switch`` before a driver can bring the link up."""
+        return VenetDevice(services, name, is_loopback=False)
+
+
+class LoopbackClass(DeviceClass):
+    """Network cards that receive what they send."""
+
+    name = "venet-loopback"
+    abi_types = (wire.ABI_TYPE,)
+
+    def create(self, services: HostServices, name: str) -> VenetDevice:
+        """Make one."""
+        return VenetDevice(services, name, is_loopback=True)
+
+
+class VenetDevice(Device):
+    """One network card.
+
+    Args:
+        services: of the host.
+        name: of the device, also of its port.
+        is_loopback: whether frames go back instead of to a switch.
+    """
+
+    def __init__(self, services: HostServices, name: str, *, is_loopback: bool) -> None:
+        self.services = services
+        self.name = name
+        self.is_loopback = is_loopback
+        self.connection: VenetConnection | None = None
+        own = MacAddress.random_local(secrets.token_bytes(6))
+        switch = Attribute("switch", "switch this card is joined to", str, "", is_locked_while_open=True)
+        self.attributes = AttributeTable(
+            (
+                *(() if is_loopback else (switch,)),
+                Attribute("mac", "address of the guest's end", MacAddress.parse_station, own, is_locked_while_open=True),
+                Attribute("mtu", "largest packet in bytes, 68..65535", _mtu, 1500, is_locked_while_open=True),
+                Attribute("enabled", "carrier of the link, 0 or 1", _flag, default=True, format=lambda on: str(int(on))),
+                Attribute("txmitigation", "frames sent per completion signal, 0..32768; 0: one a batch", _count, 10),
+                Attribute("burstthresh", "µs the port stays awake after kicks in close succession, 0..100000", _micros, 50),
+                Attribute("budget", "frames taken from this card at a turn, 1..4096", _budget, 256),
+                Attribute("port", "number of the port while the link is up", int, 0, is_read_only=True),
+            ),
+            self._on_change,
+        )
+        self._bus: str | None = None
+
+    def _on_change(self, name: str, value: Any) -> None:  # noqa: ANN401 - as the declaration says
+        connection = self.connection
+        if connection is None:
+            return
+        if name == "enabled":
+            connection.carrier(is_up=value)
+        elif name in _PORT_PARAMETERS:
+            connection.set_parameter(_PORT_PARAMETERS[name], value)
+
+    def plug(self, bus: str) -> Sequence[Interface]:
+        """Show one interface, named after the last part of the device's name."""
+        if self._bus is not None:
+            raise BusyError(f"device {self.name!r} is plugged into {self._bus!r}; a network card has one bus", bus=self._bus)
+        self._bus = bus
+        return [VenetInterface(self)]
+
+    def unplug(self, bus: str) -> None:
+        """It may be plugged elsewhere now."""
+        if self._bus == bus:
+            self._bus = None
+
+
+class VenetInterface(Interface):
+    """What the guest opens."""
+
+    abi_type = wire.ABI_TYPE
+    versions = (wire.VERSION,)
+    exclusive = True
+
+    def __init__(self, device: VenetDevice) -> None:
+        self.name = device.name.rpartition(".")[2]
+        self._device = device
+
+    def connect(self, opener: Opener, version: int) -> Connection:  # noqa: ARG002 - there is one version
+        """Let a driver use it."""
+        return VenetConnection(self._device, opener)
+
+
+class VenetConnection(Connection):
+    """One driver's use: two rings, then a port."""
+
+    def __init__(self, device: VenetDevice, opener: Opener) -> None:
+        self._device = device
+        self._opener = opener
+        self._fabric = device.services.need_fabric()
+        self._regions: dict[wire.Region, SharedRegion] = {}
+        self._port: int | None = None
+        self._is_up = False
+        device.connection = self
+
+    def call(self, function: int, data: bytes) -> bytes:
+        """Run one of ``wire.Function``."""
+        try:
+            wanted = wire.Function(function)
+        except ValueError:
+            return super().call(function, data)
+        if wanted is wire.Function.NEGCAP:
+            return self._negotiate(data)
+        if data:
+            raise UsageError(f"{wanted.name} takes no data; got {len(data)} bytes", got=len(data), limit=0)
+        match wanted:
+            case wire.Function.LINKUP:
+                self._link_up()
+            case wire.Function.LINKDOWN:
+                self._link_down()
+            case wire.Function.MACQUERY:
+                return bytes(self._device.attributes["mac"])
+            case wire.Function.MTUQUERY:
+                return wire.MTU.pack(self._device.attributes["mtu"])
+            case wire.Function.FLUSHRX:
+                self._fabric.port_flush_rx(self._need_port())
+            case _:
+                raise UnsupportedError(
+                    f"{wanted.name} belongs to a capability this host does not grant; negotiate first",
+                    function=wanted.name,
+                )
+        return b""
+
+    def _negotiate(self, data: bytes) -> bytes:
+        if self._port is not None:
+            raise BusyError("capabilities are locked since the link first came up; open the device again to change them")
+        if len(data) != wire.NEGCAP.size:
+            raise UsageError(f"NEGCAP takes {wire.NEGCAP.size} bytes; got {len(data)}", got=len(data), limit=wire.NEGCAP.size)
+        group, bits = wire.NEGCAP.unpack(data)
+        known = {int(known_group): supported for known_group, supported in wire.CAPABILITIES.items()}
+        return wire.NEGCAP_ANSWER.pack(bits & known.get(group, 0))
+
+    def shm(self, region: SharedRegion) -> None:
+        """Take one of ``wire.Region`` into use; each once, each with a signal."""
+        try:
+            which = wire.Region(region.id)
+        except ValueError:
+            return super().shm(region)
+        if which in self._regions:
+            raise ExistsError(f"region {which.name} was shared before; close the device to share it anew")
+        if region.signal is None or region.signal_offset != wire.RING_SIGNAL_OFFSET:
+            raise UsageError(
+                f"region {which.name} carries its signal at {wire.RING_SIGNAL_OFFSET:#x}; got {region.signal_offset}",
+                got=region.signal_offset,
+                limit=wire.RING_SIGNAL_OFFSET,
+            )
+        self._regions[which] = region
+        return None
+
+    def _link_up(self) -> None:
+        if self._is_up:
+            raise ExistsError("the link is up already")
+        if self._port is None:
+            self._port = self._join()
+            self._device.attributes.publish("port", self._port)
+        self._is_up = True
+        self.carrier(is_up=self._device.attributes["enabled"])
+
+    def _join(self) -> int:
+        missing = [region.name for region in wire.Region if region not in self._regions]
+        if missing:
+            raise UsageError(f"LINKUP needs both rings; not shared yet: {', '.join(missing)}", missing=missing)
+        attributes = self._device.attributes
+        switch = "" if self._device.is_loopback else attributes["switch"]
+        if not switch and not self._device.is_loopback:
+            raise UsageError(f"device {self._device.name!r} is joined to no switch; set its attribute `switch`")
+        tx, rx = self._regions[wire.Region.TX], self._regions[wire.Region.RX]
+        if tx.signal is None or rx.signal is None:  # refused in shm() already
+            raise UsageError("both rings need a signal")
+        return self._fabric.port_add_venet(
+            switch,
+            self._device.name,
+            tx.ram,
+            (tx.offset, tx.length),
+            (rx.offset, rx.length),
+            (tx.signal.kick_fd, tx.signal.call_fd, rx.signal.kick_fd, rx.signal.call_fd),
+            mac=str(attributes["mac"]),
+            mtu=attributes["mtu"],
+            tx_mitigation=attributes["txmitigation"],
+            burst_threshold_us=attributes["burstthresh"],
+            budget=attributes["budget"],
+        )
+
+    def _link_down(self) -> None:
+        if not self._is_up:
+            raise UsageError("the link is not up")
+        self._is_up = False
+        self.carrier(is_up=False)
+
+    def _need_port(self) -> int:
+        if self._port is None:
+            raise UsageError("the link was never up; say LINKUP first")
+        return self._port
+
+    def carrier(self, *, is_up: bool) -> None:
+        """Let frames through, or not, and tell the guest."""
+        if self._port is None:
+            return
+        is_up = is_up and self._is_up
+        self._fabric.port_set(self._port, "link", str(int(is_up)))
+        self._opener.link_state(is_up=is_up)
+
+    def set_parameter(self, key: str, value: int) -> None:
+        """Change how the port is served, while it runs."""
+        if self._port is not None:
+            self._fabric.port_set(self._port, key, str(value))
+
+    def close(self) -> None:
+        """Take the port off; when this returns no worker touches the guest's memory."""
+        port, self._port = self._port, None
+        self._regions.clear()
+        if self._device.connection is self:
+            self._device.connection = None
+            self._device.attributes.publish("port", 0)
+        if port is not None:
+            with contextlib.suppress(VbnetError):  # the fabric may be closed before its ports
+                self._fabric.port_remove(port)
+
+
+_PORT_PARAMETERS = {"txmitigation": "tx_mitigation", "burstthresh": "burst_threshold_us", "budget": "budget"}
+
+
+def _within(text: str, low: int, high: int) -> int:
+    value = int(text)
+    if not low <= value <= high:
+        raise ValueError(f"allowed are {low}..{high}")
+    return value
+
+
+def _mtu(text: str) -> int:
+    return _within(text, wire.MTU_MIN, wire.MTU_MAX)
+
+
+def _count(text: str) -> int:
+    return _within(text, 0, 32768)
+
+
+def _micros(text: str) -> int:
+    return _within(text, 0, 100_000)
+
+
+def _budget(text: str) -> int:
+    return _within(text, 1, 4096)
+
+
+def _flag(text: str) -> bool:
+    return bool(_within(text, 0, 1))

@@ -1,0 +1,1 @@
+"""What Ethernet looks like: addresses and frames. Pure values; nothing here opens or sends anything."""
