@@ -20,7 +20,7 @@ _ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
 def main(guest: Any) -> int:  # noqa: ANN401 -- the guest of the kind that the lab gives
     """Ask each peer once, then one of them again and again; print what came back and how fast."""
     nic = guest.nic("eth0")
-    own_mac = bytes.fromhex(nic.mac.replace(":", ""))
+    own_mac = nic.mac.octets
     for peer in PEERS:
         answer = ask(nic, own_mac, peer)
         if answer is None:

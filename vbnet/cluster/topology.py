@@ -202,10 +202,23 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": SCHEMA_ID,
-        **top,
+        **_with_variables(top),
         "title": "vbnet lab file",
-        "$defs": components,
+        "$defs": _with_variables(components),
     }
+
+
+def _with_variables(schema: Any) -> Any:  # noqa: ANN401 -- JSON
+    """Let ``${NAME:-3}`` stand wherever a whole number may, as it does before the file is checked."""
+    if isinstance(schema, list):
+        return [_with_variables(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {key: _with_variables(value) for key, value in schema.items()}
+    if changed.get("type") != "integer":
+        return changed
+    about = {key: changed.pop(key) for key in ("description", "default") if key in changed}
+    return {**about, "anyOf": [changed, {"type": "string", "pattern": r"^\$\{.*\}$"}]}
 
 
 def guest_names(name: str, guest: Guest) -> list[str]:

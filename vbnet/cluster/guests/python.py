@@ -24,6 +24,7 @@ from vbnet.bus.limits import DEFAULT_RAM_BYTES
 from vbnet.bus.rundir import RunDir
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
+from vbnet.cluster.plan import GuestPlan
 from vbnet.errors import UsageError
 from vbnet.guestnode import GuestNode
 from vbnet.guestnode.sync import Guest as SyncGuest
@@ -99,7 +100,7 @@ def run_function(target: str, folder: Path, address: RunDir, name: str, bus: str
 async def _run_async(job: Job, function: Callable[[Any], Any]) -> object:
     plan = job.process.guests[0]
     async with await GuestNode.connect(job.folder, job.process.name) as node:
-        guest = await node.join(plan.name, plan.bus, ram_bytes=plan.ram_bytes or DEFAULT_RAM_BYTES)
+        guest = await node.join(plan.name, plan.bus, ram_bytes=_ram_bytes(plan))
         for nic in plan.nics:
             await guest.nic(nic.name, NIC_TIMEOUT_S)
         job.report(plan.name, "ready")
@@ -109,14 +110,18 @@ async def _run_async(job: Job, function: Callable[[Any], Any]) -> object:
 
 def _run_plain(job: Job, function: Callable[[Any], Any]) -> object:
     plan = job.process.guests[0]
-    ram_bytes = plan.ram_bytes or DEFAULT_RAM_BYTES
-    with SyncGuest(plan.name, plan.bus, address=job.folder, ram_bytes=ram_bytes) as guest:
+    with SyncGuest(plan.name, plan.bus, address=job.folder, ram_bytes=_ram_bytes(plan)) as guest:
         for nic in plan.nics:
             guest.nic(nic.name, NIC_TIMEOUT_S)
         job.report(plan.name, "ready")
         job.wait_gone_ahead()
         result: object = function(guest)
         return result
+
+
+def _ram_bytes(plan: GuestPlan) -> int:
+    """Return how much memory a guest gets when the lab file does not say: enough for all its NICs."""
+    return plan.ram_bytes or DEFAULT_RAM_BYTES * max(1, len(plan.nics))
 
 
 def _code(result: object) -> int:

@@ -1,6 +1,7 @@
 """Guests that are small IP hosts: ping, echo and a web page, from one to a thousand in one process.
 
-Their stacks run on native threads; this process only joins them to the bus and then waits for the host node's end.
+Their stacks run on a native thread; this process only joins them to the bus and then waits for the host node's end. Each
+has little memory: short rings are enough for a small host, and a thousand of them must fit the machine.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from vbnet.bus.limits import DEFAULT_RAM_BYTES
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import GuestPlan
@@ -16,6 +16,8 @@ from vbnet.guestnode import GuestNode
 
 NIC_TIMEOUT_S = 30.0
 JOINS_AT_ONCE = 32
+SLOTS = 64
+"""Slots of each ring of a stack guest."""
 
 
 def run(job: Job) -> int:
@@ -24,16 +26,18 @@ def run(job: Job) -> int:
 
 
 async def _serve(job: Job) -> int:
-    from vbnet._native import StackGuests  # noqa: PLC0415 -- starts threads, so only in the process that serves
+    from vbnet import _native  # noqa: PLC0415 -- starts threads, so only in the process that serves
+    from vbnet.devices.venet.driver import VenetDriver  # noqa: PLC0415 -- same
 
-    stacks = StackGuests()
+    stacks = _native.StackGuests()
     room = asyncio.Semaphore(JOINS_AT_ONCE)
     async with await GuestNode.connect(job.folder, job.process.name) as node:
 
         async def join(plan: GuestPlan) -> None:
             async with room:
-                ram_bytes = plan.ram_bytes or DEFAULT_RAM_BYTES
+                ram_bytes = plan.ram_bytes or _native.VenetLayout(plan.nics[0].mtu, SLOTS, SLOTS).ram_bytes
                 guest = await node.join(plan.name, plan.bus, kind="stack", ram_bytes=ram_bytes)
+                guest.register(VenetDriver(slots=SLOTS))
                 nic = await guest.nic(plan.nics[0].name, NIC_TIMEOUT_S)
                 _add(stacks, plan, nic)
                 job.report(plan.name, "ready")
@@ -47,4 +51,4 @@ async def _serve(job: Job) -> int:
 
 def _add(stacks: Any, plan: GuestPlan, nic: Any) -> None:  # noqa: ANN401 -- native objects
     first = plan.nics[0]
-    stacks.add(plan.name, nic.driver, mac=first.mac, ip=first.ip, gateway=first.gateway, mtu=first.mtu)
+    stacks.add(plan.name, nic, mac=first.mac, ip=first.ip, gateway=first.gateway)

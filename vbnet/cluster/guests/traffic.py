@@ -33,7 +33,7 @@ async def _serve(job: Job) -> int:
     async with await GuestNode.connect(job.folder, job.process.name) as node:
         guest = await node.join(plan.name, plan.bus, kind="traffic", ram_bytes=plan.ram_bytes or DEFAULT_RAM_BYTES)
         nic = await guest.nic(plan.nics[0].name, NIC_TIMEOUT_S)
-        traffic = TrafficGuest(nic.driver, mac=plan.nics[0].mac)
+        traffic = TrafficGuest(nic, mac=plan.nics[0].mac)
         try:
             job.report(plan.name, "ready")
             await job.gone_ahead()
