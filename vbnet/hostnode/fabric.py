@@ -8,7 +8,10 @@ another one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from vbnet.sharedmem import Ram
 
 __all__ = ["Fabric"]
 
@@ -27,6 +30,43 @@ class Fabric(Protocol):
 
     def macs(self, switch: str) -> Sequence[Mapping[str, Any]]:
         """What a switch learned: ``mac``, ``port`` and ``age_s`` of each address."""
+
+    def port_add_venet(
+        self,
+        switch: str,
+        name: str,
+        ram: Ram,
+        tx: tuple[int, int],
+        rx: tuple[int, int],
+        bells: tuple[int, int, int, int],
+        *,
+        mac: str,
+        mtu: int = ...,
+        tx_mitigation: int = ...,
+        burst_threshold_us: int = ...,
+        budget: int = ...,
+    ) -> int:
+        """Join a guest's rings to a switch, or to themselves when ``switch`` is empty; gives the port's id.
+
+        Args:
+            switch: name of the switch.
+            name: of the port, unique.
+            ram: the guest's memory.
+            tx: byte offset and length of the ring of frames from the guest.
+            rx: byte offset and length of the ring of buffers for the guest.
+            bells: TX kick, TX call, RX kick, RX call; duplicated.
+            mac: of the guest's end; the switch sends its frames here from the start.
+            mtu: largest packet, bytes.
+            tx_mitigation: frames sent per completion signal; 0: one a batch.
+            burst_threshold_us: how long the port is polled after its last frame, at most.
+            budget: frames taken at a turn.
+
+        Raises:
+            PeerFault: the rings are not what they should be (the guest's fault).
+        """
+
+    def port_flush_rx(self, port: int, /) -> int:
+        """Give every posted buffer back empty; how many there were."""
 
     def port_add_tap(self, switch: str, name: str, fd: int, mtu: int) -> int:
         """Join a TAP by its descriptor, which the fabric duplicates; gives the port's id."""

@@ -188,6 +188,12 @@ pub enum Error {
     /// The caller asked for something that cannot be.
     #[error("{0}")]
     Usage(String),
+    /// The caller named something that is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// The caller wanted to make what exists already.
+    #[error("{0}")]
+    Exists(String),
     /// The caller closed this object before.
     #[error("{0} is closed")]
     Closed(&'static str),

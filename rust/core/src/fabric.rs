@@ -147,12 +147,12 @@ impl Fabric {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`]: the name cannot be one. [`Error::Busy`]: it is taken.
+    /// [`Error::Usage`]: the name cannot be one. [`Error::Exists`]: it is taken.
     pub fn switch_create(&self, name: &str, ageing_s: u32) -> Result<()> {
         check_name(name)?;
         let mut registry = self.open()?;
         if registry.switches.contains_key(name) {
-            return Err(Error::Busy(format!("switch {name:?} exists already")));
+            return Err(Error::Exists(format!("switch {name:?} exists already")));
         }
         let block = self.counters.allocate("switch", &format!("switch={name}"), SwitchCounter::COUNT)?;
         let worker = registry.least_busy();
@@ -166,7 +166,7 @@ impl Fabric {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`]: there is none of that name. [`Error::Busy`]: it has ports.
+    /// [`Error::NotFound`]: there is none of that name. [`Error::Busy`]: it has ports.
     pub fn switch_delete(&self, name: &str) -> Result<()> {
         let mut registry = self.open()?;
         let &SwitchRecord { worker, slot } = registry.switch(name)?;
@@ -183,7 +183,7 @@ impl Fabric {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`]: there is no switch of that name.
+    /// [`Error::NotFound`]: there is no switch of that name.
     pub fn switch_set_ageing(&self, name: &str, ageing_s: u32) -> Result<()> {
         let registry = self.open()?;
         let &SwitchRecord { worker, slot } = registry.switch(name)?;
@@ -204,7 +204,7 @@ impl Fabric {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`]: there is no switch of that name.
+    /// [`Error::NotFound`]: there is no switch of that name.
     pub fn macs(&self, switch: &str) -> Result<Vec<MacEntry>> {
         let registry = self.open()?;
         let &SwitchRecord { worker, slot } = registry.switch(switch)?;
@@ -259,7 +259,7 @@ impl Fabric {
         check_name(new.name)?;
         let mut registry = self.open()?;
         if registry.ports.values().any(|port| port.info.name == new.name) {
-            return Err(Error::Busy(format!("port {:?} exists already", new.name)));
+            return Err(Error::Exists(format!("port {:?} exists already", new.name)));
         }
         let place = new.switch.map(|name| registry.switch(name).map(|at| (at.worker, at.slot))).transpose()?;
         let worker = place.map_or_else(|| registry.least_busy(), |(worker, _)| worker);
@@ -309,7 +309,7 @@ impl Fabric {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`]: there is no such port. [`Error::Machine`]: the worker did not answer in time; ask again.
+    /// [`Error::NotFound`]: there is no such port. [`Error::Machine`]: the worker did not answer in time; ask again.
     pub fn port_remove(&self, id: PortId) -> Result<()> {
         let mut registry = self.open()?;
         let worker = registry.port(id)?.info.worker;
@@ -324,7 +324,7 @@ impl Fabric {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`]: there is no such port, or the value is out of range.
+    /// [`Error::NotFound`]: there is no such port, or the value is out of range.
     pub fn port_set(&self, id: PortId, param: Param) -> Result<()> {
         match param {
             Param::Mtu(mtu) => check_mtu(mtu)?,
@@ -350,7 +350,7 @@ impl Fabric {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`]: there is no such port.
+    /// [`Error::NotFound`]: there is no such port.
     pub fn port_flush_rx(&self, id: PortId) -> Result<u32> {
         let registry = self.open()?;
         let worker = registry.port(id)?.info.worker;
@@ -361,7 +361,7 @@ impl Fabric {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`]: there is no such port.
+    /// [`Error::NotFound`]: there is no such port.
     pub fn port_link(&self, id: PortId, is_up: bool) -> Result<()> {
         let registry = self.open()?;
         let worker = registry.port(id)?.info.worker;
@@ -445,11 +445,11 @@ struct NewPort<'a> {
 
 impl Registry {
     fn switch(&self, name: &str) -> Result<&SwitchRecord> {
-        self.switches.get(name).ok_or_else(|| Error::Usage(format!("there is no switch {name:?}")))
+        self.switches.get(name).ok_or_else(|| Error::NotFound(format!("there is no switch {name:?}")))
     }
 
     fn port(&self, id: PortId) -> Result<&PortRecord> {
-        self.ports.get(&id).ok_or_else(|| Error::Usage(format!("there is no port {id}")))
+        self.ports.get(&id).ok_or_else(|| Error::NotFound(format!("there is no port {id}")))
     }
 
     fn ports_of(&self, switch: &str) -> usize {

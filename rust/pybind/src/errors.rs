@@ -11,6 +11,8 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
     let filled = || -> PyResult<&'static str> {
         Ok(match &error {
             Error::Usage(_) => "UsageError",
+            Error::NotFound(_) => "NotFoundError",
+            Error::Exists(_) => "ExistsError",
             Error::Closed(_) => "ClosedError",
             Error::Busy(_) => "BusyError",
             Error::PeerGone(_) => "PeerGone",

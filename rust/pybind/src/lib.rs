@@ -4,10 +4,14 @@
 //! interpreter. Every error becomes a class of `vbnet.errors`; nothing here panics on what Python passes in.
 
 use pyo3::prelude::*;
+use vbnet_core::net::switch::SwitchCounter;
+use vbnet_core::port::PortCounter;
+use vbnet_core::worker::WorkerCounter;
 
 mod bench;
 mod counters;
 mod errors;
+mod fabric;
 mod memory;
 mod venet;
 
@@ -24,6 +28,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(counters::read_counters, module)?)?;
     module.add_function(wrap_pyfunction!(counters::histogram_quantile, module)?)?;
     module.add_function(wrap_pyfunction!(counters::histogram_bounds, module)?)?;
+    module.add_class::<fabric::Fabric>()?;
+    module.add("PORT_COUNTERS", PortCounter::NAMES.to_vec())?;
+    module.add("WORKER_COUNTERS", WorkerCounter::NAMES.to_vec())?;
+    module.add("SWITCH_COUNTERS", SwitchCounter::NAMES.to_vec())?;
     module.add_class::<venet::VenetLayout>()?;
     module.add_class::<venet::Venet>()?;
     module.add_class::<venet::VenetTotals>()?;

@@ -1,3 +1,20 @@
 //! The guest's side of the bus: code that runs in guest processes and trusts nobody's completions.
+//!
+//! * [`venet`]: the driver half of a venet device, everything else here sends and receives through it.
+//! * [`stack`]: many small IP hosts on one thread, made of [`stack_host`] (one of them), [`stack_device`] (how it
+//!   reaches the driver), [`stack_client`] (what it asks others) and [`http`] (its page).
+//! * [`traffic`]: generator, sink, reflector and requester for measuring, with [`imix`] and [`sequence`] under them.
+//! * [`row`]: where their statistics are counted; [`clock`]: the time they live by.
 
+pub mod clock;
+pub mod http;
+pub mod imix;
+pub mod row;
+pub mod sequence;
+pub mod stack;
+pub mod stack_client;
+pub mod stack_device;
+pub mod stack_host;
+pub mod stack_udp;
+pub mod traffic;
 pub mod venet;

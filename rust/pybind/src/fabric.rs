@@ -1,0 +1,200 @@
+//! Switches, ports and workers, as the host node holds them.
+
+use std::os::fd::RawFd;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use vbnet_core::error::Error;
+use vbnet_core::fabric as core;
+use vbnet_core::net::frame::MacAddress;
+use vbnet_core::shm::doorbell::Doorbell;
+
+use crate::counters::CounterFile;
+use crate::errors::{OrRaise, raise_plain};
+use crate::memory::{Ram, duplicate};
+
+fn parse_mac(text: &str) -> Result<MacAddress, Error> {
+    text.parse()
+        .map_err(|_| Error::Usage(format!("{text:?} is no MAC address; write six bytes like 02:00:00:00:00:01")))
+}
+
+fn parse_number(key: &str, value: &str) -> Result<u32, Error> {
+    value.parse().map_err(|_| Error::Usage(format!("{key} is a number from 0 on; got {value:?}")))
+}
+
+/// The data path of a host node.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct Fabric {
+    inner: core::Fabric,
+}
+
+#[pymethods]
+impl Fabric {
+    #[new]
+    #[pyo3(signature = (counters, workers = 1))]
+    fn new(py: Python<'_>, counters: &CounterFile, workers: usize) -> PyResult<Self> {
+        let counters = counters.inner.clone();
+        let inner = py.detach(|| core::Fabric::new(counters, workers)).or_raise(py)?;
+        Ok(Self { inner })
+    }
+
+    #[pyo3(signature = (name, ageing_s = 300.0))]
+    fn switch_create(&self, py: Python<'_>, name: &str, ageing_s: f64) -> PyResult<()> {
+        if !(0.0..=f64::from(u32::MAX)).contains(&ageing_s) {
+            let message = format!("ageing is 0 (never) to {} seconds; got {ageing_s}", u32::MAX);
+            return Err(raise_plain(py, "UsageError", &message));
+        }
+        // Less than a second is still a wish to forget; the core counts whole seconds.
+        py.detach(|| self.inner.switch_create(name, ageing_s.ceil() as u32)).or_raise(py)
+    }
+
+    fn switch_delete(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.inner.switch_delete(name)).or_raise(py)
+    }
+
+    fn switches(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        let switches = py.detach(|| self.inner.switches()).or_raise(py)?;
+        Ok(switches.into_iter().map(|(name, _)| name).collect())
+    }
+
+    fn macs<'py>(&self, py: Python<'py>, switch: &str) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let entries = py.detach(|| self.inner.macs(switch)).or_raise(py)?;
+        entries
+            .into_iter()
+            .map(|entry| {
+                let row = PyDict::new(py);
+                row.set_item("mac", entry.mac.to_string())?;
+                row.set_item("port", entry.port.0)?;
+                row.set_item("age_s", entry.age_s)?;
+                row.set_item("is_pinned", entry.is_pinned)?;
+                Ok(row)
+            })
+            .collect()
+    }
+
+    /// Joins a guest's rings to a switch, or to themselves when `switch` is empty.
+    #[pyo3(signature = (
+        switch, name, ram, tx, rx, bells, *, mac, mtu = 1500, tx_mitigation = 10, burst_threshold_us = 50, budget = 256
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn port_add_venet(
+        &self,
+        py: Python<'_>,
+        switch: &str,
+        name: &str,
+        ram: &Ram,
+        tx: (u32, u32),
+        rx: (u32, u32),
+        bells: (RawFd, RawFd, RawFd, RawFd),
+        mac: &str,
+        mtu: u32,
+        tx_mitigation: u32,
+        burst_threshold_us: u32,
+        budget: u32,
+    ) -> PyResult<u64> {
+        let bell = |fd| Ok::<_, PyErr>(Doorbell::from_fd(duplicate(py, fd)?));
+        let queues = core::VenetQueues {
+            ram: ram.region(py)?,
+            tx,
+            rx,
+            tx_kick: bell(bells.0)?,
+            tx_call: bell(bells.1)?,
+            rx_kick: bell(bells.2)?,
+            rx_call: bell(bells.3)?,
+        };
+        let mac = parse_mac(mac).or_raise(py)?;
+        let params = core::VenetParams { mac, mtu, tx_mitigation, burst_threshold_us, budget };
+        let port = py.detach(|| {
+            if switch.is_empty() {
+                self.inner.port_add_loopback(name, queues, params)
+            } else {
+                self.inner.port_add_venet(switch, name, queues, params)
+            }
+        });
+        Ok(port.or_raise(py)?.0)
+    }
+
+    #[pyo3(signature = (switch, name, fd, mtu = 1500))]
+    fn port_add_tap(&self, py: Python<'_>, switch: &str, name: &str, fd: RawFd, mtu: u32) -> PyResult<u64> {
+        let file = duplicate(py, fd)?;
+        Ok(py.detach(|| self.inner.port_add_tap(switch, name, file, mtu)).or_raise(py)?.0)
+    }
+
+    fn port_remove(&self, py: Python<'_>, port: u64) -> PyResult<()> {
+        py.detach(|| self.inner.port_remove(core::PortId(port))).or_raise(py)
+    }
+
+    /// Changes `mtu`, `tx_mitigation`, `burst_threshold_us`, `budget` or `link` (0 or 1) of a running port.
+    fn port_set(&self, py: Python<'_>, port: u64, key: &str, value: &str) -> PyResult<()> {
+        let number = parse_number(key, value).or_raise(py)?;
+        let port = core::PortId(port);
+        let param = match key {
+            "link" if number <= 1 => return py.detach(|| self.inner.port_link(port, number == 1)).or_raise(py),
+            "mtu" => core::Param::Mtu(number),
+            "tx_mitigation" => core::Param::TxMitigation(number),
+            "burst_threshold_us" => core::Param::BurstThresholdUs(number),
+            "budget" => core::Param::Budget(number),
+            _ => {
+                let known = "mtu, tx_mitigation, burst_threshold_us, budget, link (0 or 1)";
+                let message = format!("a port has no {key} = {value}; there are {known}");
+                return Err(raise_plain(py, "UsageError", &message));
+            }
+        };
+        py.detach(|| self.inner.port_set(port, param)).or_raise(py)
+    }
+
+    /// Returns every posted buffer empty; how many.
+    fn port_flush_rx(&self, py: Python<'_>, port: u64) -> PyResult<u32> {
+        py.detach(|| self.inner.port_flush_rx(core::PortId(port))).or_raise(py)
+    }
+
+    fn ports<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let ports = py.detach(|| self.inner.ports()).or_raise(py)?;
+        ports
+            .into_iter()
+            .map(|port| {
+                let row = PyDict::new(py);
+                row.set_item("id", port.id.0)?;
+                row.set_item("name", port.name)?;
+                row.set_item("switch", port.switch)?;
+                row.set_item("kind", port.kind.label())?;
+                row.set_item("worker", port.worker)?;
+                row.set_item("mac", port.mac.map(|mac| mac.to_string()))?;
+                row.set_item("device", port.device)?;
+                row.set_item("mtu", port.mtu)?;
+                row.set_item("tx_mitigation", port.tx_mitigation)?;
+                row.set_item("burst_threshold_us", port.burst_threshold_us)?;
+                row.set_item("budget", port.budget)?;
+                row.set_item("is_up", port.is_up)?;
+                row.set_item("transmit_fault", port.transmit_fault)?;
+                row.set_item("receive_fault", port.receive_fault)?;
+                row.set_item("is_gone", port.is_gone)?;
+                Ok(row)
+            })
+            .collect()
+    }
+
+    fn fault_fd(&self) -> RawFd {
+        self.inner.fault_fd()
+    }
+
+    fn take_faults<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        self.inner
+            .take_faults()
+            .into_iter()
+            .map(|event| {
+                let row = PyDict::new(py);
+                row.set_item("port", event.port.0)?;
+                row.set_item("name", event.name.as_ref())?;
+                row.set_item("part", event.part.label())?;
+                row.set_item("rule", event.reason)?;
+                row.set_item("text", event.text)?;
+                Ok(row)
+            })
+            .collect()
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.inner.close());
+    }
+}
