@@ -286,7 +286,7 @@ class Lab:
 
         for number, uplink in enumerate(self.plan.uplinks, 1):
             if uplink.tap in self.state.taps:
-                uplinks.make_tap(uplink, self.state.instance)
+                await asyncio.to_thread(uplinks.make_tap, uplink, self.state.instance)
             await self._controlled().add_uplink(uplink)
             self._tell("uplink", uplink.tap, "ready", done=number, total=len(self.plan.uplinks))
 

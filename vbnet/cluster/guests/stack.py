@@ -1,7 +1,7 @@
 """Guests that are small IP hosts: ping, echo and a web page, from one to a thousand in one process.
 
-Their stacks run on a native thread; this process only joins them to the bus and then waits for the host node's end. Each
-has little memory: short rings are enough for a small host, and a thousand of them must fit the machine.
+Their stacks run on a native thread; this process only joins them to the bus and then waits for the host node's end.
+Each has little memory: short rings are enough for a small host, and a thousand of them must fit the machine.
 """
 
 from __future__ import annotations
