@@ -153,7 +153,9 @@ impl StackStats {
     /// Counters of a row.
     pub const WORDS: usize = Self::NAMES.len();
 
-    const fn words(&self) -> [u64; Self::WORDS] {
+    /// The counters, in the order of [`Self::NAMES`].
+    #[must_use]
+    pub const fn words(&self) -> [u64; Self::WORDS] {
         [
             self.rx_frames,
             self.rx_bytes,
