@@ -111,7 +111,7 @@ fn each_impairment_is_counted_exactly() {
         match number {
             100..110 => out.clear(),
             200..220 => out.push(frame.to_vec()),
-            300..360 if number % 2 == 0 => {
+            300..360 if number.is_multiple_of(2) => {
                 held = Some(frame.to_vec());
                 out.clear();
             }
