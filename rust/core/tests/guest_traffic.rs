@@ -418,10 +418,12 @@ proptest! {
         let (mut sequence, mut seen, mut newest) = (Sequence::new(), HashSet::new(), None::<u64>);
         for (back, ahead) in steps {
             let number = (newest.map_or(0, |newest| newest + 1) + ahead).saturating_sub(back * (back % 2));
-            let expected = match newest {
-                Some(newest) if number <= newest && seen.contains(&number) => Arrival::Duplicate,
-                Some(newest) if number <= newest => Arrival::Reordered,
-                _ => Arrival::InOrder,
+            let next = newest.map_or(0, |newest| newest + 1);
+            let expected = match number {
+                _ if number < next && seen.contains(&number) => Arrival::Duplicate,
+                _ if number < next => Arrival::Reordered,
+                _ if number == next => Arrival::InOrder,
+                _ => Arrival::Ahead(number - next),
             };
             prop_assert_eq!(expected, sequence.arrive(number));
             seen.insert(number);
@@ -433,12 +435,16 @@ proptest! {
     #[test]
     fn sequence_agrees_across_jumps_larger_than_its_window(jumps in prop::collection::vec(1u64..200_000, 1..60)) {
         let (mut sequence, mut seen, mut newest) = (Sequence::new(), HashSet::new(), 0);
+        prop_assert_eq!(Arrival::InOrder, sequence.arrive(0));
         for jump in jumps {
             newest += jump;
-            prop_assert_eq!(Arrival::InOrder, sequence.arrive(newest));
+            let expected = if jump == 1 { Arrival::InOrder } else { Arrival::Ahead(jump - 1) };
+            prop_assert_eq!(expected, sequence.arrive(newest));
             seen.insert(newest);
-            for back in [1, 63, 64, 65, jump, WINDOW - 1, WINDOW, WINDOW + 1] {
-                let Some(number) = newest.checked_sub(back) else { continue };
+            for back in [1, 63, 64, 65, jump - 1, WINDOW - 1, WINDOW, WINDOW + 1] {
+                let Some(number) = newest.checked_sub(back).filter(|number| *number != newest && *number != 0) else {
+                    continue;
+                };
                 let expected = if newest + 1 - number > WINDOW {
                     Arrival::Stale
                 } else if seen.insert(number) {
