@@ -200,4 +200,4 @@ def _endpoint(address: RunDir | TcpAddress, service: int, secrets: Secrets | Non
     path = address.admin_socket if service else address.bus_socket
     if not path.exists():
         raise NotFoundError(f"no host node runs in {address.path}", path=str(address.path))
-    return str(address.path), f"ipc://{path}"
+    return str(address.path), address.endpoint(service)
