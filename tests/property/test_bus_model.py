@@ -1,5 +1,7 @@
 """The object model against an obvious one: plain lists, no cleverness, everything recomputed."""
 
+# ruff: noqa: D102 - each rule is the operation it is named after
+
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -33,7 +35,7 @@ class ModelMachine(RuleBasedStateMachine):
         self.devices: dict[str, str | None] = {}
         self.heard: dict[tuple[str, str], list[tuple[str, int]]] = {}
 
-    def agree(self, is_allowed: bool, action: object) -> object:  # noqa: FBT001
+    def agree(self, is_allowed: bool, action: object) -> object:
         """Do it in the model; it must be refused exactly when the obvious rules refuse it."""
         try:
             result = action()  # type: ignore[operator]

@@ -44,28 +44,28 @@ def test_every_refusal_is_an_errno_name() -> None:
     """Operators can look the names up in their manual pages."""
     unknown = [name for name in REFUSALS if not hasattr(errno, name)]
 
-    assert [] == unknown
+    assert unknown == []
 
 
 def test_every_class_is_exported_and_documented() -> None:
     """Whatever derives from the root is public and says what it means."""
     classes = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, VbnetError)]
 
-    assert [] == [cls for cls in classes if cls.__name__ not in errors.__all__ or not cls.__doc__]
+    assert [cls for cls in classes if cls.__name__ not in errors.__all__ or not cls.__doc__] == []
 
 
 def test_a_subclass_travels_as_its_nearest_ancestor() -> None:
     """A device author's own error needs no entry in the table."""
 
-    class Crowded(BusyError):
+    class CrowdedError(BusyError):
         """Too many."""
 
-    assert "EBUSY" == refusal_name(Crowded("full"))
+    assert refusal_name(CrowdedError("full")) == "EBUSY"
 
 
 def test_a_foreign_exception_travels_as_our_bug() -> None:
     """What is not of the vocabulary is nobody's fault but ours."""
-    assert "EIO" == refusal_name(KeyError("x"))
+    assert refusal_name(KeyError("x")) == "EIO"
     assert isinstance(error_from_refusal("EIO", "x"), InternalError)
 
 
@@ -80,11 +80,11 @@ def test_without_message_the_fields_speak() -> None:
     """An error is readable even when nobody wrote a sentence."""
     error = PeerFault(rule="next < size", got=900, limit=256)
 
-    assert "the other side broke a rule: rule='next < size', got=900, limit=256" == str(error)
+    assert str(error) == "the other side broke a rule: rule='next < size', got=900, limit=256"
 
 
 def test_errors_are_also_what_python_programs_catch() -> None:
     """Standard handlers see them."""
     assert isinstance(UsageError("x"), ValueError)
     assert isinstance(DeadlineError("x"), TimeoutError)
-    assert errno.EMFILE == ResourceError("x", errno=errno.EMFILE).errno
+    assert ResourceError("x", errno=errno.EMFILE).errno == errno.EMFILE

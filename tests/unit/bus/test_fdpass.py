@@ -11,6 +11,7 @@ from vbnet.bus import fdpass
 from vbnet.bus.fdpass import FdChannel
 from vbnet.bus.messages import MessageFault
 from vbnet.testing.lab import eventually
+from vbnet.testing.processes import count_fds
 from vbnet.testing.wire import pack
 
 TOKEN = bytes(range(32))
@@ -74,7 +75,7 @@ async def test_a_peer_that_does_not_read_is_cut_off() -> None:
     """Waiting packets are bounded; one more and the channel hangs up, closing what waited."""
     ours, theirs = pair()
     reasons: list[str] = []
-    before = len(os.listdir("/proc/self/fd"))
+    before = count_fds(os.getpid())
     channel = FdChannel(ours, on_packet=lambda *_: None, on_closed=reasons.append, max_waiting=10)
 
     fd = os.eventfd(0)
@@ -82,9 +83,9 @@ async def test_a_peer_that_does_not_read_is_cut_off() -> None:
         channel.send(b"x", [fd])
     os.close(fd)
 
-    assert ["it does not read what it is sent"] == reasons
+    assert reasons == ["it does not read what it is sent"]
     theirs.close()
-    await eventually(lambda: len(os.listdir("/proc/self/fd")) == before - 2)
+    await eventually(lambda: count_fds(os.getpid()) == before - 2)
 
 
 async def test_a_hang_up_is_told_once() -> None:
@@ -97,7 +98,7 @@ async def test_a_hang_up_is_told_once() -> None:
     await eventually(lambda: reasons)
     await asyncio.sleep(0)
 
-    assert ["it hung up"] == reasons
+    assert reasons == ["it hung up"]
     assert not channel.is_open
 
 
@@ -106,19 +107,19 @@ async def test_surplus_descriptors_are_known_and_can_be_closed() -> None:
     ours, theirs = pair()
     packets: list[tuple[bytes, int, bool]] = []
 
-    def take(data: bytes, fds: list[int], is_cut: bool) -> None:  # noqa: FBT001
+    def take(data: bytes, fds: list[int], is_cut: bool) -> None:
         packets.append((data, len(fds), is_cut))
         for fd in fds:
             os.close(fd)
 
     channel = FdChannel(ours, on_packet=take, on_closed=lambda _: None)
-    before = len(os.listdir("/proc/self/fd"))
+    before = count_fds(os.getpid())
 
     socket.send_fds(theirs, [b"many"], [theirs.fileno()] * 200)
     await eventually(lambda: packets)
 
-    assert [(b"many", 4, True)] == packets
-    assert before == len(os.listdir("/proc/self/fd"))
+    assert packets == [(b"many", 4, True)]
+    assert before == count_fds(os.getpid())
     channel.close()
     theirs.close()
 

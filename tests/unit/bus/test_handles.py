@@ -17,7 +17,7 @@ def test_a_handle_finds_what_was_entered() -> None:
 
     handle = things.add("a")
 
-    assert (1 << 32 | 0xABCD, "a", 1) == (handle, things.find(handle), len(things))
+    assert (handle, things.find(handle), len(things)) == (1 << 32 | 0xABCD, "a", 1)
 
 
 @pytest.mark.parametrize("forged", [0, 1, 0xABCD, 1 << 32, (1 << 32 | 0xABCD) + 1, 2 << 32 | 0xABCD, 1 << 62])
@@ -52,7 +52,7 @@ def test_a_full_table_refuses_and_takes_again_after_a_close() -> None:
         things.add("b")
     things.take(first)
 
-    assert "c" == things.find(things.add("c"))
+    assert things.find(things.add("c")) == "c"
 
 
 def test_entries_may_be_closed_while_walking_them() -> None:
@@ -64,4 +64,4 @@ def test_entries_may_be_closed_while_walking_them() -> None:
     for handle, _ in things:
         things.take(handle)
 
-    assert 0 == len(things)
+    assert len(things) == 0

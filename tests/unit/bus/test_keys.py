@@ -17,7 +17,7 @@ def test_a_key_is_made_once_and_read_back(run_root: Path) -> None:
     made = store.make()
 
     assert made == store.load()
-    assert 0o600 == (store.path / "secret").stat().st_mode & 0o777
+    assert (store.path / "secret").stat().st_mode & 0o777 == 0o600
     with pytest.raises(ExistsError):
         store.make()
 
@@ -59,14 +59,16 @@ def test_peers_are_allowed_and_forbidden_by_name_or_key(run_root: Path) -> None:
 
     store.forbid("laptop")
 
-    assert {"#" * 40: "tower"} == store.allowed()
+    assert store.allowed() == {"#" * 40: "tower"}
     with pytest.raises(NotFoundError):
         store.forbid("laptop")
     with pytest.raises(ExistsError):
         store.allow("#" * 40, "again")
 
 
-@pytest.mark.parametrize(("key", "name"), [("short", "a"), ("k" * 41, "a"), ("k" * 39 + "'", "a"), (PEER, "a b"), (PEER, "")])
+@pytest.mark.parametrize(
+    ("key", "name"), [("short", "a"), ("k" * 41, "a"), ("k" * 39 + "'", "a"), (PEER, "a b"), (PEER, "")]
+)
 def test_a_malformed_peer_is_refused(run_root: Path, key: str, name: str) -> None:
     """Nothing malformed reaches the list."""
     with pytest.raises(UsageError):
@@ -98,12 +100,16 @@ def test_an_address_names_three_ports() -> None:
     """Guests, operators and listeners each have a port."""
     address = TcpAddress.parse("tcp://10.0.0.1:7400")
 
-    assert ["tcp://10.0.0.1:7400", "tcp://10.0.0.1:7401", "tcp://10.0.0.1:7402"] == [
-        address.endpoint(above) for above in range(3)
+    assert [address.endpoint(above) for above in range(3)] == [
+        "tcp://10.0.0.1:7400",
+        "tcp://10.0.0.1:7401",
+        "tcp://10.0.0.1:7402",
     ]
 
 
-@pytest.mark.parametrize("text", ["10.0.0.1:7400", "tcp://x", "tcp://x:0", "tcp://x:65534", "tcp://x:99999", "tcp://:1", "tcp://a b:1"])
+@pytest.mark.parametrize(
+    "text", ["10.0.0.1:7400", "tcp://x", "tcp://x:0", "tcp://x:65534", "tcp://x:99999", "tcp://:1", "tcp://a b:1"]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     """The reader sees an example."""
     with pytest.raises(UsageError, match="tcp://10"):

@@ -1,7 +1,6 @@
 """Discovery of device kinds."""
 
 import sys
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from types import ModuleType
 
@@ -47,14 +46,16 @@ def test_every_kind_here_names_things_that_exist() -> None:
 
 
 @pytest.fixture
-def outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def outside(monkeypatch: pytest.MonkeyPatch) -> str:
     """An installed package that offers a kind through the entry-point group."""
     module = ModuleType("outside_kind")
     module.KIND = kind("outside", classes=("outer",))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "outside_kind", module)
     entry = EntryPoint("outside", "outside_kind:KIND", kinds.ENTRY_POINT_GROUP)
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [entry] if group == kinds.ENTRY_POINT_GROUP else [])
-    yield "outside"
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda group: [entry] if group == kinds.ENTRY_POINT_GROUP else []
+    )
+    return "outside"
 
 
 def test_installed_packages_offer_kinds_through_the_same_door(outside: str) -> None:
@@ -63,7 +64,9 @@ def test_installed_packages_offer_kinds_through_the_same_door(outside: str) -> N
     assert outside not in discover(with_entry_points=False).kinds
 
 
-@pytest.mark.parametrize(("path", "error"), [("no colon", UsageError), ("no.such:x", NotFoundError), ("sys:nothing", NotFoundError)])
+@pytest.mark.parametrize(
+    ("path", "error"), [("no colon", UsageError), ("no.such:x", NotFoundError), ("sys:nothing", NotFoundError)]
+)
 def test_a_path_that_leads_nowhere_is_refused(path: str, error: type[Exception]) -> None:
     """The author of the kind learns what is wrong."""
     with pytest.raises(error):

@@ -30,7 +30,9 @@ def test_timers_run_in_order_each_at_its_own_moment() -> None:
     clock = ManualClock()
     seen: list[tuple[str, int]] = []
     clock.call_later(seconds_to_ns(2), lambda: seen.append(("late", clock.now_ns())))
-    clock.call_later(seconds_to_ns(1), lambda: clock.call_later(seconds_to_ns(0.5), lambda: seen.append(("set", clock.now_ns()))))
+    clock.call_later(
+        seconds_to_ns(1), lambda: clock.call_later(seconds_to_ns(0.5), lambda: seen.append(("set", clock.now_ns())))
+    )
     clock.call_later(seconds_to_ns(1), lambda: seen.append(("never", 0))).cancel()
 
     clock.advance(5)

@@ -83,7 +83,7 @@ def test_another_version_is_refused_with_its_numbers() -> None:
     with pytest.raises(MessageFault) as caught:
         messages.decode_envelope(pack([2, 7, 42, ["from the future"]]))
 
-    assert (7, 42, 2) == (caught.value.sid, caught.value.seq, caught.value.fields["got"])
+    assert (caught.value.sid, caught.value.seq, caught.value.fields["got"]) == (7, 42, 2)
 
 
 MALFORMED_BODIES = [
@@ -104,11 +104,27 @@ def test_a_malformed_body_is_a_fault_that_names_its_request(fields: list[Any]) -
     with pytest.raises(MessageFault) as caught:
         messages.decode_guest_body(envelope)
 
-    assert (7, 42) == (caught.value.sid, caught.value.seq)
+    assert (caught.value.sid, caught.value.seq) == (7, 42)
 
 
 def test_our_own_encoder_for_tests_reads_itself() -> None:
     """The independent encoder is one: what it packs it unpacks."""
-    value = [None, True, False, 0, 127, 128, 65536, -1, -33, -40_000, 1 << 63, "é", "x" * 300, b"y" * 70_000, {"a": [1.5]}]
+    value = [
+        None,
+        True,
+        False,
+        0,
+        127,
+        128,
+        65536,
+        -1,
+        -33,
+        -40_000,
+        1 << 63,
+        "é",
+        "x" * 300,
+        b"y" * 70_000,
+        {"a": [1.5]},
+    ]
 
     assert value == unpack(pack(value))

@@ -72,7 +72,7 @@ def test_a_path_too_long_for_sockets_is_refused_before_anything_is_made(run_root
     with pytest.raises(UsageError, match="VBNET_RUN_DIR"):
         run_dir.create()
 
-    assert [] == list(run_root.iterdir())
+    assert list(run_root.iterdir()) == []
 
 
 def test_only_one_host_holds_the_folder(run_root: Path) -> None:

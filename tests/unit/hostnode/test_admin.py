@@ -14,9 +14,7 @@ from vbnet.errors import (
     ExistsError,
     NotFoundError,
     NotPermittedError,
-
     PeerGone,
-
     UsageError,
 )
 from vbnet.hostnode.node import HostNode, HostOptions
@@ -40,7 +38,7 @@ async def test_a_device_is_made_in_two_steps(run_root: Path) -> None:
         with pytest.raises(UsageError, match="for good"):
             await operator.device_set("e", "type", "echo-loud")
 
-        assert [1, 2] == await operator.device_plug("e", "lan")
+        assert await operator.device_plug("e", "lan") == [1, 2]
 
 
 async def test_the_short_form_makes_all_or_nothing(run_root: Path) -> None:
@@ -49,7 +47,7 @@ async def test_the_short_form_makes_all_or_nothing(run_root: Path) -> None:
         with pytest.raises(UsageError):
             await lab.operator.device_create("e", "echo", {"limit": "0"})
 
-        assert [] == await lab.operator.device_list()
+        assert await lab.operator.device_list() == []
 
 
 async def test_a_device_shows_its_type_attributes_and_plugs(run_root: Path) -> None:
@@ -59,15 +57,18 @@ async def test_a_device_shows_its_type_attributes_and_plugs(run_root: Path) -> N
 
         info = await lab.operator.device_get("e")
 
-        assert admin.DeviceInfo(
-            name="e",
-            type="echo",
-            attributes={"prefix": "> ", "limit": "4096", "calls": "0", "buses": "1024"},
-            plugs=[
-                admin.PlugInfo("lan", 1, "echo0", "echo", 0),
-                admin.PlugInfo("lan", 2, "cell0", "echo-cell", 0),
-            ],
-        ) == info
+        assert (
+            admin.DeviceInfo(
+                name="e",
+                type="echo",
+                attributes={"prefix": "> ", "limit": "4096", "calls": "0", "buses": "1024"},
+                plugs=[
+                    admin.PlugInfo("lan", 1, "echo0", "echo", 0),
+                    admin.PlugInfo("lan", 2, "cell0", "echo-cell", 0),
+                ],
+            )
+            == info
+        )
 
 
 async def test_one_device_on_many_buses_has_ids_of_each(run_root: Path) -> None:
@@ -81,7 +82,7 @@ async def test_one_device_on_many_buses_has_ids_of_each(run_root: Path) -> None:
         await lab.operator.device_unplug("shared", "a")
         again = await lab.operator.device_plug("shared", "a")
 
-        assert ([1, 2], [5, 6]) == (on_b, again)
+        assert (on_b, again) == ([1, 2], [5, 6])
 
 
 async def test_a_device_may_refuse_a_plug(run_root: Path) -> None:
@@ -93,7 +94,7 @@ async def test_a_device_may_refuse_a_plug(run_root: Path) -> None:
         with pytest.raises(BusyError):
             await lab.operator.device_plug("e", "b")
 
-        assert ["a", "a"] == [plug.bus for plug in (await lab.operator.device_get("e")).plugs]
+        assert [plug.bus for plug in (await lab.operator.device_get("e")).plugs] == ["a", "a"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,9 @@ async def test_a_device_may_refuse_a_plug(run_root: Path) -> None:
         (admin.SwitchDelete("none"), NotFoundError),
         (admin.PortAdd("none", "nosuchtap0"), NotFoundError),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, object) and not isinstance(value, type) else value.__name__,
+    ids=lambda value: (
+        type(value).__name__ if isinstance(value, object) and not isinstance(value, type) else value.__name__
+    ),
 )
 async def test_what_makes_no_sense_is_refused_and_changes_nothing(
     run_root: Path, verb: Any, error: type[Exception]
@@ -141,11 +144,11 @@ async def test_force_takes_apart_what_is_in_use(run_root: Path) -> None:
         await lab.operator.device_delete("e", force=True)
         await lab.operator.bus_delete("lan", force=True)
 
-        assert ([], [], []) == (
+        assert (
             await lab.operator.bus_list(),
             await lab.operator.device_list(),
             await lab.operator.guest_list(),
-        )
+        ) == ([], [], [])
         with pytest.raises(PeerGone, match="bus-deleted"):
             await guest.list_devices()
 
@@ -159,8 +162,8 @@ async def test_apply_stops_at_the_first_refusal_and_says_which(run_root: Path) -
         with pytest.raises(ExistsError) as caught:
             await lab.operator.apply(verbs)
 
-        assert (555, "bus.create") == (caught.value.fields["index"], caught.value.fields["verb"])
-        assert 555 == len(await lab.operator.bus_list())
+        assert (caught.value.fields["index"], caught.value.fields["verb"]) == (555, "bus.create")
+        assert len(await lab.operator.bus_list()) == 555
 
 
 async def test_apply_brings_up_many_at_once(run_root: Path) -> None:
@@ -176,7 +179,7 @@ async def test_apply_brings_up_many_at_once(run_root: Path) -> None:
 
         done = await lab.operator.apply(verbs)
 
-        assert (900, 300) == (done, len(await lab.operator.bus_list()))
+        assert (done, len(await lab.operator.bus_list())) == (900, 300)
 
 
 async def test_the_node_tells_who_it_is_and_what_it_counted(run_root: Path) -> None:
@@ -187,8 +190,8 @@ async def test_the_node_tells_who_it_is_and_what_it_counted(run_root: Path) -> N
 
         info = await lab.operator.node_info()
 
-        assert ("lab", 1, 1, 0) == (info.name, info.protocol, info.abi, info.guests)
-        assert 1 == info.counters['vbnet_bus_refused_total{code="ENOENT"}']
+        assert (info.name, info.protocol, info.abi, info.guests) == ("lab", 1, 1, 0)
+        assert info.counters['vbnet_bus_refused_total{code="ENOENT"}'] == 1
 
 
 async def test_everything_that_happens_is_published(run_root: Path) -> None:
@@ -207,9 +210,17 @@ async def test_everything_that_happens_is_published(run_root: Path) -> None:
             if event["topic"] == "device.unplugged":
                 break
 
-        expected = ["bus.created", "device.created", "device.set", "device.plugged", "guest.ready", "guest.gone", "device.unplugged"]
+        expected = [
+            "bus.created",
+            "device.created",
+            "device.set",
+            "device.plugged",
+            "guest.ready",
+            "guest.gone",
+            "device.unplugged",
+        ]
         assert expected == [topic for topic in topics if topic != "probe"]
-        assert 0 == stream.missed
+        assert stream.missed == 0
 
 
 async def test_quarantined_ports_are_published(run_root: Path) -> None:
@@ -223,7 +234,7 @@ async def test_quarantined_ports_are_published(run_root: Path) -> None:
         while event["topic"] == "port.probe":
             event = await anext(stream)
 
-        assert ("port.fault", 3, "next < size") == (event["topic"], event["port"], event["rule"])
+        assert (event["topic"], event["port"], event["rule"]) == ("port.fault", 3, "next < size")
 
 
 def _is_subscribed(lab: Lab, stream: Any, topic: str = "probe") -> bool:
@@ -243,7 +254,7 @@ async def test_switches_and_ports_go_to_the_fabric(run_root: Path) -> None:
         await lab.operator.port_remove(port)
         await lab.operator.switch_delete("lan")
 
-        assert ([], []) == (await lab.operator.switch_list(), await lab.operator.port_list())
+        assert (await lab.operator.switch_list(), await lab.operator.port_list()) == ([], [])
 
 
 async def test_a_host_without_a_fabric_says_so(run_root: Path) -> None:
@@ -253,7 +264,7 @@ async def test_a_host_without_a_fabric_says_so(run_root: Path) -> None:
         with pytest.raises(UsageError, match="without a switch fabric"):
             await operator.switch_create("lan")
 
-        assert [] == await operator.port_list()
+        assert await operator.port_list() == []
 
 
 async def test_shutdown_is_answered_and_then_happens(run_root: Path) -> None:
@@ -301,7 +312,7 @@ async def test_a_second_host_in_the_same_folder_is_refused_and_hurts_nothing(run
         with pytest.raises(BusyError):
             await HostNode(HostOptions(run_dir=lab.run_dir), log=ListLog()).start()
 
-        assert "lab" == (await lab.operator.node_info()).name
+        assert (await lab.operator.node_info()).name == "lab"
 
 
 REQUESTS = [
@@ -332,7 +343,7 @@ async def test_a_malformed_request_is_refused_by_name(run_root: Path, parts: lis
 
         assert (1, 1, code) == (version, body[0], body[1])
         assert got_seq in (seq, 5)
-        assert "lab" == (await lab.operator.node_info()).name
+        assert (await lab.operator.node_info()).name == "lab"
         socket.close(0)
         context.term()
 
@@ -349,5 +360,3 @@ def test_every_verb_has_a_method() -> None:
     tags = {str(verb.__struct_config__.tag) for verb in admin.Verb.__args__}
 
     assert set() == {tag.replace(".", "_") for tag in tags} - set(vars(Operator))
-
-

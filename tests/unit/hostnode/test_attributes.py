@@ -32,8 +32,8 @@ def test_text_becomes_a_value_and_is_shown_in_the_device_s_own_form() -> None:
 
     attributes.set_text("size", "16", is_open=False)
 
-    assert 16 == attributes["size"]
-    assert {"size": "0x10", "mac": "none", "seen": "0"} == attributes.texts()
+    assert attributes["size"] == 16
+    assert attributes.texts() == {"size": "0x10", "mac": "none", "seen": "0"}
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_the_device_itself_may_change_what_the_operator_may_not() -> None:
 
     attributes.publish("seen", 7)
 
-    assert 7 == attributes["seen"]
+    assert attributes["seen"] == 7

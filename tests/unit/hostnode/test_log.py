@@ -15,4 +15,4 @@ def test_a_flood_is_cut_and_counted() -> None:
     clock.advance(1)
     log.warning("guest_fault", guest="a")
 
-    assert (22, {"guest": "a", "left_out": 100}) == (len(kept.lines), kept.lines[-1][2])
+    assert (len(kept.lines), kept.lines[-1][2]) == (22, {"guest": "a", "left_out": 100})
