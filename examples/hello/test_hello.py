@@ -1,0 +1,18 @@
+"""The hello example runs as its README says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+LAB = Path(__file__).parent / "lab.yaml"
+
+
+def test_two_python_guests_greet_each_other(run_dir: Path, no_leaked_processes: None) -> None:
+    """The lab ends by itself and well, which both do only when they heard the other."""
+    command = [sys.executable, "-m", "vbnet.cli.main", "up", str(LAB)]
+
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+
+    assert 0 == finished.returncode, finished.stderr
+    assert "guests: 2/2 ready" in finished.stderr
+    assert [] == list(run_dir.iterdir())

@@ -1,0 +1,96 @@
+"""A plan says everything that will be done, in order, and depends on nothing but the lab file."""
+
+import msgspec
+
+from vbnet.cluster.plan import PACKED_MAX, Plan, make_plan
+from vbnet.cluster.topology import derive_mac, parse_topology
+
+HEAD = "name: t\nswitches: {lan: {ageing: 60}}\nguests:\n"
+
+
+def planned(guests: str) -> Plan:
+    """Return the plan of a lab with these guests."""
+    return make_plan(parse_topology(HEAD + guests, "/labs/lab.yaml", {}))
+
+
+def test_requests_come_switch_bus_device_plug() -> None:
+    """Nothing is named before it is there."""
+    plan = planned("  a: {kind: stack, nics: [{switch: lan, ip: 10.0.0.1/24}]}\n")
+
+    assert [item.verb for item in plan.requests] == ["switch.create", "bus.create", "device.create", "device.plug"]
+    assert plan.requests[0].args == {"name": "lan", "ageing_s": 60}
+    assert {
+        "name": "a.eth0",
+        "type": "venet",
+        "attributes": {"switch": "lan", "mac": derive_mac("t", "a", "eth0"), "mtu": "1500"},
+    } == plan.requests[2].args
+    assert plan.requests[3].args == {"name": "a.eth0", "bus": "a"}
+
+
+def test_packed_guests_share_a_process_and_others_do_not() -> None:
+    """Packing is what lets a thousand guests start in seconds."""
+    nic = "nics: [{switch: lan, ip: 10.0.%d.1/16}]"
+    plan = planned(
+        f"  a: {{kind: stack, count: 3, {nic % 0}}}\n  b: {{kind: stack, count: 2, packed: false, {nic % 1}}}\n"
+    )
+
+    assert [(item.name, len(item.guests)) for item in plan.processes] == [("a", 3), ("b-0", 1), ("b-1", 1)]
+
+
+def test_more_guests_than_fit_one_process_become_several() -> None:
+    """A process has a bound; a lab has not."""
+    plan = planned(f"  a: {{kind: stack, count: {PACKED_MAX + 1}, nics: [{{switch: lan, ip: 10.0.0.1/16}}]}}\n")
+
+    assert [(item.name, len(item.guests)) for item in plan.processes] == [("a.0", PACKED_MAX), ("a.1", 1)]
+
+
+def test_counted_guests_have_counted_addresses_and_their_own_macs() -> None:
+    """Each guest can be told from the next by both addresses."""
+    plan = planned("  a: {kind: stack, count: 2, nics: [{switch: lan, ip: 10.0.0.9/24}]}\n")
+
+    nics = [guest.nics[0] for guest in plan.guests]
+
+    assert [nic.ip for nic in nics] == ["10.0.0.9/24", "10.0.0.10/24"]
+    assert [derive_mac("t", "a-0", "eth0"), derive_mac("t", "a-1", "eth0")] == [nic.mac for nic in nics]
+
+
+def test_a_namespace_gets_a_tap_device() -> None:
+    """The kernel drives its own interface; the host serves the TAP behind it."""
+    plan = planned("  n: {kind: netns, nics: [{switch: lan}], run: 'ping -c 1 \"a b\"'}\n")
+
+    assert plan.requests[2].args["type"] == "tap"
+    assert plan.processes[0].guests[0].run == ["ping", "-c", "1", "a b"]
+
+
+def test_a_generator_knows_where_it_sends() -> None:
+    """Amounts are in base units, and the receiver's addresses are settled."""
+    plan = planned(
+        "  gen: {kind: traffic, nics: [{switch: lan}], send: {to: sink, size: imix, rate: 10k, for: 200ms}}\n"
+        "  sink: {kind: traffic, nics: [{switch: lan, ip: 10.0.0.2/24}]}\n"
+    )
+
+    send = plan.processes[0].guests[0].send
+
+    assert send is not None
+    assert (derive_mac("t", "sink", "eth0"), "10.0.0.2", "imix") == (send.mac, send.ip, send.size)
+    assert (send.rate_per_second, send.duration_s) == (10_000.0, 0.2)
+
+
+def test_a_plan_survives_being_sent_to_another_process() -> None:
+    """Guest processes get their part of the plan as bytes."""
+    plan = planned(
+        "  p: {kind: python, run: 'os:getpid', env: {A: 1, B: true}, nics: [{switch: lan}], restart: always, "
+        "ram: 1MiB}\n"
+    )
+
+    assert plan == msgspec.json.decode(msgspec.json.encode(plan), type=Plan)
+    assert plan.processes[0].guests[0].env == {"A": "1", "B": "true"}
+    assert plan.processes[0].guests[0].ram_bytes == 1 << 20
+
+
+def test_a_plan_reads_as_a_list_of_steps() -> None:
+    """A dry run is for people: one line a step, in order."""
+    lines = list(planned("  a: {kind: stack, count: 2, nics: [{switch: lan, ip: 10.0.0.1/24}]}\n").describe())
+
+    assert lines[0] == "start host node `t` with 1 worker"
+    assert lines[-1] == "launch stack process a (2 guests), restart no"

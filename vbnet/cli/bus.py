@@ -1,0 +1,67 @@
+"""`vbnet bus`: the buses of a host node."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vbnet.cli import output
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect
+from vbnet.cli.output import Format, FormatOption
+
+app = output.application(
+    "List, create and delete buses. A bus is a container: guests on it see the devices plugged into it.",
+    [
+        ("vbnet bus list", "all buses"),
+        ("vbnet bus create lab", "an empty one"),
+        ("vbnet bus delete lab --force", "with all on it"),
+    ],
+    is_group=True,
+)
+
+NameArgument = Annotated[str, typer.Argument(help="Name of the bus.", show_default=False)]
+
+
+@app.command("list")
+def list_(
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """List buses with their devices and guests."""
+    with connect(node, keys, server_key) as operator:
+        output.print_rows(operator.bus_list(), ("name", "is_private", "devices", "guests"), how, empty="no bus yet")
+
+
+@app.command()
+def create(
+    name: NameArgument,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Create an empty bus."""
+    with connect(node, keys, server_key) as operator:
+        operator.bus_create(name)
+    output.print_done(f"bus {name} created", {"name": name, "result": "created"}, how)
+
+
+@app.command()
+def delete(
+    name: NameArgument,
+    force: Annotated[bool, typer.Option("--force", help="End its guests and unplug its devices first.")] = False,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Delete a bus."""
+    with connect(node, keys, server_key) as operator:
+        operator.bus_delete(name, force=force)
+    output.print_done(f"bus {name} deleted", {"name": name, "result": "deleted"}, how)

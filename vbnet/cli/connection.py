@@ -1,0 +1,107 @@
+"""Reaching a host node from the command line: by name on this machine, by address and keys on another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vbnet.bus.keys import KeyStore
+from vbnet.bus.link import Secrets
+from vbnet.bus.operator import Operator, SyncOperator
+from vbnet.bus.rundir import DEFAULT_NODE, RunDir, run_root
+from vbnet.cluster.clean import host_lives
+from vbnet.errors import NotFoundError, UsageError
+
+
+def running_nodes() -> list[str]:
+    """Return the names of the host nodes of this user that run now."""
+    try:
+        entries = sorted(run_root().iterdir())
+    except OSError:
+        return []
+    return [entry.name for entry in entries if entry.is_dir() and host_lives(entry)]
+
+
+def complete_node(incomplete: str) -> list[str]:
+    """Return the names of running host nodes that begin so."""
+    return [name for name in running_nodes() if name.startswith(incomplete)]
+
+
+NodeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--node",
+        "-n",
+        envvar="VBNET_NODE",
+        autocompletion=complete_node,
+        help="Host node: its name (a lab's node has the lab's name) or tcp://HOST:PORT; not needed when one runs here.",
+    ),
+]
+KeysOption = Annotated[
+    Path | None,
+    typer.Option("--keys", envvar="VBNET_KEYS", help="Folder of keys (see `vbnet keys`), for tcp.", show_default=False),
+]
+ServerKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server-key", envvar="VBNET_SERVER_KEY", help="Public key of the host node, for tcp.", show_default=False
+    ),
+]
+
+
+def default_keys() -> Path:
+    """Return the folder of this user's keys."""
+    return Path.home() / ".config" / "vbnet" / "keys"
+
+
+def resolve(node: str | None) -> RunDir | str:
+    """Return where the host node meant by ``--node`` is.
+
+    Raises:
+        NotFoundError: none runs here, or not that one.
+        UsageError: several run and none was named.
+    """
+    if node is not None and node.startswith("tcp:"):
+        return node
+    running = running_nodes()
+    if node is not None:
+        if node not in running:
+            there = f"running: {', '.join(running)}" if running else "none runs"
+            raise NotFoundError(f"no host node `{node}` runs here; {there}", node=node)
+        return RunDir.for_node(node)
+    if len(running) == 1:
+        return RunDir.for_node(running[0])
+    if DEFAULT_NODE in running:
+        return RunDir.for_node(DEFAULT_NODE)
+    if not running:
+        raise NotFoundError(
+            "no host node runs here; start a lab with `vbnet up FILE`, or one by itself with `vbnet host run`"
+        )
+    raise UsageError(f"several host nodes run; name one with --node: {', '.join(running)}")
+
+
+def secrets(address: RunDir | str, keys: Path | None, server_key: str | None) -> Secrets | None:
+    """Return the keys for an address; none are needed on this machine.
+
+    Raises:
+        UsageError: tcp without the host node's public key.
+    """
+    if not isinstance(address, str):
+        return None
+    if server_key is None:
+        raise UsageError(f"{address} needs the host node's public key: --server-key (its `vbnet keys show` prints it)")
+    return Secrets(KeyStore(keys or default_keys()).load(), server_key)
+
+
+def connect(node: str | None, keys: Path | None = None, server_key: str | None = None) -> SyncOperator:
+    """Connect to a host node; use the result as a context manager."""
+    address = resolve(node)
+    return SyncOperator(address, secrets=secrets(address, keys, server_key))
+
+
+async def connect_async(node: str | None, keys: Path | None = None, server_key: str | None = None) -> Operator:
+    """Like :func:`connect`, for a running event loop."""
+    address = resolve(node)
+    return await Operator.connect(address, secrets=secrets(address, keys, server_key))

@@ -1,0 +1,173 @@
+"""`vbnet device`: the devices of a host node."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from vbnet.cli import output
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect
+from vbnet.cli.output import Format, FormatOption
+from vbnet.errors import UsageError
+
+app = output.application(
+    "List, create, set, plug, unplug and delete devices.\n\nCreation has two steps: a device gets its type once, "
+    "and only then "
+    "attributes. `create NAME type=CLASS key=value ...` does both.",
+    [
+        ("vbnet device create nic0 type=venet switch=lan", "create, type and set"),
+        ("vbnet device set nic0 mtu=9000", "set attributes"),
+        ("vbnet device plug nic0 lab", "show it on a bus"),
+        ("vbnet device classes", "what types there are"),
+    ],
+    is_group=True,
+)
+
+NameArgument = Annotated[str, typer.Argument(help="Name of the device.", show_default=False)]
+BusArgument = Annotated[str, typer.Argument(help="Name of the bus.", show_default=False)]
+
+
+@app.command("list")
+def list_(
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """List devices with their attributes and plugs."""
+    with connect(node, keys, server_key) as operator:
+        rows = [_row(msgspec.to_builtins(device)) for device in operator.device_list()]
+    output.print_rows(rows, ("name", "type", "attributes", "buses"), how, empty="no device yet")
+
+
+@app.command()
+def show(
+    name: NameArgument,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Show one device."""
+    with connect(node, keys, server_key) as operator:
+        output.print_record(_row(msgspec.to_builtins(operator.device_get(name))), how)
+
+
+@app.command()
+def classes(
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """List device classes: the values of `type`."""
+    with connect(node, keys, server_key) as operator:
+        output.print_rows(operator.class_list(), ("name", "kind", "abi_types"), how)
+
+
+@app.command()
+def create(
+    name: NameArgument,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="type=CLASS key=value...", help="Type and attributes.")
+    ] = None,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Create a device, all or nothing."""
+    attributes = _settings(settings or [])
+    kind = attributes.pop("type", None)
+    with connect(node, keys, server_key) as operator:
+        operator.device_create(name, kind, attributes)
+    output.print_done(f"device {name} created", {"name": name, "result": "created"}, how)
+
+
+@app.command("set")
+def set_(
+    name: NameArgument,
+    settings: Annotated[
+        list[str], typer.Argument(metavar="key=value...", help="Attributes, set in order.", show_default=False)
+    ],
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Set attributes; the type once, and first."""
+    attributes = _settings(settings)
+    with connect(node, keys, server_key) as operator:
+        for attribute, value in attributes.items():
+            operator.device_set(name, attribute, value)
+        output.print_record(_row(msgspec.to_builtins(operator.device_get(name))), how)
+
+
+@app.command()
+def plug(
+    name: NameArgument,
+    bus: BusArgument,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Plug a device into a bus; its guests see it at once."""
+    with connect(node, keys, server_key) as operator:
+        ids = operator.device_plug(name, bus)
+    shown = ", ".join(str(number) for number in ids)
+    output.print_done(f"device {name} plugged into {bus} as {shown}", {"name": name, "bus": bus, "dev_ids": ids}, how)
+
+
+@app.command()
+def unplug(
+    name: NameArgument,
+    bus: BusArgument,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Unplug a device from a bus; guests that use it are told."""
+    with connect(node, keys, server_key) as operator:
+        operator.device_unplug(name, bus)
+    output.print_done(f"device {name} unplugged from {bus}", {"name": name, "bus": bus, "result": "unplugged"}, how)
+
+
+@app.command()
+def delete(
+    name: NameArgument,
+    force: Annotated[bool, typer.Option("--force", help="Unplug it everywhere first.")] = False,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Delete a device."""
+    with connect(node, keys, server_key) as operator:
+        operator.device_delete(name, force=force)
+    output.print_done(f"device {name} deleted", {"name": name, "result": "deleted"}, how)
+
+
+def _settings(words: list[str]) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"`{word}` is no setting; write key=value")
+        settings[key] = value
+    return settings
+
+
+def _row(device: dict[str, Any]) -> dict[str, Any]:
+    return {**device, "buses": [f"{plug['bus']}:{plug['dev_id']}" for plug in device["plugs"]]}

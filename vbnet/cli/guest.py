@@ -1,0 +1,78 @@
+"""`vbnet guest`: the guests of a host node."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vbnet.bus.rundir import RunDir
+from vbnet.cli import output
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, resolve
+from vbnet.cli.output import Format, FormatOption
+from vbnet.errors import UnsupportedError
+
+COLUMNS = ("name", "bus", "kind", "state", "pid", "devices", "faults", "age_s")
+
+app = output.application(
+    "List, reset and run guests.",
+    [
+        ("vbnet guest list", "all guests of the host node"),
+        ("vbnet guest reset web-0", "close all it has open and show it its devices anew"),
+        ("vbnet guest run hello.py:main --bus lab", "run a function as a guest, here"),
+    ],
+    is_group=True,
+)
+
+
+@app.command("list")
+def list_(
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """List guests."""
+    with connect(node, keys, server_key) as operator:
+        output.print_rows(operator.guest_list(), COLUMNS, how, empty="no guest yet")
+
+
+@app.command()
+def reset(
+    name: Annotated[str, typer.Argument(help="Name of the guest.", show_default=False)],
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Reset a guest without restarting it: close all it has open and show it its devices anew."""
+    with connect(node, keys, server_key) as operator:
+        operator.guest_reset(name)
+    output.print_done(f"guest {name} was reset", {"name": name, "result": "reset"}, how)
+
+
+@app.command()
+def run(
+    target: Annotated[str, typer.Argument(help="`path/to/file.py:function` or `module:function`.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the guest; the function's name and this process when left out.")
+    ] = None,
+    bus: Annotated[str | None, typer.Option(help="Bus to join; a private one when left out.")] = None,
+    *,
+    node: NodeOption = None,
+) -> None:
+    """Run a function as a guest in this process, until it returns; a number it returns is the exit code."""
+    from vbnet.cluster.guests.python import run_function  # noqa: PLC0415 -- only this verb is a guest
+
+    address = resolve(node)
+    if not isinstance(address, RunDir):
+        raise UnsupportedError(
+            f"{address} is another machine: a guest shares memory with its host node, so it runs beside it"
+        )
+    function = target.rpartition(":")[2]
+    sys.exit(run_function(target, Path.cwd(), address, name or f"{function}-{os.getpid()}", bus))

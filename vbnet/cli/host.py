@@ -1,0 +1,85 @@
+"""`vbnet host`: a host node by itself, without a lab."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vbnet.bus.rundir import DEFAULT_NODE, RunDir
+from vbnet.cli import output
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, default_keys, resolve
+from vbnet.cli.output import Format, FormatOption
+from vbnet.cluster import clean
+from vbnet.errors import DeadlineError
+
+app = output.application(
+    "Run, inspect and stop a host node by itself. Labs bring their own.",
+    [
+        ("vbnet host run", "run one here until Ctrl-C"),
+        ("vbnet host run --tcp tcp://10.0.0.1:7400", "let in other machines, with keys"),
+        ("vbnet host info", "who it is and how it does"),
+    ],
+    is_group=True,
+)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="Name of the node.")] = DEFAULT_NODE,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Native threads that move frames.")] = 1,
+    tcp: Annotated[
+        str | None,
+        typer.Option(help="Also listen at tcp://ADDRESS:PORT for other machines; needs keys.", show_default=False),
+    ] = None,
+    keys: KeysOption = None,
+) -> None:
+    """Run a host node until Ctrl-C, SIGTERM or `vbnet host stop`."""
+    from vbnet.cluster.guests.host import make_fabric  # noqa: PLC0415 -- only this verb is a host
+    from vbnet.hostnode.node import HostOptions  # noqa: PLC0415 -- same
+    from vbnet.hostnode.process import run_host  # noqa: PLC0415 -- same
+
+    run_dir = RunDir.for_node(name)
+    options = HostOptions(run_dir=run_dir, name=name, tcp=tcp, keys=(keys or default_keys()) if tcp else None)
+    run_host(
+        options,
+        make_fabric=lambda: make_fabric(run_dir, workers),
+        on_ready=lambda: output.note(f"host node {name} is ready in {run_dir.path}; Ctrl-C ends it"),
+    )
+
+
+@app.command()
+def info(
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Show who the host node is and how it does."""
+    with connect(node, keys, server_key) as operator:
+        output.print_record(operator.node_info(), how)
+
+
+@app.command()
+def stop(
+    *,
+    node: NodeOption = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for its end.")] = 10.0,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Have the host node end; its guests are told."""
+    from vbnet.cluster.process import identify, wait_ended  # noqa: PLC0415 -- only this verb waits
+
+    address = resolve(node)
+    with connect(node, keys, server_key) as operator:
+        facts = operator.node_info()
+        identity = identify(facts.pid) if isinstance(address, RunDir) else None
+        operator.node_shutdown()
+    if identity is not None and not wait_ended(identity, timeout):
+        raise DeadlineError(f"host node {facts.name} (process {facts.pid}) did not end within {timeout:g} s")
+    if isinstance(address, RunDir) and not clean.host_lives(address.path):
+        clean.clean_folder(address.path)
+    output.print_done(f"host node {facts.name} ended", {"name": facts.name, "pid": facts.pid, "result": "ended"}, how)

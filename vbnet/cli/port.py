@@ -1,0 +1,67 @@
+"""`vbnet port`: the ports of a host node's switches."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vbnet.cli import output
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect
+from vbnet.cli.output import Format, FormatOption
+
+app = output.application(
+    "List, add and remove switch ports. Ports of guests come and go with their devices; a TAP of this machine is "
+    "added here.",
+    [
+        ("vbnet port list", "all ports"),
+        ("vbnet port add lan vb0", "join the TAP vb0 to a switch"),
+        ("vbnet port remove 7", ""),
+    ],
+    is_group=True,
+)
+
+
+@app.command("list")
+def list_(
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """List ports."""
+    with connect(node, keys, server_key) as operator:
+        output.print_rows(operator.port_list(), ("id", "name", "switch", "kind", "state"), how, empty="no port yet")
+
+
+@app.command()
+def add(
+    switch: Annotated[str, typer.Argument(help="Name of the switch.", show_default=False)],
+    tap: Annotated[str, typer.Argument(help="Name of a TAP that is there.", show_default=False)],
+    mtu: Annotated[int, typer.Option(min=68, max=65535, help="Largest IP packet in bytes.")] = 1500,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Join a TAP of the host node's machine to a switch."""
+    with connect(node, keys, server_key) as operator:
+        number = operator.port_add(switch, tap, mtu=mtu)
+    output.print_done(f"port {number} added: {tap} on {switch}", {"id": number, "switch": switch, "tap": tap}, how)
+
+
+@app.command()
+def remove(
+    number: Annotated[int, typer.Argument(help="The port's id.", show_default=False)],
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Take a port off its switch."""
+    with connect(node, keys, server_key) as operator:
+        operator.port_remove(number)
+    output.print_done(f"port {number} removed", {"id": number, "result": "removed"}, how)

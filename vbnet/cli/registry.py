@@ -1,0 +1,45 @@
+"""Every verb and noun of the command line, with the one line that `vbnet --help` shows.
+
+The table is written out so that help and completion need no imports: a verb's module is loaded when the verb is used.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """One verb or noun: the module under ``vbnet.cli`` whose ``app`` it is, and its line of help."""
+
+    module: str
+    help: str
+
+
+SECTIONS: dict[str, dict[str, Entry]] = {
+    "Labs": {
+        "demo": Entry("demo", "Watch a small lab come up, talk and go away (no arguments, 20 seconds)."),
+        "up": Entry("up", "Bring up the lab of a file."),
+        "down": Entry("down", "End a lab and remove every trace of it."),
+        "ps": Entry("ps", "List the guests of running labs."),
+        "exec": Entry("exec_", "Run a program inside a guest's network namespace."),
+        "logs": Entry("logs", "Show what guests and the host node printed."),
+        "validate": Entry("validate", "Check a lab file; or print its JSON Schema."),
+    },
+    "Host node": {
+        "host": Entry("host", "Run, inspect and stop a host node by itself."),
+        "bus": Entry("bus", "List, create and delete buses."),
+        "device": Entry("device", "List, create, set, plug, unplug and delete devices."),
+        "guest": Entry("guest", "List, reset and run guests."),
+        "switch": Entry("switch", "List switches and the MAC addresses they learned."),
+        "port": Entry("port", "List, add and remove switch ports."),
+        "events": Entry("events", "Follow what happens on a host node, as JSON lines."),
+        "keys": Entry("keys", "Make, show and allow keys for other machines."),
+    },
+    "This machine": {
+        "bench": Entry("bench", "Measure vbnet beside its baselines."),
+        "doctor": Entry("doctor", "Check that this machine has what vbnet needs."),
+        "clean": Entry("clean", "Remove what killed labs and host nodes left."),
+    },
+}
+
+ENTRIES: dict[str, Entry] = {name: entry for section in SECTIONS.values() for name, entry in section.items()}

@@ -1,0 +1,84 @@
+"""`vbnet switch`: the switches of a host node."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vbnet.cli import output
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect
+from vbnet.cli.output import Format, FormatOption
+
+app = output.application(
+    "List, create and delete switches, and show the MAC addresses they learned.",
+    [("vbnet switch list", "all switches"), ("vbnet switch macs lan", "what a switch learned")],
+    is_group=True,
+)
+
+NameArgument = Annotated[str, typer.Argument(help="Name of the switch.", show_default=False)]
+
+
+@app.command("list")
+def list_(
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """List switches with their ports."""
+    with connect(node, keys, server_key) as operator:
+        ports = operator.port_list()
+        rows = [
+            {"name": name, "ports": [port["name"] for port in ports if port["switch"] == name]}
+            for name in operator.switch_list()
+        ]
+    output.print_rows(rows, ("name", "ports"), how, empty="no switch yet")
+
+
+@app.command()
+def macs(
+    name: NameArgument,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Show the MAC addresses a switch learned, and on which port."""
+    with connect(node, keys, server_key) as operator:
+        output.print_rows(
+            operator.switch_macs(name), ("mac", "port", "age_s"), how, empty=f"{name} has learned nothing yet"
+        )
+
+
+@app.command()
+def create(
+    name: NameArgument,
+    ageing: Annotated[float, typer.Option(min=1, help="Seconds after which a silent address is forgotten.")] = 300.0,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Create a switch."""
+    with connect(node, keys, server_key) as operator:
+        operator.switch_create(name, ageing_s=ageing)
+    output.print_done(f"switch {name} created", {"name": name, "result": "created"}, how)
+
+
+@app.command()
+def delete(
+    name: NameArgument,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Delete a switch without ports."""
+    with connect(node, keys, server_key) as operator:
+        operator.switch_delete(name)
+    output.print_done(f"switch {name} deleted", {"name": name, "result": "deleted"}, how)

@@ -1,0 +1,54 @@
+"""Guests that are small IP hosts: ping, echo and a web page, from one to a thousand in one process.
+
+Their stacks run on a native thread; this process only joins them to the bus and then waits for the host node's end. Each
+has little memory: short rings are enough for a small host, and a thousand of them must fit the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from vbnet.cluster.guests.waiting import with_host
+from vbnet.cluster.launch import Job
+from vbnet.cluster.plan import GuestPlan
+from vbnet.guestnode import GuestNode
+
+NIC_TIMEOUT_S = 30.0
+JOINS_AT_ONCE = 32
+SLOTS = 64
+"""Slots of each ring of a stack guest."""
+
+
+def run(job: Job) -> int:
+    """Run all ``stack`` guests of a process."""
+    return asyncio.run(_serve(job))
+
+
+async def _serve(job: Job) -> int:
+    from vbnet import _native  # noqa: PLC0415 -- starts threads, so only in the process that serves
+    from vbnet.devices.venet.driver import VenetDriver  # noqa: PLC0415 -- same
+
+    stacks = _native.StackGuests()
+    room = asyncio.Semaphore(JOINS_AT_ONCE)
+    async with await GuestNode.connect(job.folder, job.process.name) as node:
+
+        async def join(plan: GuestPlan) -> None:
+            async with room:
+                ram_bytes = plan.ram_bytes or _native.VenetLayout(plan.nics[0].mtu, SLOTS, SLOTS).ram_bytes
+                guest = await node.join(plan.name, plan.bus, kind="stack", ram_bytes=ram_bytes)
+                guest.register(VenetDriver(slots=SLOTS))
+                nic = await guest.nic(plan.nics[0].name, NIC_TIMEOUT_S)
+                _add(stacks, plan, nic)
+                job.report(plan.name, "ready")
+
+        await asyncio.gather(*(join(plan) for plan in job.process.guests))
+        try:
+            return int(await with_host(node.sessions[0]))
+        finally:
+            stacks.close()
+
+
+def _add(stacks: Any, plan: GuestPlan, nic: Any) -> None:  # noqa: ANN401 -- native objects
+    first = plan.nics[0]
+    stacks.add(plan.name, nic, mac=first.mac, ip=first.ip, gateway=first.gateway)

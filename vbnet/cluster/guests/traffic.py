@@ -1,0 +1,56 @@
+"""A native generator (with ``send``) or sink (without), measuring latency and loss.
+
+Ready means that its NIC is up; a generator begins when the whole lab is ready. When it has sent for as long as it
+should, it prints one JSON line with what it counted and ends well. A sink stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from vbnet.bus.limits import DEFAULT_RAM_BYTES
+from vbnet.cluster.guests.waiting import with_host
+from vbnet.cluster.launch import Job
+from vbnet.cluster.plan import SendPlan
+from vbnet.guestnode import GuestNode
+
+NIC_TIMEOUT_S = 30.0
+REPORT_EVERY_S = 1.0
+
+
+def run(job: Job) -> int:
+    """Run a ``traffic`` guest in this process."""
+    return asyncio.run(_serve(job))
+
+
+async def _serve(job: Job) -> int:
+    from vbnet._native import TrafficGuest  # noqa: PLC0415 -- starts threads, so only in the process that serves
+
+    plan = job.process.guests[0]
+    async with await GuestNode.connect(job.folder, job.process.name) as node:
+        guest = await node.join(plan.name, plan.bus, kind="traffic", ram_bytes=plan.ram_bytes or DEFAULT_RAM_BYTES)
+        nic = await guest.nic(plan.nics[0].name, NIC_TIMEOUT_S)
+        traffic = TrafficGuest(nic, mac=plan.nics[0].mac)
+        try:
+            job.report(plan.name, "ready")
+            await job.gone_ahead()
+            return int(await with_host(guest, _report(traffic, plan.send)))
+        finally:
+            traffic.close()
+
+
+async def _report(traffic: Any, send: SendPlan | None) -> int:  # noqa: ANN401 -- native
+    """Send as asked, and print what was counted once a second and at the end, one JSON line each time."""
+    if send is not None:
+        traffic.start(send.mac, size=send.size, rate=send.rate_per_second, duration=send.duration_s)
+    last = None
+    while send is None or traffic.is_sending:
+        await asyncio.sleep(REPORT_EVERY_S)
+        statistics = traffic.statistics()
+        if statistics != last:
+            print(msgspec.json.encode(statistics).decode(), flush=True)  # noqa: T201 -- this is the guest's log
+            last = statistics
+    return 0

@@ -1,0 +1,70 @@
+"""The lab's side of the host node's admin socket: the few requests a lab makes, and nothing else of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from vbnet.cluster.plan import Request, UplinkPlan
+from vbnet.errors import VbnetError
+
+
+class HostControl(Protocol):
+    """What a lab needs from its host node."""
+
+    async def apply(self, requests: Sequence[Request]) -> None:
+        """Carry out ``requests`` in order.
+
+        Raises:
+            VbnetError: the first refusal, naming the request.
+        """
+
+    async def add_uplink(self, uplink: UplinkPlan) -> None:
+        """Make the TAP a port of its switch; the TAP is there already."""
+
+    async def close(self) -> None:
+        """Let go of the admin socket; the host node goes on."""
+
+
+async def connect_host(folder: Path) -> HostControl:
+    """Connect to the host node of a lab's folder.
+
+    Raises:
+        NotFoundError: no host node runs there.
+    """
+    from vbnet.bus.operator import Operator  # noqa: PLC0415 -- ZeroMQ is loaded when a lab starts, not when it is checked
+
+    return _Connected(await Operator.connect(folder))
+
+
+class _Connected:
+    """A :class:`HostControl` that speaks to a real host node."""
+
+    def __init__(self, operator: object) -> None:
+        from vbnet.bus.operator import Operator  # noqa: PLC0415 -- same
+
+        assert isinstance(operator, Operator)  # noqa: S101 -- made by connect_host only
+        self._operator = operator
+
+    async def apply(self, requests: Sequence[Request]) -> None:
+        from vbnet.bus import admin  # noqa: PLC0415 -- same
+
+        verbs: list[msgspec.Struct] = [
+            msgspec.convert({"verb": request.verb, **request.args}, admin.Verb) for request in requests
+        ]
+        try:
+            await self._operator.apply(verbs)
+        except VbnetError as error:
+            index = error.fields.get("index")
+            if isinstance(index, int) and index < len(requests):
+                error.message = f"{requests[index].describe()}: {error.message}"
+            raise
+
+    async def add_uplink(self, uplink: UplinkPlan) -> None:
+        await self._operator.port_add(uplink.switch, uplink.tap, mtu=uplink.mtu)
+
+    async def close(self) -> None:
+        await self._operator.close()

@@ -1,0 +1,157 @@
+"""What this machine allows: checked before anything of a lab is started.
+
+Each question is answered by looking, not by trying things that leave traces: capabilities from ``/proc/self/status``,
+the TAP control device by its mode, user namespaces by making one in a child that exits at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbnet.cluster.source import Problem, TopologyError
+from vbnet.cluster.topology import LabFile, NetnsGuest
+
+CAP_NET_ADMIN = 12
+CAP_SYS_ADMIN = 21
+TUN_DEVICE = Path("/dev/net/tun")
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+
+
+@dataclass(frozen=True)
+class Privileges:
+    """What the calling process may do on this machine.
+
+    Attributes:
+        has_net_admin: may create and configure network interfaces of the machine (usually: is root).
+        has_namespaces: may create network namespaces (as root, or in a user namespace of its own).
+        has_tun: may open the TAP control device.
+    """
+
+    has_net_admin: bool
+    has_namespaces: bool
+    has_tun: bool
+
+
+def capabilities() -> int:
+    """Return the effective capabilities of this process as a bit set."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def has_capability(number: int) -> bool:
+    """Say whether this process has the capability ``number`` in effect."""
+    return bool(capabilities() >> number & 1)
+
+
+def examine() -> Privileges:
+    """Look at this machine."""
+    is_net_admin = has_capability(CAP_NET_ADMIN)
+    return Privileges(
+        has_net_admin=is_net_admin,
+        has_namespaces=(is_net_admin and has_capability(CAP_SYS_ADMIN)) or can_make_user_namespace(),
+        has_tun=os.access(TUN_DEVICE, os.R_OK | os.W_OK),
+    )
+
+
+def can_make_user_namespace() -> bool:
+    """Say whether this user may make user and network namespaces, by making a pair in a child that exits at once."""
+    import subprocess  # noqa: PLC0415 -- only this question needs it
+    import sys  # noqa: PLC0415
+
+    program = (
+        f"import ctypes, sys;sys.exit(ctypes.CDLL(None, use_errno=True).unshare({_CLONE_NEWUSER | _CLONE_NEWNET}) != 0)"
+    )
+    command = [sys.executable, "-S", "-E", "-c", program]
+    return subprocess.run(command, check=False, stderr=subprocess.DEVNULL, timeout=10).returncode == 0  # noqa: S603
+
+
+def tap_belongs_to_me(tap: str) -> bool:
+    """Say whether a TAP of that name exists and its owner is this user (then no privilege is needed to use it)."""
+    owner = Path("/sys/class/net") / tap / "owner"
+    try:
+        return int(owner.read_text(encoding="ascii")) == os.geteuid()
+    except (OSError, ValueError):
+        return False
+
+
+def interface_exists(name: str) -> bool:
+    """Say whether the machine has a network interface of that name."""
+    return (Path("/sys/class/net") / name).exists()
+
+
+def check_privileges(lab: LabFile, privileges: Privileges | None = None) -> None:
+    """Refuse a lab that this machine would stop halfway.
+
+    Raises:
+        TopologyError: each uplink and namespace that cannot be made here, with its line.
+    """
+    topology, source = lab.topology, lab.source
+    needs_tap = bool(topology.uplinks) or any(isinstance(guest, NetnsGuest) for guest in topology.guests.values())
+    if not needs_tap:
+        return
+    found = privileges or examine()
+    problems = [*_uplink_problems(lab, found), *_namespace_problems(lab, found)]
+    if problems:
+        raise TopologyError(source.file, problems)
+
+
+def _uplink_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
+    """Yield why uplinks cannot be made here."""
+    for index, uplink in enumerate(lab.topology.uplinks):
+        key = "tap"
+        if not found.has_tun:
+            what, fix = f"uplink `{uplink.tap}` needs {TUN_DEVICE}", "load the `tun` module"
+        elif not found.has_net_admin and not tap_belongs_to_me(uplink.tap):
+            what = f"uplink `{uplink.tap}` needs the right to make network interfaces"
+            fix = f"run as root, or have it made for you: ip tuntap add {uplink.tap} mode tap user {os.geteuid()}"
+        elif not found.has_net_admin and uplink.ip is not None:
+            key = "ip"
+            what = f"setting {uplink.ip} on `{uplink.tap}` needs the right to configure network interfaces"
+            fix = "run as root, or set it yourself and leave `ip` out"
+        elif interface_exists(uplink.tap) and not _is_tap(uplink.tap):
+            what, fix = f"`{uplink.tap}` is a network interface of this machine, but no TAP", "use another name"
+        else:
+            continue
+        yield lab.source.problem(("uplinks", index, key), what, fix)
+
+
+def _namespace_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
+    """Yield why netns guests cannot be made here."""
+    for name, guest in lab.topology.guests.items():
+        if not isinstance(guest, NetnsGuest):
+            continue
+        if not found.has_namespaces:
+            fix = "run as root, or allow user namespaces (sysctl user.max_user_namespaces)"
+            yield lab.source.problem(("guests", name), f"guest `{name}` needs a network namespace", fix)
+        elif not found.has_tun:
+            yield lab.source.problem(("guests", name), f"guest `{name}` needs {TUN_DEVICE}", "load the `tun` module")
+
+
+def _is_tap(name: str) -> bool:
+    return (Path("/sys/class/net") / name / "tun_flags").exists()
+
+
+def open_tap(name: str) -> int:
+    """Open (or make) the TAP ``name`` in the current network namespace and return its descriptor.
+
+    The interface lasts as long as a descriptor of it is open, so nothing remains after a ``kill -9``.
+
+    Raises:
+        OSError: EPERM without CAP_NET_ADMIN here, EBUSY when another process has it.
+    """
+    iff_tap, iff_no_pi, tunsetiff = 0x0002, 0x1000, 0x400454CA
+    fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.ioctl(fd, tunsetiff, struct.pack("16sH22x", name.encode(), iff_tap | iff_no_pi))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

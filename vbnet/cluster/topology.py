@@ -1,0 +1,640 @@
+"""The lab file: what it may say, and every way in which it can be wrong.
+
+:class:`Topology` is the schema; it is also published as JSON Schema (``vbnet validate --schema``), so editors
+complete and check lab files. :func:`load_topology` reads a file and answers either a topology that makes sense as a
+whole, or one :class:`TopologyError` that lists every problem as ``file:line: what, value; what to do``. Nothing is
+started here and nothing on the machine is looked at: see ``privileges.py`` for what this machine allows.
+
+The same file with the same environment always means the same lab: addresses count up from the file's, and a MAC
+address that the file leaves out is derived from the names of lab, guest and NIC.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from vbnet.cluster.quantity import duration_s, length_bytes, rate_per_second
+from vbnet.cluster.source import Place, Problem, Source, TopologyError, did_you_mean, load_source, parse_source
+
+SCHEMA_ID = "https://vbnet.dev/schema/lab.schema.json"
+GUESTS_MAX = 10_000
+RESERVED = frozenset({"host"})
+"""Names of processes that every lab has."""
+
+NICS_MAX = 8
+MTU_MIN, MTU_MAX = 68, 65535
+RAM_MIN_BYTES, RAM_MAX_BYTES = 64 << 10, 4 << 30
+
+NAME_PATTERN = r"^[a-z][a-z0-9-]{0,30}$"
+TAP_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,14}$"
+
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="Lower-case letters, digits and hyphens; at most 31.")]
+Mtu = Annotated[int, Meta(ge=MTU_MIN, le=MTU_MAX, description="Largest IP packet in bytes.")]
+Address = Annotated[str, Meta(description="An IP address with its prefix length, such as 10.10.0.10/24.")]
+Amount = str | int
+Restart = Literal["no", "on-failure", "always"]
+Environment = dict[str, str | int | float | bool]
+T = TypeVar("T")
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A part of the lab file: immutable, and strict about its keys."""
+
+
+class Switch(_Part, frozen=True):
+    """A learning Ethernet switch inside the host node."""
+
+    ageing: Annotated[
+        int, Meta(ge=1, le=86400, description="Seconds after which a silent MAC address is forgotten.")
+    ] = 300
+
+
+class Host(_Part, frozen=True):
+    """The host node that serves the lab."""
+
+    workers: Annotated[int, Meta(ge=1, le=64, description="Native threads that move frames.")] = 1
+
+
+class Nic(_Part, frozen=True):
+    """One network interface of a guest, plugged into a switch."""
+
+    switch: Annotated[str, Meta(description="Name of a switch of this lab.")]
+    name: Annotated[str, Meta(pattern=TAP_PATTERN, description="eth0, eth1, ... in order when left out.")] | None = None
+    ip: Address | None = None
+    mac: Annotated[str, Meta(description="Derived from the names of lab, guest and NIC when left out.")] | None = None
+    mtu: Mtu = 1500
+    gateway: Annotated[str, Meta(description="Default route: an address inside the NIC's network.")] | None = None
+    routes: Annotated[dict[str, str], Meta(description="Further routes, `10.20.0.0/16: 10.10.0.1`.")] = {}
+
+
+class Send(_Part, frozen=True):
+    """What a traffic guest sends; without it, the guest is a sink."""
+
+    to: Annotated[str, Meta(description="Name of the guest that receives.")]
+    size: Annotated[int, Meta(ge=60, le=65535)] | Literal["imix"] = 64
+    rate: (
+        Annotated[Amount, Meta(description="Frames a second, such as 10k or 1.5M; as fast as possible when left out.")]
+        | None
+    ) = None
+    for_: Annotated[str | int | float, Meta(description="How long, such as 30s; without end when left out.")] | None = (
+        msgspec.field(default=None, name="for")
+    )
+
+
+class _Guest(_Part, frozen=True, tag_field="kind"):
+    """Keys that every guest has."""
+
+    count: (
+        Annotated[int, Meta(ge=1, le=GUESTS_MAX, description="Make NAME-0, NAME-1, ... with counting addresses.")]
+        | None
+    ) = None
+    nics: Annotated[list[Nic], Meta(max_length=NICS_MAX)] = []
+    restart: Annotated[Restart, Meta(description="What to do when the guest's process ends.")] = "no"
+    ram: Annotated[Amount, Meta(description="Guest memory shared with the host, such as 16MiB.")] | None = None
+    bus: (
+        Annotated[str, Meta(pattern=NAME_PATTERN, description="The guest's bus; its own name when left out.")] | None
+    ) = None
+
+
+class StackGuest(_Guest, frozen=True, tag="stack"):
+    """A small IP host: answers ARP and ping, TCP and UDP echo, and a web page with its own statistics."""
+
+    packed: Annotated[bool, Meta(description="All of `count` in one process (the default), or a process each.")] = True
+
+
+class PythonGuest(_Guest, frozen=True, tag="python", kw_only=True):
+    """The user's own function, given a guest with NICs."""
+
+    run: Annotated[
+        str, Meta(description="`path/to/file.py:function` (from the lab file's folder) or `module:function`.")
+    ]
+    env: Environment = {}
+
+
+class NetnsGuest(_Guest, frozen=True, tag="netns"):
+    """A real Linux network namespace whose interfaces are fed by vbnet; any program runs in it."""
+
+    run: Annotated[
+        str | list[str] | None,
+        Meta(description="A command to run inside; without it the namespace waits for `vbnet exec`."),
+    ] = None
+    env: Environment = {}
+
+
+class TrafficGuest(_Guest, frozen=True, tag="traffic"):
+    """A native generator (with `send`) or sink (without), with latency histograms."""
+
+    send: Send | None = None
+
+
+Guest = StackGuest | PythonGuest | NetnsGuest | TrafficGuest
+
+GUEST_CLASSES: dict[str, type[Guest]] = {
+    "stack": StackGuest,
+    "python": PythonGuest,
+    "netns": NetnsGuest,
+    "traffic": TrafficGuest,
+}
+
+
+class Uplink(_Part, frozen=True):
+    """A TAP device of this machine as a port of a switch: the lab's way out."""
+
+    switch: Annotated[str, Meta(description="Name of a switch of this lab.")]
+    tap: Annotated[str, Meta(pattern=TAP_PATTERN, description="Name of the TAP device; made if it is not there.")]
+    ip: Address | None = None
+    mtu: Mtu = 1500
+
+
+class Topology(_Part, frozen=True):
+    """A lab: switches, guests on them, and uplinks to the machine's own network."""
+
+    name: Name
+    switches: dict[str, Switch | None] = {}
+    guests: dict[str, Guest] = {}
+    uplinks: list[Uplink] = []
+    host: Host = Host()
+
+
+class LabFile(msgspec.Struct, frozen=True):
+    """A checked topology and where it came from (for messages about this machine, which need lines too)."""
+
+    topology: Topology
+    source: Source
+
+    @property
+    def folder(self) -> Path:
+        """The lab file's folder, from which its relative paths count."""
+        return Path(self.source.file).resolve().parent
+
+
+def load_topology(path: Path, environment: Mapping[str, str] | None = None) -> LabFile:
+    """Read and check a lab file.
+
+    Raises:
+        TopologyError: every problem of the file, with lines (its author's mistake).
+    """
+    return _checked(load_source(path, environment))
+
+
+def parse_topology(text: str, file: str = "lab.yaml", environment: Mapping[str, str] | None = None) -> LabFile:
+    """Like :func:`load_topology`, for text already in memory."""
+    return _checked(parse_source(text, file, environment))
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the lab file's JSON Schema (2020-12), as ``lab.schema.json`` holds it."""
+    schema = msgspec.json.schema(Topology)
+    components = schema.pop("$defs")
+    top = components.pop("Topology")
+    for part in ("switches", "guests"):
+        top["properties"][part]["propertyNames"] = {"pattern": NAME_PATTERN}
+    top["patternProperties"] = {"^x-": {"description": "Ignored: a place for anchors and notes."}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_ID,
+        **_with_variables(top),
+        "title": "vbnet lab file",
+        "$defs": _with_variables(components),
+    }
+
+
+def _with_variables(schema: Any) -> Any:  # noqa: ANN401 -- JSON
+    """Let ``${NAME:-3}`` stand wherever a whole number may, as it does before the file is checked."""
+    if isinstance(schema, list):
+        return [_with_variables(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {key: _with_variables(value) for key, value in schema.items()}
+    if changed.get("type") != "integer":
+        return changed
+    about = {key: changed.pop(key) for key in ("description", "default") if key in changed}
+    return {**about, "anyOf": [changed, {"type": "string", "pattern": r"^\$\{.*\}$"}]}
+
+
+def guest_names(name: str, guest: Guest) -> list[str]:
+    """Return the names one entry of ``guests`` stands for: itself, or with ``count`` NAME-0, NAME-1, ..."""
+    return [name] if guest.count is None else [f"{name}-{index}" for index in range(guest.count)]
+
+
+def nic_names(guest: Guest) -> list[str]:
+    """Return the interface names of a guest, eth<position> where the file gives none."""
+    return [nic.name or f"eth{index}" for index, nic in enumerate(guest.nics)]
+
+
+def derive_mac(lab: str, guest: str, nic: str) -> str:
+    """Return a locally administered unicast address that is always the same for the same three names."""
+    octets = bytearray(hashlib.sha256(f"{lab}/{guest}/{nic}".encode()).digest()[:6])
+    octets[0] = (octets[0] & 0xFC) | 0x02
+    return octets.hex(":")
+
+
+def address_at(ip: str, index: int) -> str:
+    """Return the address ``index`` places after ``ip`` (``10.0.0.10/24``, 2 gives ``10.0.0.12/24``)."""
+    interface = ipaddress.ip_interface(ip)
+    return f"{interface.ip + index}/{interface.network.prefixlen}"
+
+
+def _checked(source: Source) -> LabFile:
+    topology, problems = _Reader(source).read()
+    if topology is not None:
+        problems += _Checker(source, topology).problems()
+    if topology is None or problems:
+        raise TopologyError(source.file, problems)
+    return LabFile(topology, source)
+
+
+class _Reader:
+    """Turns data into the schema's structs, one part at a time, so that each problem keeps its place."""
+
+    _EXPECTED: ClassVar[re.Pattern[str]] = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.found: list[Problem] = []
+
+    def read(self) -> tuple[Topology | None, list[Problem]]:
+        data = {key: value for key, value in self.source.data.items() if not key.startswith("x-")}
+        self._keys((), data, Topology)
+        parts: dict[str, Any] = {}
+        if "name" not in data:
+            self._add((), "the lab has no `name`", "add `name: my-lab` at the top")
+        else:
+            parts["name"] = self._convert(("name",), data["name"], Name)
+        parts["switches"] = {
+            name: self._named("switch", ("switches", name), name, {} if value is None else value, Switch)
+            for name, value in self._mapping("switches", data)
+        }
+        parts["guests"] = {name: self._guest(name, value) for name, value in self._mapping("guests", data)}
+        uplinks = data.get("uplinks") or []
+        if isinstance(uplinks, list):
+            parts["uplinks"] = [self._part(("uplinks", index), value, Uplink) for index, value in enumerate(uplinks)]
+        else:
+            self._add(("uplinks",), "`uplinks` is not a list", "write `- {switch: ..., tap: ...}` entries")
+        if data.get("host") is not None:
+            parts["host"] = self._part(("host",), data["host"], Host)
+        return (None if self.found else Topology(**parts)), self.found
+
+    def _add(self, place: Place, what: str, fix: str) -> None:
+        self.found.append(self.source.problem(place, what, fix))
+
+    def _mapping(self, key: str, data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        value = data.get(key)
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            self._add((key,), f"`{key}` is not a mapping", f"write `{key}:` and below it `name: {{...}}` entries")
+            return
+        yield from value.items()
+
+    def _keys(self, place: Place, data: Mapping[str, Any], part: type[msgspec.Struct]) -> bool:
+        known = [item.encode_name for item in msgspec.structs.fields(part)]
+        if part in GUEST_CLASSES.values():
+            known.append("kind")
+        unknown = [key for key in data if key not in known]
+        for key in unknown:
+            self._add(
+                (*place, key),
+                f"unknown key `{key}`",
+                did_you_mean(key, known, otherwise=f"known here: {', '.join(known)}"),
+            )
+        meant = {match for key in unknown for match in difflib.get_close_matches(key, known, n=1)}
+        missing = [
+            item.encode_name
+            for item in msgspec.structs.fields(part)
+            if item.required and item.encode_name not in data and item.encode_name not in meant
+        ]
+        for key in missing if place else []:
+            self._add(place, f"`{key}` is missing in {_dotted(place)}", f"add `{key}: ...`")
+        return not unknown and not missing
+
+    def _named(self, noun: str, place: Place, name: str, value: object, part: type[Any]) -> Any:  # noqa: ANN401
+        if not re.match(NAME_PATTERN, name):
+            self._add(
+                place, f"impossible {noun} name `{name}`", "use lower-case letters, digits and hyphens, at most 31"
+            )
+        return self._part(place, value, part)
+
+    def _part(self, place: Place, value: object, part: type[Any]) -> Any:  # noqa: ANN401
+        if not isinstance(value, dict):
+            self._add(place, f"{_dotted(place)} is {_said(value)}, not a mapping", "write `key: value` pairs")
+            return None
+        return self._convert(place, value, part) if self._keys(place, value, part) else None
+
+    def _guest(self, name: str, value: object) -> Guest | None:
+        place: Place = ("guests", name)
+        kind = value.get("kind") if isinstance(value, dict) else None
+        part = GUEST_CLASSES.get(kind) if isinstance(kind, str) else None
+        if isinstance(value, dict) and part is None:
+            known = ", ".join(GUEST_CLASSES)
+            if "kind" not in value:
+                self._add(place, f"guest `{name}` has no `kind`", f"add `kind:` with one of {known}")
+            else:
+                fix = did_you_mean(str(kind), GUEST_CLASSES, otherwise=f"use one of {known}")
+                self._add((*place, "kind"), f"unknown kind {_said(kind)}", fix)
+        before = len(self.found)
+        if isinstance(value, dict):
+            for index, nic in enumerate(value["nics"] if isinstance(value.get("nics"), list) else []):
+                self._part((*place, "nics", index), nic, Nic)
+            if part is TrafficGuest and value.get("send") is not None:
+                self._part((*place, "send"), value["send"], Send)
+        if len(self.found) > before:
+            self._keys(place, value if isinstance(value, dict) else {}, part or StackGuest) if part else None
+            return None
+        guest: Guest | None = (
+            self._named("guest", place, name, value, part or StackGuest)
+            if part or not isinstance(value, dict)
+            else None
+        )
+        return guest
+
+    def _convert(self, place: Place, value: object, part: Any) -> Any:  # noqa: ANN401 -- any struct or constrained type
+        try:
+            return msgspec.convert(value, part)
+        except msgspec.ValidationError as error:
+            match = self._EXPECTED.match(str(error))
+            inner = _inner_place(match["path"] or "") if match else ()
+            at = (*place, *inner)
+            self._add(
+                at,
+                f"{_dotted(at)} is {_said(_value_at(value, inner))}",
+                _advice(match["what"] if match else str(error)),
+            )
+            return None
+
+
+class _Checker:
+    """What a schema cannot say: names that must exist, addresses that must not meet."""
+
+    def __init__(self, source: Source, topology: Topology) -> None:
+        self.source = source
+        self.topology = topology
+        self.found: list[Problem] = []
+        self.addresses: dict[tuple[str, str], tuple[str, int]] = {}
+        self.macs: dict[str, tuple[str, int]] = {}
+        self.expanded: dict[str, str] = {}
+
+    def problems(self) -> list[Problem]:
+        total = sum(guest.count or 1 for guest in self.topology.guests.values())
+        if total > GUESTS_MAX:
+            self._add(("guests",), f"{total} guests are more than {GUESTS_MAX}", "lower the counts")
+            return self.found
+        for name, guest in self.topology.guests.items():
+            self._guest_names(name, guest)
+        for name, guest in self.topology.guests.items():
+            self._guest(name, guest)
+        taps: dict[str, int] = {}
+        for index, uplink in enumerate(self.topology.uplinks):
+            place: Place = ("uplinks", index)
+            self._switch((*place, "switch"), uplink.switch)
+            line = self.source.line_of((*place, "tap"))
+            if uplink.tap in taps:
+                self._add(
+                    (*place, "tap"),
+                    f"duplicate TAP `{uplink.tap}`, first on line {taps[uplink.tap]}",
+                    "use another name",
+                )
+            taps.setdefault(uplink.tap, line)
+            if uplink.ip is not None:
+                self._address((*place, "ip"), uplink.ip, [f"uplink {uplink.tap}"], uplink.switch)
+        return self.found
+
+    def _add(self, place: Place, what: str, fix: str) -> None:
+        self.found.append(self.source.problem(place, what, fix))
+
+    def _guest_names(self, name: str, guest: Guest) -> None:
+        if name in RESERVED:
+            self._add(("guests", name), f"the guest name `{name}` is taken by the lab itself", "use another name")
+        for full in guest_names(name, guest):
+            if full in self.expanded:
+                other = self.source.line_of(("guests", self.expanded[full]))
+                self._add(
+                    ("guests", name),
+                    f"duplicate guest name `{full}`, also made on line {other}",
+                    "rename one of the two",
+                )
+                return
+            self.expanded[full] = name
+
+    def _guest(self, name: str, guest: Guest) -> None:
+        place: Place = ("guests", name)
+        if guest.ram is not None:
+            ram = self._amount((*place, "ram"), guest.ram, length_bytes)
+            if ram is not None and not RAM_MIN_BYTES <= ram <= RAM_MAX_BYTES:
+                self._add((*place, "ram"), f"`ram` is {guest.ram}", "use 64KiB to 4GiB")
+        if guest.bus is not None and (guest.count or 1) > 1:
+            self._add((*place, "bus"), f"`bus: {guest.bus}` would be shared by {guest.count} guests", "leave `bus` out")
+        if not guest.nics and not isinstance(guest, PythonGuest):
+            self._add(place, f"guest `{name}` has no NIC", "add `nics: [{switch: ...}]`")
+        if isinstance(guest, StackGuest | TrafficGuest) and len(guest.nics) > 1:
+            self._add((*place, "nics"), f"guest `{name}` has {len(guest.nics)} NICs", "this kind has exactly one")
+        if isinstance(guest, PythonGuest):
+            self._entry(place, guest)
+        self._nics(place, name, guest)
+        if isinstance(guest, TrafficGuest) and guest.send is not None:
+            self._send((*place, "send"), name, guest, guest.send)
+
+    def _entry(self, place: Place, guest: PythonGuest) -> None:
+        path, colon, function = guest.run.rpartition(":")
+        if not colon or not path or not function.isidentifier():
+            self._add((*place, "run"), f"`run` is `{guest.run}`", "write `file.py:function` or `module:function`")
+        elif path.endswith(".py") or "/" in path:
+            file = Path(self.source.file).resolve().parent / path
+            if not file.is_file():
+                self._add(
+                    (*place, "run"),
+                    f"there is no file `{path}`",
+                    f"paths count from the lab file's folder ({file.parent})",
+                )
+
+    def _nics(self, place: Place, name: str, guest: Guest) -> None:
+        names: dict[str, int] = {}
+        for index, (nic, nic_name) in enumerate(zip(guest.nics, nic_names(guest), strict=True)):
+            at: Place = (*place, "nics", index)
+            if nic_name in names:
+                self._add((*at, "name"), f"duplicate NIC name `{nic_name}` in `{name}`", "name each NIC differently")
+                continue
+            names[nic_name] = index
+            self._switch((*at, "switch"), nic.switch)
+            self._mac(at, name, guest, nic, nic_name)
+            if nic.ip is not None:
+                self._address((*at, "ip"), nic.ip, guest_names(name, guest), nic.switch)
+                self._only_ipv4((*at, "ip"), guest, nic.ip)
+            elif isinstance(guest, StackGuest):
+                self._add(at, f"guest `{name}` has no `ip`", "a stack guest needs one, such as `ip: 10.10.0.10/24`")
+            self._routes(at, nic)
+
+    def _only_ipv4(self, place: Place, guest: Guest, ip: str) -> None:
+        if isinstance(guest, StackGuest) and ":" in ip:
+            self._add(place, f"`{ip}` is IPv6", "stack guests speak IPv4; use a netns guest for IPv6")
+
+    def _routes(self, at: Place, nic: Nic) -> None:
+        if nic.gateway is not None:
+            self._next_hop((*at, "gateway"), nic, nic.gateway)
+        for target, hop in nic.routes.items():
+            try:
+                ipaddress.ip_network(target)
+            except ValueError as error:
+                self._add(
+                    (*at, "routes", target), f"impossible network `{target}` ({error})", "write it as 10.20.0.0/16"
+                )
+            self._next_hop((*at, "routes", target), nic, hop)
+
+    def _next_hop(self, place: Place, nic: Nic, hop: str) -> None:
+        try:
+            address = ipaddress.ip_address(hop)
+        except ValueError:
+            self._add(place, f"impossible address `{hop}`", "write an address without prefix, such as 10.10.0.1")
+            return
+        try:
+            network = ipaddress.ip_interface(nic.ip or "").network
+        except ValueError:
+            if nic.ip is None:
+                self._add(place, f"a route through `{hop}` on a NIC without `ip`", "give the NIC an `ip`")
+            return
+        if address not in network:
+            self._add(place, f"`{hop}` is not inside the NIC's network {network}", "use a neighbour on that network")
+
+    def _switch(self, place: Place, switch: str) -> None:
+        if switch not in self.topology.switches:
+            known = self.topology.switches
+            otherwise = f"declare it: `switches: {{{switch}: {{}}}}`"
+            self._add(place, f"unknown switch `{switch}`", did_you_mean(switch, known, otherwise=otherwise))
+
+    def _mac(self, at: Place, name: str, guest: Guest, nic: Nic, nic_name: str) -> None:
+        if nic.mac is not None:
+            if not re.match(r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$", nic.mac):
+                self._add((*at, "mac"), f"impossible MAC address `{nic.mac}`", "write it as 02:00:00:00:00:0a")
+                return
+            if int(nic.mac[:2], 16) & 1 or nic.mac == "00:00:00:00:00:00":
+                self._add(
+                    (*at, "mac"), f"`{nic.mac}` is not a station's address", "use an even first octet, such as 02"
+                )
+                return
+            if (guest.count or 1) > 1:
+                self._add(
+                    (*at, "mac"),
+                    f"`{nic.mac}` would be given to {guest.count} guests",
+                    "leave `mac` out to derive them",
+                )
+                return
+        for full in guest_names(name, guest):
+            mac = nic.mac.lower() if nic.mac is not None else derive_mac(self.topology.name, full, nic_name)
+            line = self.source.line_of((*at, "mac"))
+            if mac in self.macs:
+                other, other_line = self.macs[mac]
+                self._add(
+                    (*at, "mac"), f"`{mac}` is also the MAC of `{other}` on line {other_line}", "change one of the two"
+                )
+            self.macs.setdefault(mac, (full, line))
+
+    def _address(self, place: Place, ip: str, owners: Sequence[str], switch: str) -> None:
+        """Check the range that begins at ``ip``, one address for each owner, and claim it on its switch."""
+        try:
+            interface = ipaddress.ip_interface(ip)
+        except ValueError as error:
+            self._add(place, f"impossible address `{ip}` ({error})", "write it as 10.10.0.10/24")
+            return
+        if "/" not in ip:
+            self._add(place, f"`{ip}` has no prefix length", f"write `{ip}/24` or what your network has")
+            return
+        network = interface.network
+        count = len(owners)
+        last = int(interface.ip) + count - 1
+        has_ends = network.version == 4 and network.prefixlen < 31  # noqa: PLR2004 -- RFC 3021: /31 has no broadcast
+        if has_ends and interface.ip in {network.network_address, network.broadcast_address}:
+            self._add(
+                place, f"`{ip}` is the network's own or broadcast address", f"use a host address inside {network}"
+            )
+            return
+        if last > int(network.broadcast_address) - has_ends:
+            room = int(network.broadcast_address) - has_ends - int(interface.ip) + 1
+            fix = "lower `count`, start lower, or widen the prefix"
+            self._add(place, f"{count} addresses from `{ip}` do not fit, there is room for {room}", fix)
+            return
+        line = self.source.line_of(place)
+        for index, owner in enumerate(owners):
+            key = (switch, str(interface.ip + index))
+            if key in self.addresses:
+                other, other_line = self.addresses[key]
+                what = f"{key[1]} of `{owner}` is also the address of `{other}` on line {other_line}"
+                self._add(place, what, "move one range")
+                return
+            self.addresses[key] = (owner, line)
+
+    def _send(self, place: Place, name: str, guest: Guest, send: Send) -> None:
+        if send.rate is not None:
+            self._amount((*place, "rate"), send.rate, rate_per_second)
+        if send.for_ is not None:
+            self._amount((*place, "for"), send.for_, duration_s)
+        target = self.topology.guests.get(self.expanded.get(send.to, ""))
+        if target is None:
+            self._add(
+                (*place, "to"), f"unknown guest `{send.to}`", did_you_mean(send.to, self.expanded, otherwise="add it")
+            )
+        elif send.to in guest_names(name, guest):
+            self._add((*place, "to"), f"`{send.to}` would send to itself", "name another guest")
+        elif not {nic.switch for nic in guest.nics} & {nic.switch for nic in target.nics}:
+            self._add((*place, "to"), f"`{send.to}` is on no switch of `{name}`", "give both a NIC on the same switch")
+
+    def _amount(self, place: Place, value: Any, read: Callable[[Any], T]) -> T | None:  # noqa: ANN401
+        try:
+            return read(value)
+        except ValueError as error:
+            self._add(place, f"`{place[-1]}` is {_said(value)}", str(error))
+            return None
+
+
+def _inner_place(path: str) -> Place:
+    """Turn msgspec's ``.nics[0].ip`` into a place; stops at ``[...]``, which names no key."""
+    place: list[str | int] = []
+    for word, index in re.findall(r"\.([A-Za-z_]+)|\[(\d+|\.\.\.)\]", path):
+        if index == "...":
+            break
+        place.append(word or int(index))
+    return tuple(place)
+
+
+def _value_at(value: object, place: Place) -> object:
+    for step in place:
+        if isinstance(value, dict):
+            value = value.get(step)
+        elif isinstance(value, list) and isinstance(step, int):
+            value = value[step]
+    return value
+
+
+def _said(value: object) -> str:
+    text = "empty" if value is None else f"`{value}`" if isinstance(value, str | int | float) else f"a {_noun(value)}"
+    return text if len(text) < 60 else f"{text[:56]}...`"  # noqa: PLR2004 -- one line of a message
+
+
+def _noun(value: object) -> str:
+    return "mapping" if isinstance(value, dict) else "list"
+
+
+def _dotted(place: Place) -> str:
+    text = ""
+    for step in place:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return f"`{text}`" if text else "the file"
+
+
+def _advice(expected: str) -> str:
+    """Turn msgspec's ``Expected `int` >= 1`` into advice."""
+    if NAME_PATTERN in expected:
+        return "use lower-case letters, digits and hyphens, at most 31, a letter first"
+    if TAP_PATTERN in expected:
+        return "use at most 15 letters, digits, `_`, `.` or `-`"
+    expected = expected.replace("`str`", "text").replace("`int`", "a whole number").replace("`bool`", "true or false")
+    expected = re.sub(r", got .*$", "", expected)
+    return expected[:1].lower() + expected[1:]

@@ -1,0 +1,60 @@
+"""TAP devices of the machine itself, made for a lab's uplinks.
+
+The host node opens a TAP by its name, so the lab has to make it first, and it has to last until then. A TAP that
+lasts also outlives a lab that was killed; so it carries the lab's instance as its alias, and only an interface with
+that alias is ever removed. A TAP that was there before the lab is used and left alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from vbnet.cluster.netns import configure
+from vbnet.cluster.plan import NicPlan, UplinkPlan
+from vbnet.cluster.privileges import open_tap
+from vbnet.errors import ResourceError
+
+_TUNSETPERSIST = 0x400454CB
+
+
+def make_tap(uplink: UplinkPlan, instance: str) -> None:
+    """Make the TAP of an uplink, with its address, and mark it as this lab's.
+
+    Raises:
+        ResourceError: the kernel refused.
+    """
+    from pyroute2 import IPRoute  # noqa: PLC0415 -- slow to import; only labs with uplinks need it
+
+    try:
+        fd = open_tap(uplink.tap)
+        try:
+            with IPRoute() as route:
+                route.link("set", index=route.link_lookup(ifname=uplink.tap)[0], ifalias=_alias(instance))
+            fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ResourceError(f"cannot make TAP {uplink.tap} ({error.strerror})", errno=error.errno or 0) from error
+    configure(NicPlan(name=uplink.tap, device="", switch=uplink.switch, mac="", mtu=uplink.mtu, ip=uplink.ip))
+
+
+def is_made_by(tap: str, instance: str) -> bool:
+    """Say whether the TAP is there and was made by this lab."""
+    with suppress(OSError):
+        return (Path("/sys/class/net") / tap / "ifalias").read_text(encoding="utf-8").strip() == _alias(instance)
+    return False
+
+
+def remove_tap(tap: str) -> None:
+    """Remove a TAP; harmless when it is not there."""
+    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 -- slow to import, rarely needed
+
+    with suppress(NetlinkError, IndexError), IPRoute() as route:
+        route.link("del", index=route.link_lookup(ifname=tap)[0])
+
+
+def _alias(instance: str) -> str:
+    return f"vbnet {instance}"
