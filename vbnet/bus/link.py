@@ -165,12 +165,12 @@ class Link:
         """Send without waiting.
 
         Raises:
-            ClosedError: closed here. ResourceError: the host takes nothing more.
+            ClosedError: closed here. PeerGone: the host ended, or left thousands of messages unread.
         """
         if self._is_over:
             raise ClosedError(f"the connection to {self._where} is closed")
         if self._port.send_nowait(data) is not Delivery.QUEUED:
-            raise ResourceError(f"the host node at {self._where} takes no more messages now", limit=_OUTBOUND)
+            raise PeerGone(f"{self._where}: the host takes no more messages", where=self._where, limit=_OUTBOUND)
 
     def close(self, linger_ms: int = 0) -> None:
         """Hang up; what was sent may still leave during ``linger_ms``."""
@@ -200,4 +200,4 @@ def _endpoint(address: RunDir | TcpAddress, service: int, secrets: Secrets | Non
     path = address.admin_socket if service else address.bus_socket
     if not path.exists():
         raise NotFoundError(f"no host node runs in {address.path}", path=str(address.path))
-    return str(address.path), f"ipc://{path}"
+    return str(address.path), address.endpoint(service)

@@ -11,6 +11,7 @@ raises ``MessageFault``; extra or missing fields are a fault.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -56,6 +57,7 @@ __all__ = [
     "decode_guest_body",
     "decode_host_body",
     "encode",
+    "plain_fields",
 ]
 
 PROTOCOL_VERSION: Final = 1
@@ -262,6 +264,19 @@ def encode(sid: int, seq: int, body: Body) -> bytes:
 
 ALIVE: Final = encode(0, 0, Alive())
 PROBE: Final = encode(0, 0, Probe())
+
+
+def plain_fields(fields: Mapping[str, object]) -> dict[str, Any]:
+    """An error's fields as values any language has: what is neither number, text nor list of these becomes text."""
+    return {name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value)
 
 
 def decode_envelope(data: bytes) -> Envelope:

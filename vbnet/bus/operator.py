@@ -59,8 +59,7 @@ class EventStream:
             socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         self._watch = ConnectionWatch(socket, self._lost)
         self._port = ZmqPort(socket, parts=2, on_message=self._received)
-        path = address.endpoint(2) if isinstance(address, TcpAddress) else f"ipc://{address.events_socket}"
-        socket.connect(path)
+        socket.connect(address.endpoint(2))
 
     def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         return self

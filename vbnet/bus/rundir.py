@@ -91,6 +91,10 @@ class RunDir:
         """Where descriptors change hands."""
         return self.path / "attach.sock"
 
+    def endpoint(self, service: int) -> str:
+        """The ZeroMQ endpoint for guests (0), operators (1) or listeners to events (2)."""
+        return f"ipc://{(self.bus_socket, self.admin_socket, self.events_socket)[service]}"
+
     @property
     def counters(self) -> Path:
         """Folder of the mapped counter files."""

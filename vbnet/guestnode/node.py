@@ -467,7 +467,7 @@ class GuestSession:
 
     async def list_devices(self) -> list[tuple[int, str, str]]:
         """Ask the host what is on the bus: dev-id, ABI type and name of each."""
-        result = _answer_of(await self._node.ask(self.sid, messages.List()))
+        result = _answer_of(await self._ask(messages.List()))
         if not isinstance(result, tuple):
             raise _strange("List", result)
         return [(listed.dev_id, listed.type, listed.name) for listed in result]
@@ -486,13 +486,13 @@ class GuestSession:
         Raises:
             PeerGone: the host ended.
         """
-        await self._node.ask(self.sid, messages.Negotiate(messages.NEGOTIATE_MAGIC, messages.PROTOCOL_VERSION))
+        await self._ask(messages.Negotiate(messages.NEGOTIATE_MAGIC, messages.PROTOCOL_VERSION))
         gone = PeerGone("the guest was reset")
         removals = [self._drop(device, gone) for device in self.devices]
         for removal in removals:
             if removal is not None:
                 await removal
-        await self._node.ask(self.sid, messages.Ready())
+        await self._ask(messages.Ready())
 
     async def kick(self, signal: SharedSignal) -> None:
         """Kick by message instead of the signal's own descriptor: slow, for those who cannot."""
@@ -520,12 +520,12 @@ class GuestSession:
 
     async def open_device(self, dev_id: int, version: int) -> int:
         """Open a device; gives the handle."""
-        return _number_of(await self._node.ask(self.sid, messages.Open(dev_id, version)), "Open")
+        return _number_of(await self._ask(messages.Open(dev_id, version)), "Open")
 
     async def call_device(self, handle: int, function: int, data: bytes, deadline_s: float | None) -> bytes:
         """Run a function of an open device."""
         body = messages.Call(handle, function, data, 0)
-        result = _answer_of(await self._node.ask(self.sid, body, deadline_s))
+        result = _answer_of(await self._ask(body, deadline_s))
         if not isinstance(result, bytes):
             raise _strange("Call", result)
         return result
@@ -542,7 +542,7 @@ class GuestSession:
             region.priority,
             next(self._cookies),
         )
-        signal = _number_of(await self._node.ask(self.sid, body), "Shm")
+        signal = _number_of(await self._ask(body), "Shm")
         if signal == 0:
             return None
         kick_fd, call_fd = await self._node.signal_fds(self.sid, signal)
@@ -551,7 +551,7 @@ class GuestSession:
     async def close_device(self, handle: int) -> None:
         """Close a handle; one the host closed before is closed as well as can be."""
         with contextlib.suppress(NotFoundError):
-            await self._node.ask(self.sid, messages.Close(handle))
+            await self._ask(messages.Close(handle))
 
     async def give_fd(self, ticket: int, fd: int) -> None:
         """Hand the host a descriptor for one of its devices; ``fd`` stays the caller's."""
@@ -565,7 +565,7 @@ class GuestSession:
             self._ram = _new_ram(ram_bytes)
             self.memory = Memory(RAM_HEADER_BYTES, self._ram.size)
         hello = messages.Hello(self.name, bus, os.getpid(), self.kind, messages.PROTOCOL_VERSION, messages.ABI_VERSION)
-        welcome = await self._node.ask(self.sid, hello)
+        welcome = await self._ask(hello)
         if not isinstance(welcome, messages.Welcome):
             raise _strange("Hello", welcome)
         self.bus = welcome.bus
@@ -574,7 +574,7 @@ class GuestSession:
         if not self._node.is_remote:
             fds = [self._ram.fileno()] if self._ram is not None else []
             await self._node.hand_over(fdpass.Attach(welcome.token, bool(fds)), fds)
-        await self._node.ask(self.sid, messages.Ready())
+        await self._ask(messages.Ready())
 
     def happened(self, event: Event | HostBody) -> None:
         """Take an event."""
@@ -611,6 +611,11 @@ class GuestSession:
         self._wake()
 
     # ---- inside ----------------------------------------------------------------------------------------------------
+
+    async def _ask(self, body: messages.Request, deadline_s: float | None = None) -> HostBody:
+        if self._end is not None:
+            raise self._end
+        return await self._node.ask(self.sid, body, deadline_s)
 
     async def _wait_until(self, find: Callable[[], T | None], what: str, timeout: float | None) -> T:  # noqa: ASYNC109
         changed = asyncio.Event()

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import zmq
 
 from vbnet.bus import admin
 from vbnet.bus.admin import AdminFailure, AdminResult, Verb
 from vbnet.bus.limits import Limits
-from vbnet.bus.messages import DevAdd, DevDrop
+from vbnet.bus.messages import DevAdd, DevDrop, plain_fields
 from vbnet.bus.model import DeviceRecord
 from vbnet.bus.transport import ZmqPort
 from vbnet.errors import TooLargeError, UsageError, VbnetError, refusal_name
@@ -308,8 +307,4 @@ class AdminDesk:
 def _failure(error: Exception) -> AdminFailure:
     if not isinstance(error, VbnetError):
         return AdminFailure("EIO", "a bug of the host; see its log", {})
-    detail = {
-        name: value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-        for name, value in error.fields.items()
-    }
-    return AdminFailure(refusal_name(error), str(error), msgspec.to_builtins(detail))
+    return AdminFailure(refusal_name(error), str(error), plain_fields(error.fields))

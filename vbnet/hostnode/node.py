@@ -12,6 +12,7 @@ is not here; it runs in the fabric's threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -27,9 +28,9 @@ from vbnet.bus.keys import CurveServer, KeyStore, TcpAddress
 from vbnet.bus.kinds import Catalogue
 from vbnet.bus.limits import Limits
 from vbnet.bus.messages import ABI_VERSION, PROTOCOL_VERSION
-from vbnet.bus.rundir import DEFAULT_NODE, HostRecord, RunDir, RunLock
+from vbnet.bus.rundir import DEFAULT_NODE, HostRecord, RunDir
 from vbnet.bus.transport import ZmqPort, new_socket, require_libzmq
-from vbnet.clock import Clock, MonotonicClock, Timer
+from vbnet.clock import Clock, MonotonicClock
 from vbnet.errors import ClosedError, NotPermittedError, ResourceError
 from vbnet.hostnode.admin import AdminDesk, NodeFacts
 from vbnet.hostnode.attach import AttachDesk
@@ -105,13 +106,10 @@ class HostNode:
         )
         self._stopped = asyncio.Event()
         self._stop_asked = asyncio.Event()
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._lock: RunLock | None = None
-        self._attach: AttachDesk | None = None
-        self._admin: AdminDesk | None = None
-        self._curve: CurveServer | None = None
+        self._undo = contextlib.ExitStack()
+        if fabric is not None:
+            self._undo.callback(fabric.close)
         self._desks: list[BusDesk] = []
-        self._timer: Timer | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -130,39 +128,12 @@ class HostNode:
         if self._stopped.is_set():
             raise ClosedError("this host node was stopped; make another")
         address, keys = self._check_tcp()
-        run_dir = self._options.run_dir
-        run_dir.create()
-        self._lock = run_dir.lock()
         try:
-            self._context = zmq.Context()
-            self._attach = AttachDesk(run_dir.attach_socket, self.book, _open_ram)
-            if keys is not None:
-                self._curve = CurveServer(self._context, keys)
-            self._open_events(address)
-            facts = self._facts(address)
-            self._admin = AdminDesk(self.book, self._services, facts, self._options.limits, self.ask_stop)
-            self._serve_bus(f"ipc://{run_dir.bus_socket}")
-            self._serve_admin(f"ipc://{run_dir.admin_socket}", self._admin)
-            if address is not None:
-                self._serve_bus(address.endpoint(0))
-                self._serve_admin(address.endpoint(1), self._admin)
-            if self._fabric is not None:
-                asyncio.get_running_loop().add_reader(self._fabric.fault_fd(), self._take_faults)
-            self._beat()
-            run_dir.write_host(
-                HostRecord(
-                    pid=os.getpid(),
-                    started_at=facts.started_at,
-                    vbnet=facts.vbnet,
-                    protocol=facts.protocol,
-                    abi=facts.abi,
-                    libzmq=facts.libzmq,
-                )
-            )
+            facts = self._open(address, keys)
         except BaseException:
             await self.stop()
             raise
-        self._log.info("host_ready", node=self._options.name, run_dir=str(run_dir.path), endpoints=facts.endpoints)
+        self._log.info("host_ready", node=self._options.name, endpoints=facts.endpoints)
 
     def ask_stop(self) -> None:
         """Have ``run`` end; returns at once."""
@@ -179,30 +150,11 @@ class HostNode:
             return
         self._stopped.set()
         self._stop_asked.set()
-        if self._timer is not None:
-            self._timer.cancel()
         self.publish("node.stopping", node=self._options.name)
         for session in self.book.all():
             self.book.end(session, "host-stopped")
         self.plugboard.release_all()
-        if self._fabric is not None:
-            asyncio.get_running_loop().remove_reader(self._fabric.fault_fd())
-            self._fabric.close()
-        for desk in self._desks:
-            desk.close(_LINGER_MS)
-        if self._admin is not None:
-            self._admin.close(_LINGER_MS)
-        if self._curve is not None:
-            self._curve.close()
-        for events in self._events:
-            events.close(_LINGER_MS)
-        self._events.clear()
-        if self._attach is not None:
-            self._attach.close()
-        if self._context is not None:
-            self._context.term()
-        if self._lock is not None:
-            self._lock.release()
+        self._undo.close()
         self._log.info("host_stopped", node=self._options.name)
 
     def publish(self, topic: str, **fields: object) -> None:
@@ -234,40 +186,60 @@ class HostNode:
             )
         return address, KeyStore(self._options.keys)
 
-    def _open_events(self, address: TcpAddress | None) -> None:
-        self._events.append(self._bind(zmq.PUB, f"ipc://{self._options.run_dir.events_socket}", _BACKLOG))
+    def _open(self, address: TcpAddress | None, keys: KeyStore | None) -> NodeFacts:
+        """Open everything; what was opened is closed in reverse order by ``stop``, however far this came."""
+        undo, run_dir, limits = self._undo, self._options.run_dir, self._options.limits
+        run_dir.create()
+        undo.callback(run_dir.lock().release)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        undo.callback(context.term)
+        undo.callback(AttachDesk(run_dir.attach_socket, self.book, _open_ram).close)
+        curve = None
+        if keys is not None:
+            curve = CurveServer(context, keys)
+            undo.callback(curve.close)
+        facts = self._facts(address)
+        admin = AdminDesk(self.book, self._services, facts, limits, self.ask_stop)
+        undo.callback(admin.close, _LINGER_MS)
+        doors = [_Doors(context, run_dir, None)]
         if address is not None:
-            self._events.append(self._bind(zmq.PUB, address.endpoint(2), _BACKLOG))
+            doors.append(_Doors(context, address, curve))
+        for door in doors:
+            events = door.bind(zmq.PUB, 2, _BACKLOG)
+            self._events.append(events)
+            undo.callback(events.close, _LINGER_MS)
+            admin.serve(door.bind(zmq.ROUTER, 1, _BACKLOG))
+            self._serve_bus(door.bind(zmq.ROUTER, 0, limits.outbound_messages), is_remote=door.is_remote)
+        undo.callback(self._events.clear)
+        if self._fabric is not None:
+            loop, fault_fd = asyncio.get_running_loop(), self._fabric.fault_fd()
+            loop.add_reader(fault_fd, self._take_faults)
+            undo.callback(loop.remove_reader, fault_fd)
+        self._beat()
+        run_dir.write_host(
+            HostRecord(
+                pid=os.getpid(),
+                started_at=facts.started_at,
+                vbnet=facts.vbnet,
+                protocol=facts.protocol,
+                abi=facts.abi,
+                libzmq=facts.libzmq,
+            )
+        )
+        return facts
 
-    def _serve_bus(self, endpoint: str) -> None:
-        loop = asyncio.get_running_loop()
-        desk = BusDesk(self.book, is_remote=endpoint.startswith("tcp:"), later=loop.call_soon)
-        socket = self._bind(zmq.ROUTER, endpoint, self._options.limits.outbound_messages)
+    def _serve_bus(self, socket: zmq.Socket[bytes], *, is_remote: bool) -> None:
+        desk = BusDesk(self.book, is_remote=is_remote, later=asyncio.get_running_loop().call_soon)
         desk.serve(ZmqPort(socket, parts=2, on_message=desk.receive))
         self._desks.append(desk)
-
-    def _serve_admin(self, endpoint: str, admin: AdminDesk) -> None:
-        admin.serve(self._bind(zmq.ROUTER, endpoint, _BACKLOG))
-
-    def _bind(self, kind: int, endpoint: str, outbound: int) -> zmq.Socket[bytes]:
-        if self._context is None:
-            raise ClosedError("this host node is not started")
-        socket = new_socket(self._context, kind, outbound=outbound)
-        try:
-            if endpoint.startswith("tcp:"):
-                if self._curve is None:
-                    raise NotPermittedError(f"{endpoint} without keys was not opened")
-                self._curve.protect(socket)
-            socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            socket.close(0)
-            raise ResourceError(f"cannot listen at {endpoint}: {error}", errno=error.errno or 0) from error
-        return socket
+        self._undo.callback(desk.close, _LINGER_MS)
 
     def _beat(self) -> None:
         """The one timer: who is silent, and who never attached."""
         limits = self._options.limits
-        self._timer = self._clock.call_later(seconds_to_ns(limits.heartbeat_s), self._beat)
+        if self._stopped.is_set():
+            return
+        self._clock.call_later(seconds_to_ns(limits.heartbeat_s), self._beat)
         self.book.expire_tokens()
         for desk in self._desks:
             desk.watch()
@@ -295,6 +267,32 @@ class HostNode:
             events=f"ipc://{run_dir.events_socket}",
             endpoints=endpoints,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Doors:
+    """Where one kind of peer comes in: local ones through the run directory, others through guarded tcp ports."""
+
+    context: zmq.Context[zmq.Socket[bytes]]
+    address: RunDir | TcpAddress
+    curve: CurveServer | None
+
+    @property
+    def is_remote(self) -> bool:
+        return isinstance(self.address, TcpAddress)
+
+    def bind(self, kind: int, service: int, outbound: int) -> zmq.Socket[bytes]:
+        """Open the door for guests (0), operators (1) or listeners to events (2)."""
+        socket = new_socket(self.context, kind, outbound=outbound)
+        if self.curve is not None:
+            self.curve.protect(socket)
+        endpoint = self.address.endpoint(service)
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise ResourceError(f"cannot listen at {endpoint}: {error}", errno=error.errno or 0) from error
+        return socket
 
 
 def _open_ram(fd: int, limit: int) -> Ram:

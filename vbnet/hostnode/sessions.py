@@ -328,7 +328,7 @@ class Session:
         self.faults += 1
         self._host.tally.add(metrics.FAULTS)
         self._host.services.log.warning("guest_fault", guest=self.name, device=device, fault=str(fault))
-        self._host.services.publish("guest.fault", guest=self.name, device=device, **_plain(fault.fields))
+        self._host.services.publish("guest.fault", guest=self.name, device=device, **_event_fields(fault))
 
     def _check_region(self, entry: _Open, verb: messages.Shm) -> Ram:
         limits = self._host.limits
@@ -584,11 +584,9 @@ def _close_signal(ends: SignalEnds | None) -> None:
         os.close(ends.call_fd)
 
 
-def _plain(fields: dict[str, object]) -> dict[str, object]:
-    """Fields that fit an event: everything unusual as text, and no clash with the event's own."""
+def _event_fields(fault: PeerFault) -> dict[str, object]:
+    """A fault's fields for an event, none of which may hide the event's own."""
     return {
         f"fault_{name}" if name in {"guest", "device"} else name: value
-        if isinstance(value, (str, int, float, bool, type(None)))
-        else str(value)
-        for name, value in fields.items()
+        for name, value in messages.plain_fields(fault.fields).items()
     }

@@ -188,10 +188,7 @@ class BusDesk:
             return
         message = str(error) if isinstance(error, VbnetError) else "a bug of the host; see its log"
         fields = error.fields if isinstance(error, VbnetError) else {}
-        detail = {
-            name: value if isinstance(value, (int, str, float, bool)) else str(value) for name, value in fields.items()
-        }
-        peer.send(messages.encode(sid, seq, messages.Refused(code, message, detail)))
+        peer.send(messages.encode(sid, seq, messages.Refused(code, message, messages.plain_fields(fields))))
 
     def _stranger(self, routing_id: bytes) -> Peer:
         assert self._port is not None  # noqa: S101 - a message came through it

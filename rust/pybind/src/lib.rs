@@ -12,6 +12,7 @@ mod bench;
 mod counters;
 mod errors;
 mod fabric;
+mod guests;
 mod memory;
 mod venet;
 
@@ -32,6 +33,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("PORT_COUNTERS", PortCounter::NAMES.to_vec())?;
     module.add("WORKER_COUNTERS", WorkerCounter::NAMES.to_vec())?;
     module.add("SWITCH_COUNTERS", SwitchCounter::NAMES.to_vec())?;
+    module.add_class::<guests::StackGuests>()?;
+    module.add_class::<guests::TrafficGuest>()?;
     module.add_class::<venet::VenetLayout>()?;
     module.add_class::<venet::Venet>()?;
     module.add_class::<venet::VenetTotals>()?;

@@ -18,8 +18,10 @@ pub const WINDOW: u64 = (WORDS as u64 - 1) * 64;
 /// How one arrival relates to those before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// The next number, or one further ahead.
+    /// The next number.
     InOrder,
+    /// One further ahead: so many before it are missing.
+    Ahead(u64),
     /// Late, and missing until now.
     Reordered,
     /// Seen before.
@@ -63,21 +65,26 @@ impl Sequence {
     /// Notes that `number` arrived. The largest possible number is never in order: nothing can follow it.
     #[inline]
     pub fn arrive(&mut self, number: u64) -> Arrival {
-        let (word, bit) = ((number / 64) as usize % WORDS, 1 << (number % 64));
-        if number == self.next {
-            // The word was used by numbers one window ago; its first number in order starts it over.
-            if number.is_multiple_of(64) {
-                self.seen[word] = 0;
-            }
-            self.seen[word] |= bit;
-            self.next = number.saturating_add(1);
-            return Arrival::InOrder;
+        if number != self.next {
+            return self.arrive_out_of_order(number);
         }
+        let (word, bit) = ((number / 64) as usize % WORDS, 1 << (number % 64));
+        // The word was used by numbers one window ago; its first number in order starts it over.
+        let kept = if number.is_multiple_of(64) { 0 } else { self.seen[word] };
+        self.seen[word] = kept | bit;
+        self.next = number.saturating_add(1);
+        Arrival::InOrder
+    }
+
+    #[cold]
+    fn arrive_out_of_order(&mut self, number: u64) -> Arrival {
+        let (word, bit) = ((number / 64) as usize % WORDS, 1 << (number % 64));
         if number > self.next {
+            let skipped = number - self.next;
             self.skip_to(number);
             self.seen[word] |= bit;
             self.next = number.saturating_add(1);
-            return Arrival::InOrder;
+            return Arrival::Ahead(skipped);
         }
         if self.next - number > WINDOW {
             return Arrival::Stale;
@@ -86,7 +93,7 @@ impl Sequence {
             return Arrival::Duplicate;
         }
         self.seen[word] |= bit;
-        self.missing = self.missing.saturating_sub(1);
+        self.missing -= 1;
         Arrival::Reordered
     }
 

@@ -35,6 +35,7 @@ use super::venet::{Receiver, Sender};
 use crate::error::{Error, Result};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
+use crate::sync::{AtomicU64, Ordering};
 
 /// How long a command may take before its caller gives up.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -109,6 +110,7 @@ struct Shared {
     fault_bell: Doorbell,
     faults: Mutex<Vec<StackFault>>,
     guests: Mutex<HashMap<u32, Entry>>,
+    polls: AtomicU64,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -144,6 +146,7 @@ impl StackGuests {
             fault_bell: Doorbell::create()?,
             faults: Mutex::new(Vec::new()),
             guests: Mutex::new(HashMap::new()),
+            polls: AtomicU64::new(0),
         });
         let (commands, inbox) = unbounded();
         let epoll =
@@ -250,6 +253,12 @@ impl StackGuests {
             locked(&self.shared.guests).iter().map(|(id, entry)| (*id, entry.name.clone())).collect();
         found.sort_unstable();
         found
+    }
+
+    /// How often the thread has looked at a guest so far: grows with traffic, not with the number of guests.
+    #[must_use]
+    pub fn polls(&self) -> u64 {
+        self.shared.polls.load(Ordering::Relaxed)
     }
 
     /// Rings when a guest was removed because of a fault; for an event loop. [`Self::take_faults`] quiets it.
@@ -448,6 +457,7 @@ impl Worker {
     }
 
     fn poll_active(&mut self) {
+        self.shared.polls.fetch_add(self.active.len() as u64, Ordering::Relaxed);
         let mut index = 0;
         while let Some(id) = self.active.get(index).copied() {
             // A guest that was removed is forgotten here.

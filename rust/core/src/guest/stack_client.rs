@@ -28,7 +28,7 @@ pub struct PingRequest {
     pub to: IpAddr,
     /// How often, 1 to [`PINGS_MAX`].
     pub count: u32,
-    /// Between two; zero sends as fast as replies come back.
+    /// Between two; zero sends the next when the reply to the last is there, or given up.
     pub interval: Duration,
     /// How long one reply is waited for.
     pub timeout: Duration,
@@ -179,6 +179,11 @@ impl Pinger {
         self.handle
     }
 
+    /// Without an interval one request is under way at a time.
+    fn may_send(&self) -> bool {
+        !self.request.interval.is_zero() || self.oldest == self.sent_ns.len()
+    }
+
     /// Takes replies, sends what is due.
     pub fn poll(&mut self, now_ns: u64, sockets: &mut SocketSet<'static>) -> Step {
         let socket = sockets.get_mut::<icmp::Socket>(self.handle);
@@ -195,7 +200,12 @@ impl Pinger {
                 self.report.received += 1;
             }
         }
-        while self.report.sent < self.request.count && now_ns >= self.next_ns {
+        while let Some(sent_ns) = self.sent_ns.get(self.oldest)
+            && (self.report.rtts_ns[self.oldest].is_some() || now_ns.saturating_sub(*sent_ns) > timeout_ns)
+        {
+            self.oldest += 1;
+        }
+        while self.report.sent < self.request.count && now_ns >= self.next_ns && self.may_send() {
             let length = ICMP_HEADER + self.request.bytes;
             let Ok(room) = socket.send(length, self.request.to.into()) else { break };
             let number = self.report.sent as u16;
@@ -209,18 +219,14 @@ impl Pinger {
             self.sent_ns.push(now_ns);
             self.next_ns = self.next_ns.saturating_add(nanoseconds(self.request.interval));
         }
-        while let Some(sent_ns) = self.sent_ns.get(self.oldest)
-            && (self.report.rtts_ns[self.oldest].is_some() || now_ns.saturating_sub(*sent_ns) > timeout_ns)
-        {
-            self.oldest += 1;
-        }
         if self.oldest == self.request.count as usize {
             // Whoever asked may have given up waiting.
             let _ = self.channel.send(Ok(std::mem::take(&mut self.report)));
             return Step::Done;
         }
         let timeout_at = self.sent_ns.get(self.oldest).map(|sent| sent.saturating_add(timeout_ns).saturating_add(1));
-        let next_at = (self.report.sent < self.request.count && now_ns < self.next_ns).then_some(self.next_ns);
+        let has_next = self.report.sent < self.request.count && !self.request.interval.is_zero();
+        let next_at = has_next.then_some(self.next_ns);
         Step::Waits(timeout_at.into_iter().chain(next_at).min().unwrap_or(u64::MAX))
     }
 }

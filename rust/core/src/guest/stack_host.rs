@@ -11,7 +11,6 @@
 //! socket listens: one is made for each connection request that arrives and gone when the connection is, so a host that
 //! nobody talks to has no buffers. Connections are bounded in number, in idle time and in the time a handshake may take.
 
-use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -153,7 +152,9 @@ impl StackStats {
     /// Counters of a row.
     pub const WORDS: usize = Self::NAMES.len();
 
-    const fn words(&self) -> [u64; Self::WORDS] {
+    /// The counters, in the order of [`Self::NAMES`].
+    #[must_use]
+    pub const fn words(&self) -> [u64; Self::WORDS] {
         [
             self.rx_frames,
             self.rx_bytes,
@@ -608,12 +609,9 @@ impl Host {
     }
 
     fn facts(&self, now_ns: u64) -> Facts {
-        let mut mac = String::new();
-        // Writing to a string cannot fail.
-        let _ = write!(mac, "{}", self.mac);
         Facts {
             name: self.config.name.clone(),
-            mac,
+            mac: self.config.mac.map(|byte| format!("{byte:02x}")).join(":"),
             addresses: self.interface.ip_addrs().iter().map(ToString::to_string).collect(),
             mtu: self.config.mtu,
             uptime_s: now_ns.saturating_sub(self.start_ns) / SECOND_NS,

@@ -212,8 +212,7 @@ impl Plane {
             if loaded == 0 {
                 break;
             }
-            self.decide(slot, loaded);
-            let (done, cost) = self.deliver(slot, loaded, budget - turn.cost);
+            let (done, cost) = self.move_on(slot, loaded, budget - turn.cost);
             bytes += self.batch.pieces[..done].iter().map(|piece| u64::from(piece.length)).sum::<u64>();
             turn.frames += done as u32;
             turn.cost += cost;
@@ -279,8 +278,7 @@ impl Plane {
             let frame = tap.frame(length);
             self.batch.pieces[0].source = frame.as_ptr();
             self.batch.pieces[0].length = length;
-            self.decide(slot, 1);
-            let (_, cost) = self.deliver(slot, 1, u32::MAX);
+            let (_, cost) = self.move_on(slot, 1, u32::MAX);
             turn.frames += 1;
             turn.cost += cost;
             bytes += u64::from(length);
@@ -314,12 +312,14 @@ impl Plane {
     }
 
     /// Moves loaded frames on, in order, while `budget` lasts: how many, and what it cost.
-    fn deliver(&mut self, slot: PortSlot, loaded: usize, budget: u32) -> (usize, u32) {
-        if !port_at(&mut self.ports, slot).is_some_and(|port| port.is_up) {
-            if let Some(port) = port_at(&mut self.ports, slot) {
+    #[inline]
+    fn move_on(&mut self, slot: PortSlot, loaded: usize, budget: u32) -> (usize, u32) {
+        match port_at(&mut self.ports, slot) {
+            Some(port) if !port.is_up => {
                 port.count(PortCounter::TransmitDropLinkDown, loaded as u64);
+                return (loaded, loaded as u32);
             }
-            return (loaded, loaded as u32);
+            _ => self.decide(slot, loaded),
         }
         let mut done = 0;
         let mut cost = 0;

@@ -70,6 +70,13 @@ impl FakeHost {
         (sender, receiver)
     }
 
+    /// Forgets the guest attached last.
+    pub fn detach_last(&mut self) {
+        self.ports.pop();
+        let left = self.ports.len();
+        self.macs.retain(|_, port| *port < left);
+    }
+
     /// Decides what becomes of each frame from now on.
     pub fn set_hook(&mut self, hook: impl FnMut(&[u8]) -> Vec<Vec<u8>> + Send + 'static) {
         self.hook = Some(Box::new(hook));

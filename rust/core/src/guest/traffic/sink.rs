@@ -123,14 +123,16 @@ impl Intake {
         let sequence = &mut self.streams[self.last].1;
         self.stats.frames += 1;
         self.stats.bytes += frame.len() as u64;
-        let missing = sequence.missing();
         match sequence.arrive(stamp.number) {
             Arrival::InOrder => {}
-            Arrival::Reordered => self.stats.reordered += 1,
+            Arrival::Ahead(skipped) => self.stats.lost += skipped,
+            Arrival::Reordered => {
+                self.stats.reordered += 1;
+                self.stats.lost -= 1;
+            }
             Arrival::Duplicate => self.stats.duplicates += 1,
             Arrival::Stale => self.stats.stale += 1,
         }
-        self.stats.lost = self.stats.lost.wrapping_add(sequence.missing()).wrapping_sub(missing);
         if stamp.scheduled_ns != 0
             && let Some(recorder) = recorder
         {

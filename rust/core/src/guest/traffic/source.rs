@@ -103,7 +103,7 @@ pub enum SourceStep {
 }
 
 /// When frames are due, exactly: 32 binary places below the nanosecond keep a rate true for weeks.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Schedule {
     next: u128,
     interval: u128,
@@ -182,47 +182,73 @@ impl TrafficSource {
         if !self.has_begun {
             self.begin(now_ns);
         }
-        let outcome = self.stage(now_ns);
+        let outcome = match self.schedule {
+            None => self.flood(now_ns),
+            Some(schedule) => self.keep_time(now_ns, schedule),
+        };
         self.sender.flush()?;
         self.count();
         outcome
     }
 
+    /// How many more frames there may be, at most one batch.
+    fn quota(&self) -> u32 {
+        let left = self.config.frames.map_or(u64::MAX, |limit| limit - self.stats.frames);
+        u32::try_from(left).unwrap_or(u32::MAX).min(self.config.batch)
+    }
+
+    /// Writes the next frame, due at `due_ns`, where there is room for it. `false`: there is none.
     #[inline]
-    fn stage(&mut self, now_ns: u64) -> Result<SourceStep> {
-        let route = self.config.route;
-        let is_light = self.config.is_light;
-        for _ in 0..self.config.batch {
-            if self.config.frames.is_some_and(|limit| self.stats.frames >= limit) {
-                return Ok(SourceStep::Done);
+    fn stage_one(&mut self, due_ns: u64) -> Result<bool> {
+        let Self { sender, config, sizes, turn, stats, .. } = self;
+        let (number, stamp_ns) = (stats.frames, if config.is_light { 0 } else { due_ns });
+        let size = sizes[*turn];
+        let write = |room: &mut [u8]| frame::write(room, &config.route, number, stamp_ns, config.is_light);
+        if !sender.stage_with(size as usize, write)? {
+            stats.blocked += 1;
+            return Ok(false);
+        }
+        *turn = if *turn + 1 == sizes.len() { 0 } else { *turn + 1 };
+        stats.frames += 1;
+        stats.bytes += u64::from(size);
+        Ok(true)
+    }
+
+    /// Stages as many frames as there is room for, at most one batch.
+    #[inline]
+    fn flood(&mut self, now_ns: u64) -> Result<SourceStep> {
+        let quota = self.quota();
+        if quota == 0 || self.end_ns.is_some_and(|end| now_ns >= end) {
+            return Ok(SourceStep::Done);
+        }
+        for _ in 0..quota {
+            if !self.stage_one(now_ns)? {
+                return Ok(SourceStep::Blocked);
             }
-            let due_ns = self.schedule.as_ref().map_or(now_ns, Schedule::next_ns);
+        }
+        Ok(SourceStep::Sent)
+    }
+
+    /// Stages what is due, at most one batch.
+    fn keep_time(&mut self, now_ns: u64, mut schedule: Schedule) -> Result<SourceStep> {
+        for _ in 0..self.quota() {
+            let due_ns = schedule.next_ns();
             if self.end_ns.is_some_and(|end| due_ns >= end) {
                 return Ok(SourceStep::Done);
             }
             if due_ns > now_ns {
                 return Ok(SourceStep::Waits(due_ns));
             }
-            let size = self.sizes[self.turn];
-            let number = self.stats.frames;
-            let stamp_ns = if is_light { 0 } else { due_ns };
-            let staged =
-                self.sender.stage_with(size as usize, |room| frame::write(room, &route, number, stamp_ns, is_light))?;
-            if !staged {
-                self.stats.blocked += 1;
+            if !self.stage_one(due_ns)? {
                 return Ok(SourceStep::Blocked);
             }
-            self.turn = if self.turn + 1 == self.sizes.len() { 0 } else { self.turn + 1 };
-            self.stats.frames += 1;
-            self.stats.bytes += u64::from(size);
-            if let Some(schedule) = &mut self.schedule {
-                schedule.advance();
-                let late_ns = now_ns - due_ns;
-                self.stats.late_sum_ns = self.stats.late_sum_ns.wrapping_add(late_ns);
-                self.stats.late_max_ns = self.stats.late_max_ns.max(late_ns);
-            }
+            schedule.advance();
+            self.schedule = Some(schedule);
+            let late_ns = now_ns - due_ns;
+            self.stats.late_sum_ns = self.stats.late_sum_ns.wrapping_add(late_ns);
+            self.stats.late_max_ns = self.stats.late_max_ns.max(late_ns);
         }
-        Ok(SourceStep::Sent)
+        Ok(if self.quota() == 0 { SourceStep::Done } else { SourceStep::Sent })
     }
 
     fn count(&self) {

@@ -1,0 +1,317 @@
+//! Guests whose work is native: small IP hosts, and traffic.
+//!
+//! They take both halves of a `Venet` and run it on threads of their own; Python only asks and is told.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use vbnet_core::error::{Error, Result};
+use vbnet_core::guest::imix::Sizes;
+use vbnet_core::guest::row::Row;
+use vbnet_core::guest::stack::{StackConfig, StackGuests as Stacks, StackOptions};
+use vbnet_core::guest::stack_client::PingRequest;
+use vbnet_core::guest::stack_host::StackStats;
+use vbnet_core::guest::traffic::Running;
+use vbnet_core::guest::traffic::frame::{FRAME_MIN, Route};
+use vbnet_core::guest::traffic::sink::{SinkConfig, SinkStats, TrafficSink};
+use vbnet_core::guest::traffic::source::{SourceStats, TrafficConfig, TrafficSource};
+use vbnet_core::net::frame::MacAddress;
+use vbnet_core::shm::histogram;
+
+use crate::counters::CounterFile;
+use crate::errors::{OrRaise, raise, raise_plain};
+use crate::venet::Venet;
+
+fn mac_bytes(text: &str) -> Result<[u8; 6]> {
+    let mac: MacAddress = text
+        .parse()
+        .map_err(|_| Error::Usage(format!("{text:?} is no MAC address; write six bytes like 02:00:00:00:00:01")))?;
+    Ok(mac.bytes())
+}
+
+fn network(text: &str) -> Result<(Ipv4Addr, u8)> {
+    text.split_once('/')
+        .and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)))
+        .filter(|&(_, prefix)| prefix <= 32)
+        .ok_or_else(|| Error::Usage(format!("{text:?} is no IPv4 address with prefix; write 10.0.0.1/24")))
+}
+
+fn address<A: std::str::FromStr>(text: &str) -> Result<A> {
+    text.parse().map_err(|_| Error::Usage(format!("{text:?} is no IP address")))
+}
+
+fn time(what: &str, seconds: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| Error::Usage(format!("{what} is 0 or more seconds; got {seconds}")))
+}
+
+fn named<'py>(py: Python<'py>, names: &[&str], row: &Row) -> PyResult<Bound<'py, PyDict>> {
+    let fields = PyDict::new(py);
+    for (index, name) in names.iter().enumerate() {
+        fields.set_item(name, row.load(index))?;
+    }
+    Ok(fields)
+}
+
+fn quantiles<'py>(py: Python<'py>, words: &[u64]) -> PyResult<Bound<'py, PyDict>> {
+    let fields = PyDict::new(py);
+    let count = words.first().copied().unwrap_or_default();
+    fields.set_item("count", count)?;
+    for (name, quantile) in [("p50_ns", 0.5), ("p90_ns", 0.9), ("p99_ns", 0.99), ("p999_ns", 0.999)] {
+        fields.set_item(name, histogram::quantile(words, quantile))?;
+    }
+    fields.set_item("max_ns", words.get(3).copied().unwrap_or_default())?;
+    Ok(fields)
+}
+
+/// Small IP hosts, many on one native thread.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct StackGuests {
+    inner: Stacks,
+}
+
+#[pymethods]
+impl StackGuests {
+    #[new]
+    #[pyo3(signature = (spin = 20e-6))]
+    fn new(py: Python<'_>, spin: f64) -> PyResult<Self> {
+        let spin = time("spin", spin).or_raise(py)?;
+        let inner = Stacks::new(StackOptions { spin, ..StackOptions::default() }).or_raise(py)?;
+        Ok(Self { inner })
+    }
+
+    /// Runs a host on this device: its number.
+    #[pyo3(signature = (name, device, *, mac, ip = None, gateway = None, mtu = 1500, counters = None))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn add(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        device: &Bound<'_, Venet>,
+        mac: &str,
+        ip: Option<&str>,
+        gateway: Option<&str>,
+        mtu: u32,
+        counters: Option<&CounterFile>,
+    ) -> PyResult<u32> {
+        let ipv4 = ip.map(network).transpose().or_raise(py)?;
+        let mut config = StackConfig::new(name, mac_bytes(mac).or_raise(py)?, ipv4);
+        config.gateway = gateway.map(address).transpose().or_raise(py)?;
+        config.mtu = mtu;
+        let block = counters
+            .map(|file| file.inner.allocate("stack", &format!("guest={name}"), StackStats::WORDS))
+            .transpose()
+            .or_raise(py)?;
+        let (sender, receiver) = device.get().take_halves(py)?;
+        py.detach(|| self.inner.add(config, sender, receiver, block)).or_raise(py)
+    }
+
+    fn remove(&self, py: Python<'_>, guest: u32) -> PyResult<()> {
+        py.detach(|| self.inner.remove(guest)).or_raise(py)
+    }
+
+    fn set_link(&self, py: Python<'_>, guest: u32, is_up: bool) -> PyResult<()> {
+        py.detach(|| self.inner.set_link(guest, is_up)).or_raise(py)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>, guest: u32) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.inner.stats(guest).or_raise(py)?;
+        let fields = PyDict::new(py);
+        for (name, value) in StackStats::NAMES.iter().zip(stats.words()) {
+            fields.set_item(name, value)?;
+        }
+        Ok(fields)
+    }
+
+    fn guests(&self) -> Vec<(u32, String)> {
+        self.inner.guests()
+    }
+
+    /// Pings from one of the hosts: round trips in seconds, `None` for each that got no reply in time.
+    #[pyo3(signature = (guest, to, count = 4, interval = 1.0, timeout = 1.0, size = 56))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn ping(
+        &self,
+        py: Python<'_>,
+        guest: u32,
+        to: &str,
+        count: u32,
+        interval: f64,
+        timeout: f64,
+        size: usize,
+    ) -> PyResult<Vec<Option<f64>>> {
+        let request = PingRequest {
+            to: address::<IpAddr>(to).or_raise(py)?,
+            count,
+            interval: time("interval", interval).or_raise(py)?,
+            timeout: time("timeout", timeout).or_raise(py)?,
+            bytes: size,
+        };
+        let report = py.detach(|| self.inner.ping(guest, request)).or_raise(py)?;
+        Ok(report.rtts_ns.into_iter().map(|rtt| rtt.map(|ns| ns as f64 / 1e9)).collect())
+    }
+
+    /// Readable while `take_faults` has something.
+    fn fault_fd(&self) -> RawFd {
+        self.inner.fault_bell().raw()
+    }
+
+    /// Hosts that ended without being asked to: `guest`, `name`, `rule`, `text`.
+    fn take_faults<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        self.inner
+            .take_faults()
+            .into_iter()
+            .map(|fault| {
+                let row = PyDict::new(py);
+                row.set_item("guest", fault.guest)?;
+                row.set_item("name", fault.name)?;
+                row.set_item("rule", fault.reason)?;
+                row.set_item("text", fault.message)?;
+                Ok(row)
+            })
+            .collect()
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.close()).or_raise(py)
+    }
+}
+
+/// What a generator is asked to send.
+fn sizes(py: Python<'_>, size: &Bound<'_, PyAny>) -> PyResult<Sizes> {
+    if let Ok(number) = size.extract::<u32>() {
+        return Ok(Sizes::Fixed(number));
+    }
+    if let Ok(list) = size.extract::<Vec<u32>>() {
+        return Ok(Sizes::List(list));
+    }
+    match size.extract::<String>().as_deref() {
+        Ok("imix") => Ok(Sizes::Imix),
+        _ => Err(raise_plain(py, "UsageError", "a size is a number of bytes, a list of them, or \"imix\"")),
+    }
+}
+
+type Half = Arc<Mutex<Option<vbnet_core::guest::venet::Sender>>>;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A traffic generator and sink on one device, each on a native thread.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct TrafficGuest {
+    mac: [u8; 6],
+    /// The sending half, while nothing is being sent.
+    sender: Half,
+    sending: Mutex<Option<Running>>,
+    receiving: Mutex<Option<Running>>,
+    sent: Arc<Row>,
+    received: Arc<Row>,
+}
+
+#[pymethods]
+impl TrafficGuest {
+    #[new]
+    #[pyo3(signature = (device, *, mac, counters = None, name = ""))]
+    fn new(
+        py: Python<'_>,
+        device: &Bound<'_, Venet>,
+        mac: &str,
+        counters: Option<&CounterFile>,
+        name: &str,
+    ) -> PyResult<Self> {
+        let mac = mac_bytes(mac).or_raise(py)?;
+        let row = |kind, words| {
+            let block = counters.map(|file| file.inner.allocate(kind, &format!("guest={name}"), words)).transpose()?;
+            Row::new(block, words).map(Arc::new)
+        };
+        let sent = row("source", SourceStats::WORDS).or_raise(py)?;
+        let received = row("sink", SinkStats::WORDS).or_raise(py)?;
+        let (sender, receiver) = device.get().take_halves(py)?;
+        let mut sink = TrafficSink::new(receiver, SinkConfig::default(), received.clone());
+        let receiving = Running::start("vbnet-sink", move |stop| sink.run(stop)).or_raise(py)?;
+        Ok(Self {
+            mac,
+            sender: Arc::new(Mutex::new(Some(sender))),
+            sending: Mutex::new(None),
+            receiving: Mutex::new(Some(receiving)),
+            sent,
+            received,
+        })
+    }
+
+    /// Begins to send; `BusyError` while an earlier start still sends.
+    #[pyo3(signature = (to, *, size, rate = None, duration = None, frames = None, stream = 0))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn start(
+        &self,
+        py: Python<'_>,
+        to: &str,
+        size: &Bound<'_, PyAny>,
+        rate: Option<u64>,
+        duration: Option<f64>,
+        frames: Option<u64>,
+        stream: u32,
+    ) -> PyResult<()> {
+        let route = Route { to: mac_bytes(to).or_raise(py)?, from: self.mac, stream };
+        let config = TrafficConfig {
+            sizes: sizes(py, size)?,
+            rate,
+            frames,
+            duration: duration.map(|seconds| time("duration", seconds)).transpose().or_raise(py)?,
+            ..TrafficConfig::new(route, 64)
+        };
+        // The core checks too, but would keep the half it refuses.
+        let sender = locked(&self.sender).take().ok_or_else(|| {
+            raise_plain(py, "BusyError", "this guest is sending already, or was closed; stop it first")
+        })?;
+        if let Err(error) = config.sizes.cycle(FRAME_MIN, sender.limit()) {
+            *locked(&self.sender) = Some(sender);
+            return Err(raise(py, error));
+        }
+        let mut source = TrafficSource::new(sender, config, self.sent.clone()).or_raise(py)?;
+        let half = self.sender.clone();
+        let work = move |stop: &std::sync::atomic::AtomicBool| {
+            let outcome = source.run(stop);
+            *locked(&half) = Some(source.into_sender());
+            outcome
+        };
+        *locked(&self.sending) = Some(Running::start("vbnet-source", work).or_raise(py)?);
+        Ok(())
+    }
+
+    /// Ends what is being sent.
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        let running = locked(&self.sending).take();
+        running.map_or(Ok(()), |mut running| py.detach(|| running.stop())).or_raise(py)
+    }
+
+    #[getter]
+    fn is_sending(&self) -> bool {
+        locked(&self.sending).as_ref().is_some_and(|running| !running.has_ended())
+    }
+
+    /// Everything counted so far: `sent`, `received` and `latency`, each by name.
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let fields = PyDict::new(py);
+        fields.set_item("sent", named(py, &SourceStats::NAMES, &self.sent)?)?;
+        fields.set_item("received", named(py, &SinkStats::NAMES, &self.received)?)?;
+        fields.set_item("latency", quantiles(py, &SinkStats::latency(&self.received))?)?;
+        Ok(fields)
+    }
+
+    /// Ends both threads. A device whose host is gone ends quietly.
+    fn close(&self, py: Python<'_>) {
+        let (sending, receiving) = (locked(&self.sending).take(), locked(&self.receiving).take());
+        py.detach(|| {
+            for mut running in [sending, receiving].into_iter().flatten() {
+                let _ = running.stop();
+            }
+        });
+        locked(&self.sender).take();
+    }
+}
