@@ -119,7 +119,7 @@ def test_logs_have_what_a_guest_printed(bring_up: Callable[[str], Path]) -> None
     follower = subprocess.Popen([*vbnet_program.COMMAND, "logs", "-f"], stdout=subprocess.PIPE, text=True)
     assert follower.stdout is not None
 
-    followed = set()
+    followed: set[str] = set()
     while not {"a: a stays\n", "b-0: b-0 stays\n", "b-1: b-1 stays\n"} <= followed:
         followed.add(follower.stdout.readline())
     run("down")

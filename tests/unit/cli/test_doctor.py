@@ -1,5 +1,6 @@
 """`vbnet doctor`: every check answers, and everything that is not ok says what helps."""
 
+import resource
 from collections.abc import Callable
 
 import pytest
@@ -21,6 +22,6 @@ def test_a_check_answers_with_a_fix_unless_ok(check: Callable[[], Finding]) -> N
 
 def test_too_few_descriptors_are_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand guests need more than the usual 1024."""
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
 
     assert "limited" == doctor.check_descriptors().result
