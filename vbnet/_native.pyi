@@ -116,7 +116,7 @@ class TrafficGuest:
         to: str,
         *,
         size: int | list[int] | str,
-        rate: int | None = None,
+        rate: float | None = None,
         duration: float | None = None,
         frames: int | None = None,
         stream: int = 0,

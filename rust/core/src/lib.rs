@@ -26,6 +26,7 @@
 //! | `CT-2 file ready` | a counter file's version and size before its magic | `CounterFile::create` | `CounterFile::open` |
 //! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |
 //! | `CT-4 whose values` | a block's generation before and after its values | `CounterFile::allocate` | `CounterReader::blocks` |
+//! | `WD-1 ring or sleep` | a worker's note that it rings, before the watchdog sleeps | `Ringer::ring` | `Watchdog` |
 
 #[cfg(not(loom))]
 pub mod bench;

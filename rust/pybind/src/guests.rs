@@ -195,6 +195,13 @@ fn sizes(py: Python<'_>, size: &Bound<'_, PyAny>) -> PyResult<Sizes> {
     }
 }
 
+fn frames_per_second(rate: f64) -> Result<u64> {
+    if (1.0..=1e9).contains(&rate) {
+        return Ok(rate.round() as u64);
+    }
+    Err(Error::Usage(format!("a rate is 1 to 1e9 frames a second; got {rate}")))
+}
+
 type Half = Arc<Mutex<Option<vbnet_core::guest::venet::Sender>>>;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -252,7 +259,7 @@ impl TrafficGuest {
         py: Python<'_>,
         to: &str,
         size: &Bound<'_, PyAny>,
-        rate: Option<u64>,
+        rate: Option<f64>,
         duration: Option<f64>,
         frames: Option<u64>,
         stream: u32,
@@ -260,7 +267,7 @@ impl TrafficGuest {
         let route = Route { to: mac_bytes(to).or_raise(py)?, from: self.mac, stream };
         let config = TrafficConfig {
             sizes: sizes(py, size)?,
-            rate,
+            rate: rate.map(frames_per_second).transpose().or_raise(py)?,
             frames,
             duration: duration.map(|seconds| time("duration", seconds)).transpose().or_raise(py)?,
             ..TrafficConfig::new(route, 64)
