@@ -14,7 +14,8 @@ use vbnet_core::guest::row::Row;
 use vbnet_core::guest::stack_client::{
     ExchangeEnd, ExchangeReport, ExchangeRequest, PingReport, PingRequest, Transport,
 };
-use vbnet_core::guest::stack_host::{Host, HostConfig, Scratch, StackStats, link_local};
+use vbnet_core::guest::stack_config::{HostConfig, StackStats, link_local};
+use vbnet_core::guest::stack_host::{Host, Scratch};
 
 const START_NS: u64 = 1_000_000_000;
 const MILLISECOND_NS: u64 = 1_000_000;
