@@ -143,11 +143,11 @@ class ZmqPort:
 
 
 class ConnectionWatch:
-    """Tells when a client's one connection is lost or is never let in.
+    """Tells when a connection of a socket is lost or is never let in; a server's socket does not know whose.
 
     Args:
-        socket: a socket that has not been connected yet.
-        on_lost: called once, with the reason.
+        socket: a socket that has not been connected or bound yet, or was bound just now.
+        on_lost: called each time, with the reason.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], on_lost: Callable[[str], None]) -> None:

@@ -79,21 +79,25 @@ class AttachPeer:
         self._desk.lost(self, "exited")
 
     def _packet(self, data: bytes, fds: list[int], is_cut: bool) -> None:
+        surplus = len(fds)
         seq = 0
+        failure: Exception | None = None
         try:
             seq, body = fdpass.decode_attach(data)
             _check_fds(body, fds, is_cut=is_cut)
             reply = self._desk.handle(self, body, fds)
         except VbnetError as error:
-            self._refuse(seq or getattr(error, "seq", 0), error, surplus=len(fds))
+            seq, failure = seq or getattr(error, "seq", 0), error
         except Exception as error:  # no packet may stop the host
             self._desk.book.services.log.exception("attach_failed")
-            self._refuse(seq, error, surplus=len(fds))
-        else:
-            self._channel.send(fdpass.encode_packet(seq, reply))
+            failure = error
         finally:
             for fd in fds:
                 os.close(fd)
+        if failure is not None:
+            self._refuse(seq, failure, surplus)
+        else:
+            self._channel.send(fdpass.encode_packet(seq, reply))
 
     def _refuse(self, seq: int, error: Exception, surplus: int) -> None:
         book = self._desk.book
@@ -141,6 +145,8 @@ class AttachDesk:
         peer.close()
         for session in list(peer.sessions.values()):
             self.book.end(session, cause, tell=False)
+        if all(other.identity.pid != peer.identity.pid for other in self._peers):
+            self.book.end_unattached(peer.identity.pid, cause)
 
     def handle(self, peer: AttachPeer, body: fdpass.AttachBody, fds: list[int]) -> fdpass.Attached | fdpass.Given:
         """Do what a packet asks; takes out of ``fds`` what it keeps.

@@ -31,7 +31,7 @@ class Fabric(Protocol):
     def macs(self, switch: str) -> Sequence[Mapping[str, Any]]:
         """What a switch learned: ``mac``, ``port`` and ``age_s`` of each address."""
 
-    def port_add_venet(
+    def port_add_venet(  # noqa: PLR0917 - the native fabric's signature
         self,
         switch: str,
         name: str,

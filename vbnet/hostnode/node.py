@@ -29,7 +29,7 @@ from vbnet.bus.kinds import Catalogue
 from vbnet.bus.limits import Limits
 from vbnet.bus.messages import ABI_VERSION, PROTOCOL_VERSION
 from vbnet.bus.rundir import DEFAULT_NODE, HostRecord, RunDir
-from vbnet.bus.transport import ZmqPort, new_socket, require_libzmq
+from vbnet.bus.transport import ConnectionWatch, ZmqPort, new_socket, require_libzmq
 from vbnet.clock import Clock, MonotonicClock
 from vbnet.errors import ClosedError, NotPermittedError, ResourceError
 from vbnet.hostnode.admin import AdminDesk, NodeFacts
@@ -230,9 +230,12 @@ class HostNode:
 
     def _serve_bus(self, socket: zmq.Socket[bytes], *, is_remote: bool) -> None:
         desk = BusDesk(self.book, is_remote=is_remote, later=asyncio.get_running_loop().call_soon)
+        watch = ConnectionWatch(socket, lambda _reason: desk.probe_soon()) if is_remote else None
         desk.serve(ZmqPort(socket, parts=2, on_message=desk.receive))
         self._desks.append(desk)
         self._undo.callback(desk.close, _LINGER_MS)
+        if watch is not None:
+            self._undo.callback(watch.close)
 
     def _beat(self) -> None:
         """The one timer: who is silent, and who never attached."""

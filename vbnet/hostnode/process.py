@@ -20,7 +20,7 @@ from vbnet.hostnode.device import Log
 from vbnet.hostnode.fabric import Fabric
 from vbnet.hostnode.node import HostNode, HostOptions
 
-__all__ = ["main", "run_host"]
+__all__ = ["main", "native_fabric", "run_host"]
 
 
 def run_host(
@@ -47,6 +47,20 @@ def run_host(
     with contextlib.ExitStack() as stack:
         writer = log if log is not None else stack.enter_context(_log_file(options.run_dir.logs / "host.log"))
         asyncio.run(_serve(options, make_fabric, on_ready, writer))
+
+
+def native_fabric(run_dir: RunDir, workers: int = 1) -> Fabric:
+    """The real switch fabric, counting into ``counters/host.counters`` of the run directory.
+
+    Args:
+        run_dir: exists already.
+        workers: threads that move frames, >= 1.
+    """
+    from vbnet import _native  # noqa: PLC0415 - hosts without switches do without
+
+    counters = _native.CounterFile.create(run_dir.counters / "host.counters")
+    fabric: Fabric = _native.Fabric(counters, workers)
+    return fabric
 
 
 async def _serve(
@@ -89,13 +103,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-root", type=Path, default=None, help="folder of run directories")
     parser.add_argument("--tcp", default=None, help="tcp://ADDRESS:PORT for other machines (needs --keys)")
     parser.add_argument("--keys", type=Path, default=None, help="folder of this host's key and allow-list")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="threads that move frames; 0 for a host without switches"
+    )
     parser.add_argument("--ready-fd", type=int, default=None, help="write 'ready' to this descriptor, then close it")
     chosen = parser.parse_args(arguments)
     try:
         options = HostOptions(
             run_dir=RunDir.for_node(chosen.node, chosen.run_root), name=chosen.node, tcp=chosen.tcp, keys=chosen.keys
         )
-        run_host(options, on_ready=None if chosen.ready_fd is None else lambda: _tell_ready(chosen.ready_fd))
+        run_host(
+            options,
+            make_fabric=(lambda: native_fabric(options.run_dir, chosen.workers)) if chosen.workers else None,
+            on_ready=None if chosen.ready_fd is None else lambda: _tell_ready(chosen.ready_fd),
+        )
     except VbnetError as error:
         sys.stderr.write(f"vbnet host: {error}\n")
         return 1

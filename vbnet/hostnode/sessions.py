@@ -522,10 +522,12 @@ class SessionBook:
         self.services.log.info("guest_gone", guest=session.name, bus=session.bus, pid=session.pid, cause=cause)
         self.services.publish("guest.gone", guest=session.name, bus=session.bus, pid=session.pid, cause=cause)
 
-    def end_all_of(self, peer: Peer, cause: str) -> None:
-        """End every session of one process, which is gone."""
-        for session in list(peer.sessions.values()):
-            self.end(session, cause, tell=False)
+    def end_unattached(self, pid: int, cause: str) -> None:
+        """End the sessions that said hello for a process which is gone, and so can never attach."""
+        for token, (session, _) in list(self._tokens.items()):
+            if session.pid == pid:
+                del self._tokens[token]
+                self.end(session, cause, tell=False)
 
     def expire_tokens(self) -> None:
         """End the sessions that did not attach in time."""

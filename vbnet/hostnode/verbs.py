@@ -27,6 +27,7 @@ from vbnet.units import seconds_to_ns
 
 __all__ = ["BusDesk"]
 
+_PROBE_DELAY_NS = 100_000_000
 Result = int | bytes | tuple[messages.Listed, ...] | None
 
 
@@ -45,6 +46,7 @@ class BusDesk:
         self._later = later
         self._peers: dict[bytes, Peer] = {}
         self._port: ZmqPort | None = None
+        self._is_probe_due = False
         self._strangers = RefusalBudget(book.limits, book.clock)
 
     def serve(self, port: ZmqPort) -> None:
@@ -84,6 +86,17 @@ class BusDesk:
         except Exception as error:  # no message may stop the host
             self._book.services.log.exception("request_failed")
             self._refuse(peer, sid, seq, error)
+
+    def probe_soon(self) -> None:
+        """Somebody hung up, the socket does not say who: ask everyone a moment later, and so find out."""
+        if not self._is_probe_due:
+            self._is_probe_due = True
+            self._book.clock.call_later(_PROBE_DELAY_NS, self._probe)
+
+    def _probe(self) -> None:
+        self._is_probe_due = False
+        for peer in list(self._peers.values()):
+            peer.send(messages.PROBE)
 
     def watch(self) -> None:
         """Find out who was not heard for too long; called once a heartbeat."""

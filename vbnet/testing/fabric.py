@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vbnet.errors import BusyError, ExistsError, NotFoundError
+from vbnet.errors import BusyError, ExistsError, NotFoundError, PeerFault
+
+if TYPE_CHECKING:
+    from vbnet.sharedmem import Ram
 
 __all__ = ["FakeFabric"]
 
@@ -45,6 +48,32 @@ class FakeFabric:
         self._need(switch)
         return []
 
+    def port_add_venet(  # noqa: PLR0917 - the native fabric's signature
+        self,
+        switch: str,
+        name: str,
+        ram: Ram,
+        tx: tuple[int, int],
+        rx: tuple[int, int],
+        bells: tuple[int, int, int, int],
+        *,
+        mac: str,
+        **settings: int,
+    ) -> int:
+        """Remember a venet port; rings that leave the memory are the guest's fault."""
+        for offset, length in (tx, rx):
+            if offset + length > ram.size:
+                raise PeerFault(rule="ring within memory", got=offset + length, limit=ram.size)
+        for bell in bells:
+            os.fstat(bell)
+        return self.add_port(switch, name, "venet", mac=mac, **settings)
+
+    def port_flush_rx(self, port: int, /) -> int:
+        """No buffer was ever posted."""
+        if port not in self._ports:
+            raise NotFoundError(f"there is no port {port}", port=port)
+        return 0
+
     def port_add_tap(self, switch: str, name: str, fd: int, mtu: int) -> int:
         """Remember a TAP port."""
         os.fstat(fd)
@@ -52,7 +81,8 @@ class FakeFabric:
 
     def add_port(self, switch: str, name: str, kind: str, **facts: object) -> int:
         """Remember a port of any kind."""
-        self._need(switch)
+        if switch:
+            self._need(switch)
         port = next(self._ids)
         self._ports[port] = {"id": port, "switch": switch, "name": name, "kind": kind, **facts}
         return port

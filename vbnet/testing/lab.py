@@ -22,7 +22,7 @@ from vbnet.hostnode.node import HostNode, HostOptions
 from vbnet.testing.fabric import FakeFabric
 from vbnet.testing.log import ListLog
 
-__all__ = ["Lab", "eventually"]
+__all__ = ["Lab", "eventually", "one_turn"]
 
 _PATIENCE_S = 10.0
 
@@ -82,3 +82,8 @@ async def eventually(is_so: Callable[[], object], patience_s: float = _PATIENCE_
     async with asyncio.timeout(patience_s):
         while not is_so():  # noqa: ASYNC110 - what is waited for lives in many places
             await asyncio.sleep(0.001)
+
+
+async def one_turn() -> None:
+    """Let everything that is ready to run have its turn."""
+    await asyncio.sleep(0)

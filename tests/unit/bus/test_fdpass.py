@@ -1,6 +1,5 @@
 """Descriptors over the attach socket: bytes, ownership, bounds."""
 
-import asyncio
 import os
 import socket
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 from vbnet.bus import fdpass
 from vbnet.bus.fdpass import FdChannel
 from vbnet.bus.messages import MessageFault
-from vbnet.testing.lab import eventually
+from vbnet.testing.lab import eventually, one_turn
 from vbnet.testing.processes import count_fds
 from vbnet.testing.wire import pack
 
@@ -96,7 +95,7 @@ async def test_a_hang_up_is_told_once() -> None:
 
     theirs.close()
     await eventually(lambda: reasons)
-    await asyncio.sleep(0)
+    await one_turn()
 
     assert reasons == ["it hung up"]
     assert not channel.is_open

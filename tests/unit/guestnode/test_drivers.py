@@ -11,7 +11,7 @@ from vbnet.errors import DeadlineError, NotFoundError, PeerGone, UsageError
 from vbnet.guestnode import ProxyDevice
 from vbnet.guestnode.driver import load_driver
 from vbnet.testing import GuestBench, HostBench, ManualClock
-from vbnet.testing.lab import Lab, eventually
+from vbnet.testing.lab import Lab, eventually, one_turn
 
 RAM = 64 * 1024
 
@@ -181,7 +181,7 @@ async def test_waiting_ends_with_the_host(run_root: Path) -> None:
         guest = await lab.guest("web")
         waiting = asyncio.ensure_future(guest.wait_device("nothing", 60))
         stream = guest.events()
-        await asyncio.sleep(0)
+        await one_turn()
 
         await lab.host.stop()
 
