@@ -1,7 +1,9 @@
 """Two guests and a protocol of their own: a question as a broadcast, an answer to the one who asked."""
 
 import os
-from typing import Any
+
+from vbnet import Guest
+from vbnet.guestnode import GuestSession
 
 ETHERTYPE = bytes.fromhex("88b5")
 BROADCAST = b"\xff" * 6
@@ -19,7 +21,7 @@ def said(received: bytes) -> str | None:
     return received[14:].rstrip(b"\0").decode() if received[12:14] == ETHERTYPE else None
 
 
-def ask(guest: Any) -> int:
+def ask(guest: Guest) -> int:
     """A plain function: ask everybody, wait for one answer."""
     nic = guest.nic("eth0")
     nic.send([frame(BROADCAST, nic.mac.octets, os.environ["QUESTION"])])
@@ -29,7 +31,7 @@ def ask(guest: Any) -> int:
     return 1
 
 
-async def answer(guest: Any) -> int:
+async def answer(guest: GuestSession) -> int:
     """An asynchronous function: wait for a question, answer whoever asked."""
     nic = await guest.nic("eth0")
     for received in await nic.recv_async(1, WAIT_S):

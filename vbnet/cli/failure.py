@@ -52,7 +52,8 @@ _CODES: tuple[tuple[type[VbnetError], int], ...] = (
 
 def exit_code(error: VbnetError) -> int:
     """Return the documented exit code of an error."""
-    return next(code for kind, code in _CODES if isinstance(error, kind))
+    own = getattr(error, "exit_code", None)
+    return own if isinstance(own, int) else next(code for kind, code in _CODES if isinstance(error, kind))
 
 
 def report(error: VbnetError, stream: TextIO | None = None) -> int:

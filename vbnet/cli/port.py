@@ -32,7 +32,9 @@ def list_(
 ) -> None:
     """List ports."""
     with connect(node, keys, server_key) as operator:
-        output.print_rows(operator.port_list(), ("id", "name", "switch", "kind", "state"), how, empty="no port yet")
+        output.print_rows(
+            operator.port_list(), ("id", "name", "switch", "kind", "mac", "mtu", "is_up"), how, empty="no port yet"
+        )
 
 
 @app.command()

@@ -21,8 +21,9 @@ HEAD = f"""# Command line
 
 {SUMMARY} This page is what `vbnet VERB --help` prints, for all verbs; `python -m vbnet.cli.reference` makes it.
 
-Everything that prints has `--format table|json` (or `VBNET_FORMAT`): a table on a terminal, aligned plain text when piped,
-one JSON document for programs; streams print one JSON object a line. Colours only on a terminal, never with `NO_COLOR`.
+Everything that prints has `--format table|json` (or `VBNET_FORMAT`): a table on a terminal, aligned plain text when
+piped, one JSON document for programs; streams print one JSON object a line. Colours only on a terminal, never with
+`NO_COLOR`.
 Completion of verbs, labs, guests and host nodes: `vbnet --install-completion`.
 
 Environment: `VBNET_RUN_DIR` (where run directories are; short, private), `VBNET_LAB`, `VBNET_NODE`, `VBNET_FORMAT`,

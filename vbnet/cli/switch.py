@@ -48,9 +48,9 @@ def macs(
 ) -> None:
     """Show the MAC addresses a switch learned, and on which port."""
     with connect(node, keys, server_key) as operator:
-        output.print_rows(
-            operator.switch_macs(name), ("mac", "port", "age_s"), how, empty=f"{name} has learned nothing yet"
-        )
+        names = {port["id"]: port["name"] for port in operator.port_list()}
+        rows = [{**row, "name": names.get(row["port"])} for row in operator.switch_macs(name)]
+    output.print_rows(rows, ("mac", "port", "name", "age_s"), how, empty=f"{name} has learned nothing yet")
 
 
 @app.command()

@@ -101,6 +101,9 @@ def _run_reporting(plan: Plan, timeout_s: float, fd: int) -> int:
         except VbnetError as error:
             watch(LabEvent("lab", plan.lab, "failed", str(error)))
             return exit_code(error)
+        except Exception as error:
+            watch(LabEvent("lab", plan.lab, "failed", f"this is a bug: {type(error).__name__}: {error}"))
+            raise
 
 
 def _run_detached(file: Path, plan: Plan, timeout_s: float, how: Format) -> None:

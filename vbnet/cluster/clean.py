@@ -84,8 +84,9 @@ def clean(root: Path | None = None) -> list[Leftover]:
     if remaining:
         names = ", ".join(f"{item.kind} {item.name}" for item in remaining)
         raise ResourceError(f"could not remove {names}; look at them by hand")
-    with suppress(OSError):
-        root.rmdir()
+    if root == run_root({**os.environ, "VBNET_RUN_DIR": ""}):  # a folder of the user's own choosing is the user's
+        with suppress(OSError):
+            root.rmdir()
     return found
 
 

@@ -286,7 +286,7 @@ class Lab:
 
         for number, uplink in enumerate(self.plan.uplinks, 1):
             if uplink.tap in self.state.taps:
-                uplinks.make_tap(uplink, self.state.instance)
+                await asyncio.to_thread(uplinks.make_tap, uplink, self.state.instance)
             await self._controlled().add_uplink(uplink)
             self._tell("uplink", uplink.tap, "ready", done=number, total=len(self.plan.uplinks))
 
@@ -338,11 +338,10 @@ class Lab:
         return self.state.processes[slot.plan.name]
 
     def _on_reports(self, slot: _Running, running: Process) -> None:
-        reports = list(running.take_reports())
-        if not reports:
-            asyncio.get_running_loop().remove_reader(running.reports.fileno())
-        for report in reports:
+        for report in running.take_reports():
             self._on_report(slot, report)
+        if running.has_hung_up:
+            asyncio.get_running_loop().remove_reader(running.reports.fileno())
 
     def _on_report(self, slot: _Running, report: Report) -> None:
         if slot is self._host:

@@ -45,6 +45,7 @@ ENTRIES = {
 
 PRELOAD_ALWAYS = ("vbnet.cluster.launch", "vbnet.guestnode", "asyncio", "zmq.asyncio")
 REPORT_LENGTH_MAX_BYTES = 4096
+REPORTS_PER_TURN = 1024
 GO = b"go"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -107,6 +108,7 @@ class Process:
         self._process = process
         self.reports = reports
         self.identity: Identity | None = identify(process.pid)
+        self.has_hung_up = False
 
     @property
     def pid(self) -> int:
@@ -125,13 +127,16 @@ class Process:
         return None if code is None else int(code)
 
     def take_reports(self) -> Iterable[Report]:
-        """Yield the reports that have come; what is no report is skipped."""
-        while True:
+        """Yield the reports that have come, a bounded number at a turn; what is no report is skipped."""
+        for _ in range(REPORTS_PER_TURN):
             try:
                 message = self.reports.recv(REPORT_LENGTH_MAX_BYTES)
-            except (BlockingIOError, ConnectionError):
+            except BlockingIOError:
                 return
+            except ConnectionError:
+                message = b""
             if not message:
+                self.has_hung_up = True
                 return
             with suppress(msgspec.DecodeError, UnicodeDecodeError):
                 yield msgspec.json.decode(message, type=Report)

@@ -28,6 +28,8 @@ SUPERVISOR_LOG = "_supervisor.log"
 class Interrupted(VbnetError):  # noqa: N818 -- a decision of the user, no fault
     """The user stopped a lab before it was ready. Everything of it was taken down again."""
 
+    exit_code = 130
+
 
 async def supervise(lab: Lab, timeout_s: float, on_ready: Callable[[], None] | None = None) -> int:
     """Run a lab until its guests have ended or somebody stops it; nothing of it is left then.

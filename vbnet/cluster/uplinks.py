@@ -26,13 +26,10 @@ def make_tap(uplink: UplinkPlan, instance: str) -> None:
     Raises:
         ResourceError: the kernel refused.
     """
-    from pyroute2 import IPRoute  # noqa: PLC0415 -- slow to import; only labs with uplinks need it
-
     try:
         fd = open_tap(uplink.tap)
         try:
-            with IPRoute() as route:
-                route.link("set", index=route.link_lookup(ifname=uplink.tap)[0], ifalias=_alias(instance))
+            _alias_file(uplink.tap).write_text(_alias(instance), encoding="utf-8")
             fcntl.ioctl(fd, _TUNSETPERSIST, 1)
         finally:
             os.close(fd)
@@ -44,16 +41,22 @@ def make_tap(uplink: UplinkPlan, instance: str) -> None:
 def is_made_by(tap: str, instance: str) -> bool:
     """Say whether the TAP is there and was made by this lab."""
     with suppress(OSError):
-        return (Path("/sys/class/net") / tap / "ifalias").read_text(encoding="utf-8").strip() == _alias(instance)
+        return _alias_file(tap).read_text(encoding="utf-8").strip() == _alias(instance)
     return False
 
 
 def remove_tap(tap: str) -> None:
-    """Remove a TAP; harmless when it is not there."""
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 -- slow to import, rarely needed
+    """Let a TAP last no longer than the descriptor that is closed here; one that is in use or gone is left alone."""
+    with suppress(OSError):
+        fd = open_tap(tap)
+        try:
+            fcntl.ioctl(fd, _TUNSETPERSIST, 0)
+        finally:
+            os.close(fd)
 
-    with suppress(NetlinkError, IndexError), IPRoute() as route:
-        route.link("del", index=route.link_lookup(ifname=tap)[0])
+
+def _alias_file(tap: str) -> Path:
+    return Path("/sys/class/net") / tap / "ifalias"
 
 
 def _alias(instance: str) -> str:

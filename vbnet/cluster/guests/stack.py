@@ -1,18 +1,21 @@
 """Guests that are small IP hosts: ping, echo and a web page, from one to a thousand in one process.
 
-Their stacks run on a native thread; this process only joins them to the bus and then waits for the host node's end. Each
-has little memory: short rings are enough for a small host, and a thousand of them must fit the machine.
+Their stacks run on a native thread; this process only joins them to the bus and then waits for the host node's end.
+Each has little memory: short rings are enough for a small host, and a thousand of them must fit the machine.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import GuestPlan
 from vbnet.guestnode import GuestNode
+
+if TYPE_CHECKING:
+    from vbnet import _native
 
 NIC_TIMEOUT_S = 30.0
 JOINS_AT_ONCE = 32
@@ -26,7 +29,7 @@ def run(job: Job) -> int:
 
 
 async def _serve(job: Job) -> int:
-    from vbnet import _native  # noqa: PLC0415 -- starts threads, so only in the process that serves
+    from vbnet import _native  # noqa: PLC0415 -- native code only in the process that serves
     from vbnet.devices.venet.driver import VenetDriver  # noqa: PLC0415 -- same
 
     stacks = _native.StackGuests()
@@ -43,12 +46,20 @@ async def _serve(job: Job) -> int:
                 job.report(plan.name, "ready")
 
         await asyncio.gather(*(join(plan) for plan in job.process.guests))
+        loop = asyncio.get_running_loop()
+        loop.add_reader(stacks.fault_fd(), _print_faults, stacks)
         try:
             return int(await with_host(node.sessions[0]))
         finally:
+            loop.remove_reader(stacks.fault_fd())
             stacks.close()
 
 
-def _add(stacks: Any, plan: GuestPlan, nic: Any) -> None:  # noqa: ANN401 -- native objects
+def _add(stacks: _native.StackGuests, plan: GuestPlan, nic: _native.Venet) -> None:
     first = plan.nics[0]
-    stacks.add(plan.name, nic, mac=first.mac, ip=first.ip, gateway=first.gateway)
+    stacks.add(plan.name, nic, mac=first.mac, ip=first.ip, gateway=first.gateway, mtu=first.mtu)
+
+
+def _print_faults(stacks: _native.StackGuests) -> None:
+    for fault in stacks.take_faults():
+        print(f"quarantined: {fault}", flush=True)  # noqa: T201 -- this is the guests' log

@@ -7,7 +7,7 @@ should, it prints one JSON line with what it counted and ends well. A sink stays
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,6 +16,9 @@ from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import SendPlan
 from vbnet.guestnode import GuestNode
+
+if TYPE_CHECKING:
+    from vbnet import _native
 
 NIC_TIMEOUT_S = 30.0
 REPORT_EVERY_S = 1.0
@@ -27,13 +30,13 @@ def run(job: Job) -> int:
 
 
 async def _serve(job: Job) -> int:
-    from vbnet._native import TrafficGuest  # noqa: PLC0415 -- starts threads, so only in the process that serves
+    from vbnet import _native  # noqa: PLC0415 -- native code only in the process that serves
 
     plan = job.process.guests[0]
     async with await GuestNode.connect(job.folder, job.process.name) as node:
         guest = await node.join(plan.name, plan.bus, kind="traffic", ram_bytes=plan.ram_bytes or DEFAULT_RAM_BYTES)
         nic = await guest.nic(plan.nics[0].name, NIC_TIMEOUT_S)
-        traffic = TrafficGuest(nic, mac=plan.nics[0].mac)
+        traffic = _native.TrafficGuest(nic, mac=plan.nics[0].mac)
         try:
             job.report(plan.name, "ready")
             await job.gone_ahead()
@@ -42,10 +45,11 @@ async def _serve(job: Job) -> int:
             traffic.close()
 
 
-async def _report(traffic: Any, send: SendPlan | None) -> int:  # noqa: ANN401 -- native
+async def _report(traffic: _native.TrafficGuest, send: SendPlan | None) -> int:
     """Send as asked, and print what was counted once a second and at the end, one JSON line each time."""
     if send is not None:
-        traffic.start(send.mac, size=send.size, rate=send.rate_per_second, duration=send.duration_s)
+        rate = None if send.rate_per_second is None else max(1, round(send.rate_per_second))
+        traffic.start(send.mac, size=send.size, rate=rate, duration=send.duration_s)
     last = None
     while send is None or traffic.is_sending:
         await asyncio.sleep(REPORT_EVERY_S)

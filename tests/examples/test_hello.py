@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-LAB = Path(__file__).parent / "lab.yaml"
+import pytest
+
+LAB = Path(__file__).parents[2] / "examples" / "hello" / "lab.yaml"
 
 
-def test_two_python_guests_greet_each_other(run_dir: Path, no_leaked_processes: None) -> None:
+@pytest.mark.usefixtures("no_leaked_processes")
+def test_two_python_guests_greet_each_other(run_dir: Path) -> None:
     """The lab ends by itself and well, which both do only when they heard the other."""
     command = [sys.executable, "-m", "vbnet.cli.main", "up", str(LAB)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-LAB = Path(__file__).parent / "lab.yaml"
+LAB = Path(__file__).parents[2] / "examples" / "web" / "lab.yaml"
 
 
 def vbnet(*arguments: str) -> str:
@@ -17,7 +17,7 @@ def vbnet(*arguments: str) -> str:
 
 
 @pytest.fixture
-def lab(run_dir: Path, no_leaked_processes: None, namespaces: None, tun_device: None) -> Iterator[None]:
+def lab(run_dir: Path) -> Iterator[None]:
     """Bring the lab up in the background, and down again."""
     vbnet("up", str(LAB), "-d")
     yield
@@ -25,7 +25,7 @@ def lab(run_dir: Path, no_leaked_processes: None, namespaces: None, tun_device: 
     assert [] == list(run_dir.iterdir())
 
 
-@pytest.mark.usefixtures("lab")
+@pytest.mark.usefixtures("no_leaked_processes", "namespaces", "tun_device", "lab")
 def test_the_namespace_pings_and_visits_the_hosts(program: Callable[[str], str]) -> None:
     """The kernel's own ping and curl get answers from guests that have no kernel."""
     pinged = vbnet("exec", "client", "--", program("ping"), "-n", "-c", "2", "-i", "0.2", "10.10.0.10")

@@ -1,0 +1,304 @@
+"""The verbs against a real lab: host node, Python guests, network namespaces, from other shells."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import vbnet_program
+from tests.support.vbnet_program import rows, run
+from vbnet.cluster import process, state
+
+FUNCTIONS = '''
+"""Guests of the tests."""
+
+
+async def stay(guest):
+    """Say so, and stay until the lab ends."""
+    print(f"{guest.name} stays", flush=True)
+    await guest.wait_device("never", 3600)
+
+
+def fail(guest):
+    """End badly."""
+    return 3
+'''
+LAB = """
+name: t
+switches: {lan: }
+guests:
+  a: {kind: python, run: "functions.py:stay", nics: [{switch: lan}], restart: always}
+  b: {kind: python, run: "functions.py:stay", nics: [{switch: lan}], count: 2}
+"""
+NAMESPACES = """
+name: t
+switches: {lan: }
+guests:
+  one: {kind: netns, nics: [{switch: lan, ip: 10.10.0.1/24}]}
+  two: {kind: netns, nics: [{switch: lan, ip: 10.10.0.2/24, mtu: 9000}]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(no_leaked_processes: None, no_leaked_links: None) -> None:
+    """Every test here ends with nothing running."""
+
+
+@pytest.fixture
+def bring_up(tmp_path: Path, run_dir: Path) -> Iterator[Callable[[str], Path]]:
+    """Return a function that brings a lab up in the background; it is down, without a trace, after the test."""
+
+    def up(text: str) -> Path:
+        (tmp_path / "functions.py").write_text(FUNCTIONS, encoding="utf-8")
+        file = tmp_path / "lab.yaml"
+        file.write_text(text, encoding="utf-8")
+        run("up", str(file), "-d")
+        return run_dir / "t"
+
+    yield up
+    run("down", "--all")
+    assert [] == list(run_dir.iterdir())
+
+
+def test_ps_shows_every_guest(bring_up: Callable[[str], Path]) -> None:
+    """Names, kinds, states, addresses and processes, from another shell."""
+    bring_up(LAB)
+
+    found = rows("ps")
+
+    assert ["a", "b-0", "b-1"] == [row["guest"] for row in found]
+    assert {"ready"} == {row["state"] for row in found}
+    assert all(process.identify(row["pid"]) for row in found)
+
+
+def test_the_host_nodes_nouns_show_what_the_lab_made(bring_up: Callable[[str], Path]) -> None:
+    """Buses, devices, guests, switches, ports and classes, each as JSON."""
+    bring_up(LAB)
+
+    assert {"a", "b-0", "b-1"} == {row["name"] for row in rows("bus", "list")}
+    assert {"a.eth0": "venet", "b-0.eth0": "venet", "b-1.eth0": "venet"} == {
+        row["name"]: row["type"] for row in rows("device", "list")
+    }
+    assert {"ready"} == {row["state"] for row in rows("guest", "list")}
+    assert ["lan"] == [row["name"] for row in rows("switch", "list")]
+    assert {"a.eth0", "b-0.eth0", "b-1.eth0"} == {row["name"] for row in rows("port", "list")}
+    assert {"venet", "tap"} <= {row["name"] for row in rows("device", "classes")}
+    assert "t" == rows("host", "info")["name"]
+
+
+def test_devices_can_be_made_and_plugged_by_hand(bring_up: Callable[[str], Path]) -> None:
+    """Two-step creation, write-once type, plug, unplug, delete; each mistake has its code."""
+    bring_up("name: t\nswitches: {lan: }\nguests:\n  a: {kind: python, run: 'functions.py:stay'}\n")
+
+    run("bus", "create", "lab")
+    run("device", "create", "nic0")
+    run("device", "plug", "nic0", "lab", code=2)
+    run("device", "set", "nic0", "type=venet", "switch=lan")
+    run("device", "set", "nic0", "type=venet", code=2)
+    run("device", "set", "nic0", "colour=red", code=3)
+    run("device", "create", "nic0", code=5)
+    run("device", "plug", "nic0", "lab")
+    assert [{"bus": "lab", "interface": "nic0"}] == [
+        {"bus": plug["bus"], "interface": plug["interface"]} for plug in rows("device", "show", "nic0")["plugs"]
+    ]
+    run("bus", "delete", "lab", code=5)
+    run("device", "unplug", "nic0", "lab")
+    run("device", "delete", "nic0")
+    run("bus", "delete", "lab")
+    run("device", "show", "nic0", code=3)
+
+
+def test_logs_have_what_a_guest_printed(bring_up: Callable[[str], Path]) -> None:
+    """One guest's lines, or everybody's with names."""
+    bring_up(LAB)
+    follower = subprocess.Popen([*vbnet_program.COMMAND, "logs", "-f"], stdout=subprocess.PIPE, text=True)
+    assert follower.stdout is not None
+
+    followed: set[str] = set()
+    while not {"a: a stays\n", "b-0: b-0 stays\n", "b-1: b-1 stays\n"} <= followed:
+        followed.add(follower.stdout.readline())
+    run("down")
+
+    assert 0 == follower.wait(timeout=vbnet_program.LIMIT_S)
+    follower.stdout.close()
+
+
+def test_a_killed_guest_comes_back_and_events_tell(bring_up: Callable[[str], Path]) -> None:
+    """Its policy restarts it; whoever follows the events sees it go and come."""
+    folder = bring_up(LAB)
+    first = state.read_state(folder).processes["a"].identity
+    assert first is not None
+    with subprocess.Popen([*vbnet_program.COMMAND, "events", "guest."], stdout=subprocess.PIPE) as follower:
+        assert follower.stdout is not None
+        while not select.select([follower.stdout], [], [], 0.1)[0]:
+            run("guest", "reset", "b-0")  # until the follower listens
+
+        process.send_signal(first, signal.SIGKILL)
+
+        topics = []
+        while "guest.ready" not in topics:
+            event = json.loads(follower.stdout.readline())
+            topics += [event["topic"]] if event["guest"] == "a" else []
+        follower.terminate()
+    assert ["guest.gone", "guest.ready"] == topics
+
+
+def test_a_reset_guest_has_its_devices_again(bring_up: Callable[[str], Path]) -> None:
+    """Reset does not restart the process."""
+    bring_up(LAB)
+    before = rows("ps")[0]["pid"]
+
+    run("guest", "reset", "a")
+
+    assert before == rows("ps")[0]["pid"]
+    assert "a" in {row["name"] for row in rows("guest", "list")}
+
+
+def test_a_function_can_be_run_as_a_guest(bring_up: Callable[[str], Path], tmp_path: Path) -> None:
+    """Outside of any lab file, on a private bus; the number it returns is the exit code."""
+    bring_up(LAB)
+
+    run("guest", "run", f"{tmp_path}/functions.py:fail", code=3)
+
+
+def test_exec_wants_a_namespace(bring_up: Callable[[str], Path]) -> None:
+    """A Python guest has none, and the message says what to do."""
+    bring_up(LAB)
+
+    said = run("exec", "a", "--", "true", code=2).stderr
+
+    assert "guest `a` is of kind python: it has no namespace" in said
+    assert "has no guest `aa`; did you mean `a`?" in run("exec", "aa", "--", "true", code=3).stderr
+
+
+@pytest.mark.usefixtures("namespaces", "tun_device")
+def test_programs_in_namespaces_reach_each_other(
+    bring_up: Callable[[str], Path], program: Callable[[str], str]
+) -> None:
+    """The kernel's own ping across vbnet, with the program's exit code passed on."""
+    bring_up(NAMESPACES)
+
+    said = run("exec", "one", "--", program("ping"), "-n", "-c", "2", "-i", "0.2", "10.10.0.2").stdout
+    run("exec", "one", "--", "sh", "-c", "exit 7", code=7)
+    run("exec", "one", "--", "no-such-program", code=3)
+
+    assert " 0% packet loss" in said
+
+
+@pytest.mark.usefixtures("namespaces", "tun_device")
+def test_a_namespace_is_configured_as_the_file_says(
+    bring_up: Callable[[str], Path], program: Callable[[str], str]
+) -> None:
+    """Address, MTU, MAC and the loopback are there, and nothing of it is on the machine itself."""
+    bring_up(NAMESPACES)
+
+    links = json.loads(run("exec", "two", "--", program("ip"), "-j", "addr").stdout)
+    found = {link["ifname"]: link for link in links}
+
+    assert {"lo", "eth0"} == set(found)
+    assert "UP" in found["lo"]["flags"]
+    assert (9000, rows("ps")[1]["mac"][0]) == (found["eth0"]["mtu"], found["eth0"]["address"])
+    assert "10.10.0.2" in [address["local"] for address in found["eth0"]["addr_info"]]
+
+
+def test_everything_works_after_the_supervisor_was_killed(bring_up: Callable[[str], Path]) -> None:
+    """``kill -9`` of the supervisor takes its guests along; ps says so, and down removes the rest."""
+    folder = bring_up(LAB)
+    lab = state.read_state(folder)
+    everybody = [*lab.identities(), *process.marked_processes(lab.instance)]
+
+    process.send_signal(lab.supervisor, signal.SIGKILL)
+
+    assert all(process.wait_ended(identity, vbnet_program.LIMIT_S) for identity in everybody)
+    assert {"dead"} == {row["state"] for row in rows("ps")}
+    assert [("t", "folder")] == [(row["lab"], row["kind"]) for row in rows("clean", "--dry-run")]
+    assert [{"lab": "t", "result": "cleaned"}] == rows("down")
+
+
+@pytest.mark.parametrize("victim", ["host", "all"])
+def test_killing_host_or_everything_leaves_nothing(bring_up: Callable[[str], Path], victim: str) -> None:
+    """The host's death ends the lab by itself; after everybody's death, clean is enough."""
+    folder = bring_up(LAB)
+    lab = state.read_state(folder)
+    everybody = [*lab.identities(), *process.marked_processes(lab.instance)]
+    assert lab.host is not None
+    assert lab.host.identity is not None
+
+    for identity in [lab.host.identity] if victim == "host" else everybody:
+        process.send_signal(identity, signal.SIGKILL)
+
+    assert all(process.wait_ended(identity, vbnet_program.LIMIT_S) for identity in everybody)
+    run("clean")
+    assert not folder.exists()
+
+
+def test_a_guest_that_cannot_start_fails_up_with_its_reason(tmp_path: Path, run_dir: Path) -> None:
+    """In the background too, the reason and the log's last lines come to the terminal."""
+    file = tmp_path / "lab.yaml"
+    file.write_text("name: t\nguests:\n  a: {kind: python, run: 'no_such_module:main'}\n", encoding="utf-8")
+
+    said = run("up", str(file), "-d", code=1).stderr
+
+    assert "guest a did not get ready: there is no module `no_such_module`" in said
+    assert [] == list(run_dir.iterdir())
+
+
+@pytest.mark.usefixtures("tun_device")
+def test_an_uplink_joins_the_machine_itself_and_goes_with_the_lab(
+    bring_up: Callable[[str], Path], program: Callable[[str], str]
+) -> None:
+    """The kernel outside pings a namespace through a TAP that is gone afterwards, also when all was killed."""
+    if os.geteuid() != 0:
+        pytest.skip("making a TAP on the machine itself needs root")
+    tap = f"vbt{os.getpid() % 100000}"
+    text = NAMESPACES.replace("10.10.0.", "10.213.77.")
+    folder = bring_up(f"{text}uplinks: [{{switch: lan, tap: {tap}, ip: 10.213.77.254/24}}]\n")
+
+    subprocess.run([program("ping"), "-n", "-c", "2", "-i", "0.2", "10.213.77.1"], check=True, capture_output=True)
+    lab = state.read_state(folder)
+    for identity in [*lab.identities(), *process.marked_processes(lab.instance)]:
+        process.send_signal(identity, signal.SIGKILL)
+        process.wait_ended(identity, vbnet_program.LIMIT_S)
+
+    assert {("tap", tap), ("folder", str(folder))} == {(row["kind"], row["name"]) for row in rows("clean")}
+    assert not Path("/sys/class/net", tap).exists()
+
+
+def test_a_host_node_by_itself_runs_and_stops(run_dir: Path) -> None:
+    """Without a lab: run, info, stop; a second one of that name is refused, and nothing is left."""
+    with subprocess.Popen([*vbnet_program.COMMAND, "host", "run", "solo"], stderr=subprocess.PIPE, text=True) as host:
+        assert host.stderr is not None
+        assert "host node solo is ready" in host.stderr.readline()
+
+        run("host", "run", "solo", code=5)
+        run("switch", "create", "lan")
+        assert host.pid == rows("host", "info")["pid"]
+        run("host", "stop", "--node", "solo")
+
+        assert 0 == host.wait(timeout=vbnet_program.LIMIT_S)
+    run("host", "info", code=3)
+    run("clean")
+    assert [] == list(run_dir.iterdir())
+
+
+def test_keys_are_made_shown_and_allowed(tmp_path: Path) -> None:
+    """The public key is printed, the secret never."""
+    keys = ("--keys", str(tmp_path / "keys"))
+
+    public = run("keys", "make", *keys).stdout.strip()
+    run("keys", "make", *keys, code=5)
+    run("keys", "allow", public, "laptop", *keys)
+
+    shown = rows("keys", "show", *keys)
+    assert {
+        "public": public,
+        "folder": str(tmp_path / "keys"),
+        "allowed": [{"name": "laptop", "public": public}],
+    } == shown
+    run("keys", "forbid", "laptop", *keys)
+    assert [] == rows("keys", "show", *keys)["allowed"]
