@@ -5,12 +5,14 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
+__all__: list[str]
 __version__: str
 FAULT_REASONS: list[str]
 
 def wire_table() -> list[tuple[str, str, int, int]]: ...
+
 @final
 class Ram:
     @staticmethod
@@ -160,6 +162,7 @@ class VenetTotals:
     @property
     def sleeps(self) -> int: ...
 
+@disjoint_base
 class Venet:
     def __new__(cls, ram: Ram, mtu: int = 1500, tx_slots: int = 256, rx_slots: int = 256, start: int = 0) -> Self: ...
     @property
