@@ -5,12 +5,14 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
+__all__: list[str]
 __version__: str
 FAULT_REASONS: list[str]
 
 def wire_table() -> list[tuple[str, str, int, int]]: ...
+
 @final
 class Ram:
     @staticmethod
@@ -160,6 +162,7 @@ class VenetTotals:
     @property
     def sleeps(self) -> int: ...
 
+@disjoint_base
 class Venet:
     def __new__(cls, ram: Ram, mtu: int = 1500, tx_slots: int = 256, rx_slots: int = 256, start: int = 0) -> Self: ...
     @property
@@ -207,6 +210,14 @@ class FrameView:
 @final
 class BenchWindows:
     def __new__(cls, warm_up_seconds: float, window_seconds: float, count: int) -> Self: ...
+
+@final
+class BenchExchange:
+    def __new__(cls, sending: Venet, receiving: Venet) -> Self: ...
+    def frames_per_second(
+        self, frame: bytes, windows: BenchWindows, batch: int = 32, under_way: int = 256
+    ) -> list[float]: ...
+    def round_trip_ns(self, frame: bytes, windows: BenchWindows, is_asleep: bool = False) -> list[float]: ...
 
 def bench_probe(cores: tuple[int, int], seconds: float = 0.05) -> list[float]: ...
 def bench_placement(round_trip_ns: float) -> str: ...

@@ -56,10 +56,10 @@ def native_fabric(run_dir: RunDir, workers: int = 1) -> Fabric:
         run_dir: exists already.
         workers: threads that move frames, >= 1.
     """
-    from vbnet import _native  # noqa: PLC0415 - hosts without switches do without
+    from vbnet._native import CounterFile  # noqa: PLC0415 - hosts without switches do without
+    from vbnet._native import Fabric as NativeFabric  # noqa: PLC0415
 
-    counters = _native.CounterFile.create(run_dir.counters / "host.counters")
-    fabric: Fabric = _native.Fabric(counters, workers)
+    fabric: Fabric = NativeFabric(CounterFile.create(run_dir.counters / "host.counters"), workers)
     return fabric
 
 

@@ -41,10 +41,14 @@ pub(crate) mod forward;
 mod parking;
 pub(crate) mod watchdog;
 
-/// How often a busy worker looks for kicks and commands.
-const LOOK_EVERY_NS: u64 = 20_000;
-/// Rounds with work between two looks at the clock.
-const ROUNDS_A_LOOK: u32 = 16;
+/// How often a worker looks for kicks and commands while it moves frames.
+const LOOK_BUSY_NS: u64 = 20_000;
+/// How often while it polls in vain.
+const LOOK_IDLE_NS: u64 = 2_000;
+/// Looking at the clock costs more than an idle round: so many credits between two looks.
+const CLOCK_CREDITS: u32 = 16;
+/// What a round in vain takes of them; one that moved frames takes 1.
+const IDLE_ROUND_CREDITS: u32 = 4;
 /// Doorbells heard in one look.
 const EVENTS: usize = 64;
 /// The doorbell of the command queue, where ports have their slot and number.
@@ -199,21 +203,25 @@ impl Worker {
 
     fn run(mut self) {
         let mut looked_ns = 0;
-        let mut rounds = 0;
+        let mut credits = 0;
+        let mut was_busy = false;
         while !self.is_over {
             if self.active.is_empty() {
                 self.sleep();
             }
             let has_worked = self.round();
-            rounds = if has_worked { rounds + 1 } else { ROUNDS_A_LOOK };
-            if rounds < ROUNDS_A_LOOK {
+            was_busy |= has_worked;
+            credits += if has_worked { 1 } else { IDLE_ROUND_CREDITS };
+            if credits < CLOCK_CREDITS {
                 continue;
             }
-            rounds = 0;
+            credits = 0;
             self.read_clock();
             self.park_idle();
-            if self.now_ns - looked_ns >= LOOK_EVERY_NS && !self.active.is_empty() {
+            let patience_ns = if was_busy { LOOK_BUSY_NS } else { LOOK_IDLE_NS };
+            if self.now_ns - looked_ns >= patience_ns && !self.active.is_empty() {
                 looked_ns = self.now_ns;
+                was_busy = false;
                 self.look(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
             }
         }
@@ -229,14 +237,20 @@ impl Worker {
     fn round(&mut self) -> bool {
         let mut unflushed = 0;
         let mut has_worked = false;
-        for index in 0..self.active.len() {
-            let turn = self.plane.turn(self.active[index]);
+        let mut index = 0;
+        while let Some(&slot) = self.active.get(index) {
+            let turn = self.plane.turn(slot);
             has_worked |= turn.cost != 0;
             unflushed += turn.cost;
             // Latency of a long round is bounded by telling receivers in between.
             if unflushed >= FLUSH_AFTER {
                 self.plane.flush();
                 unflushed = 0;
+            }
+            if turn.is_dry && self.park(slot) {
+                self.active.swap_remove(index);
+            } else {
+                index += 1;
             }
         }
         if !self.plane.is_flushed() {
@@ -251,25 +265,19 @@ impl Worker {
     fn park_idle(&mut self) {
         let mut index = 0;
         while let Some(&slot) = self.active.get(index) {
-            if self.park(slot) {
+            let is_due = self.plane.port(slot).is_none_or(|port| port.is_mute() || port.parking.is_due(self.now_ns));
+            if is_due && self.park(slot) {
                 self.active.swap_remove(index);
-                self.block.set(WorkerCounter::ActivePorts as usize, self.active.len() as u64);
             } else {
                 index += 1;
             }
         }
+        self.block.set(WorkerCounter::ActivePorts as usize, self.active.len() as u64);
     }
 
-    /// `true`: the port is not polled any more.
+    /// Sends a port to sleep. `true`: it is not polled any more.
     fn park(&mut self, slot: PortSlot) -> bool {
         let Some(port) = port_at(&mut self.plane.ports, slot) else { return true };
-        if port.is_mute() {
-            self.silence(slot);
-            return true;
-        }
-        if !port.parking.is_due(self.now_ns) {
-            return false;
-        }
         let is_parked = match &mut port.end {
             End::Venet(venet) => venet.arm(),
             // Whatever comes in after its last empty read makes an edge.
@@ -288,7 +296,6 @@ impl Worker {
     /// Hears nothing more of a port that nothing comes out of.
     fn silence(&mut self, slot: PortSlot) {
         if let Some(port) = port_at(&mut self.plane.ports, slot) {
-            port.parking.is_active = false;
             let _ = epoll::delete(&self.epoll, waited_for(&port.end));
         }
         self.plane.report(slot);
@@ -297,6 +304,7 @@ impl Worker {
     /// Nobody is active: waits for the first who is.
     fn sleep(&mut self) {
         self.block.add(WorkerCounter::Sleeps as usize, 1);
+        self.block.set(WorkerCounter::ActivePorts as usize, 0);
         self.read_clock();
         let asleep_ns = self.now_ns;
         self.look(None);
@@ -342,7 +350,6 @@ impl Worker {
             venet.disarm();
         }
         self.active.push(slot);
-        self.block.set(WorkerCounter::ActivePorts as usize, self.active.len() as u64);
     }
 
     fn obey(&mut self) {
@@ -424,7 +431,6 @@ impl Worker {
         let port = self.plane.remove(slot)?;
         let _ = epoll::delete(&self.epoll, waited_for(&port.end));
         self.block.set(WorkerCounter::Ports as usize, self.slots.len() as u64);
-        self.block.set(WorkerCounter::ActivePorts as usize, self.active.len() as u64);
         Some(port)
     }
 

@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver as Answers, bounded};
+use proptest::prelude::*;
 use support::{FakeHost, mac};
 use vbnet_core::error::{Error, Result};
+use vbnet_core::guest::http::{self, HEAD_MAX, Parsed};
 use vbnet_core::guest::row::Row;
 use vbnet_core::guest::stack_client::{
     ExchangeEnd, ExchangeReport, ExchangeRequest, PingReport, PingRequest, Transport,
 };
-use vbnet_core::guest::stack_host::{Host, HostConfig, Scratch, StackStats, link_local};
+use vbnet_core::guest::stack_config::{HostConfig, StackStats, link_local};
+use vbnet_core::guest::stack_host::{Host, Scratch};
 
 const START_NS: u64 = 1_000_000_000;
 const MILLISECOND_NS: u64 = 1_000_000;
@@ -499,5 +502,32 @@ fn impossible_configurations_are_refused() {
         let made = Host::new(config.clone(), sender, receiver, row, 0, START_NS);
 
         assert!(matches!(made, Err(Error::Usage(_))), "{config:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_are_a_request_or_refused_within_the_longest_head(
+        bytes in prop::collection::vec(prop::sample::select(b"GET / HTTP/1.10:\r\n\r\n\xff\0a".to_vec()), 0..5000)
+    ) {
+        match http::parse(&bytes) {
+            Parsed::Incomplete => prop_assert!(bytes.len() < HEAD_MAX),
+            Parsed::Request(request) => prop_assert!(request.bytes <= bytes.len().min(HEAD_MAX)),
+            Parsed::Refused(_) => {}
+        }
+    }
+
+    #[test]
+    fn a_request_in_pieces_is_the_request_whole(cut in 0usize..60) {
+        let whole = b"HEAD /stats?x=1 HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\nGET";
+        let cut = cut.min(whole.len());
+        let head = whole.len() - 3;
+
+        let expected = http::Request { is_head: true, path: "/stats".to_owned(), keeps_alive: true, bytes: head };
+        let parsed = http::parse(&whole[..cut]);
+
+        prop_assert_eq!(if cut < head { Parsed::Incomplete } else { Parsed::Request(expected) }, parsed);
     }
 }

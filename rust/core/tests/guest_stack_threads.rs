@@ -84,6 +84,31 @@ fn bytes_pass_between_guests_of_two_threads() {
 }
 
 #[test]
+fn a_sending_ring_of_two_slots_delays_and_loses_nothing() {
+    //! The server fills its ring at once and is woken each time the host has made room.
+    let mut fake = FakeHost::default();
+    let guests = StackGuests::new(StackOptions::default()).unwrap();
+    let (sender, receiver) = fake.attach(1500, 256);
+    let client = guests.add(config(0), sender, receiver, None).unwrap();
+    let (sender, receiver) = fake.attach_uneven(1500, 2, 256);
+    let server = guests.add(config(1), sender, receiver, None).unwrap();
+    let fake = fake.start();
+    let request = ExchangeRequest {
+        transport: Transport::Tcp,
+        to: SocketAddr::new(address(1), 80),
+        request: b"GET /bytes/500000 HTTP/1.0\r\n\r\n".to_vec(),
+        want: 1 << 20,
+        timeout: LONG,
+    };
+
+    let report = guests.exchange(client, request).unwrap();
+
+    assert_eq!(ExchangeEnd::Closed, report.end);
+    assert!(report.bytes.len() > 500_000, "{}", report.bytes.len());
+    assert_eq!((0, 0), (guests.stats(server).unwrap().tx_drops_no_room, fake.with(|host| host.dropped)));
+}
+
+#[test]
 fn a_broken_host_costs_one_guest_and_is_reported() {
     //! The ring of one guest is broken: it is removed with the reason, and the others go on.
     let (guests, fake, ids) = world(3);

@@ -8,6 +8,7 @@ use switch_guest::{Guest, Lab, SWITCH, Shape, eventually, frame, mac};
 use vbnet_core::fabric::{Param, VenetParams};
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::PortCounter;
+use vbnet_core::worker::WorkerCounter;
 
 const JUMBO: Shape = Shape { slots: 16, buffer_bytes: 9100 };
 
@@ -319,9 +320,11 @@ fn ports_without_traffic_are_parked_and_the_worker_sleeps() {
 
     eventually(|| (0..20).all(|guest| lab.count(guest, PortCounter::Parks) != 0));
 
-    let blocks = lab.counters.reader().blocks();
-    let worker = blocks.iter().find(|block| block.kind == "worker").unwrap();
-    assert_eq!(0, worker.values[vbnet_core::worker::WorkerCounter::ActivePorts as usize]);
+    eventually(|| {
+        let blocks = lab.counters.reader().blocks();
+        let worker = blocks.iter().find(|block| block.kind == "worker").unwrap();
+        worker.values[WorkerCounter::ActivePorts as usize] == 0
+    });
 }
 
 #[test]

@@ -1,15 +1,19 @@
 //! The measuring loops of `vbnet bench`: one call, one list of samples. All of them let go of the interpreter.
 
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use vbnet_core::bench::bare::{self, Layout, Transfer};
 use vbnet_core::bench::duo::Cores;
+use vbnet_core::bench::exchange::{Exchange, Waiting};
 use vbnet_core::bench::pingpong::{self, Sleep};
 use vbnet_core::bench::probe::{self, Placement};
 use vbnet_core::bench::{Windows, ring};
+use vbnet_core::guest::venet::{Receiver, Sender};
 
 use crate::errors::{OrRaise, raise_plain};
+use crate::venet::Venet;
 
 /// How long to measure: a warm-up, then `count` windows.
 #[pyclass(frozen, from_py_object, module = "vbnet._native")]
@@ -121,6 +125,71 @@ pub(crate) fn bench_asleep(
 ) -> PyResult<Vec<f64>> {
     let way = Sleep::named(way).ok_or_else(|| unknown(py, "way to sleep", way, &Sleep::ALL.map(Sleep::label)))?;
     py.detach(|| pingpong::asleep_ns(way, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// A guest that sends to another of the same process, through whatever the host put between them.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct BenchExchange {
+    inner: Mutex<Exchange>,
+    /// The halves that do nothing; dropping them would end their rings.
+    _idle: Mutex<(Receiver, Sender)>,
+}
+
+impl BenchExchange {
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        each: impl FnOnce(&mut Exchange) -> vbnet_core::error::Result<T> + Send,
+    ) -> PyResult<T> {
+        let mut inner = match self.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
+            Err(TryLockError::WouldBlock) => {
+                return Err(raise_plain(py, "BusyError", "another thread is measuring with these guests"));
+            }
+        };
+        let exchange = &mut *inner;
+        py.detach(move || each(exchange)).or_raise(py)
+    }
+}
+
+#[pymethods]
+impl BenchExchange {
+    /// Takes both devices over, for good.
+    #[new]
+    fn new(py: Python<'_>, sending: &Venet, receiving: &Venet) -> PyResult<Self> {
+        let (sender, idle_receiver) = sending.take_halves(py)?;
+        let (idle_sender, receiver) = receiving.take_halves(py)?;
+        Ok(Self { inner: Mutex::new(Exchange { sender, receiver }), _idle: Mutex::new((idle_receiver, idle_sender)) })
+    }
+
+    /// Frames a second that arrive, one sample a window.
+    #[pyo3(signature = (frame, windows, batch = 32, under_way = 256))]
+    fn frames_per_second(
+        &self,
+        py: Python<'_>,
+        frame: &[u8],
+        windows: BenchWindows,
+        batch: u32,
+        under_way: u32,
+    ) -> PyResult<Vec<f64>> {
+        let frame = frame.to_vec();
+        self.with(py, move |exchange| exchange.frames_per_second(&frame, batch, under_way, windows.inner()))
+    }
+
+    /// Nanoseconds until a frame arrives that was sent alone, one sample a window.
+    #[pyo3(signature = (frame, windows, is_asleep = false))]
+    fn round_trip_ns(
+        &self,
+        py: Python<'_>,
+        frame: &[u8],
+        windows: BenchWindows,
+        is_asleep: bool,
+    ) -> PyResult<Vec<f64>> {
+        let frame = frame.to_vec();
+        let waiting = if is_asleep { Waiting::Asleep } else { Waiting::Polled };
+        self.with(py, move |exchange| exchange.round_trip_ns(&frame, waiting, windows.inner()))
+    }
 }
 
 fn unknown(py: Python<'_>, what: &str, found: &str, known: &[&str]) -> PyErr {

@@ -14,7 +14,7 @@ use vbnet_core::guest::imix::Sizes;
 use vbnet_core::guest::row::Row;
 use vbnet_core::guest::stack::{StackConfig, StackGuests as Stacks, StackOptions};
 use vbnet_core::guest::stack_client::PingRequest;
-use vbnet_core::guest::stack_host::StackStats;
+use vbnet_core::guest::stack_config::StackStats;
 use vbnet_core::guest::traffic::Running;
 use vbnet_core::guest::traffic::frame::{FRAME_MIN, Route};
 use vbnet_core::guest::traffic::sink::{SinkConfig, SinkStats, TrafficSink};

@@ -18,7 +18,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, Self
 
-from vbnet import _native
+from vbnet._native import Venet, VenetLayout
 from vbnet.devices.venet import wire
 from vbnet.errors import BusyError
 from vbnet.guestnode.memory import Block
@@ -44,7 +44,7 @@ def default_slots(mtu: int) -> int:
     return slots
 
 
-class Nic(_native.Venet):
+class Nic(Venet):
     """A network card, ready to use. Made by :class:`VenetDriver`; ``guest.nic("eth0")`` gives it.
 
     ``send``, ``send_frame``, ``claim``, ``recv``, ``recv_frame``, ``recv_views`` and ``fileno`` are native; see
@@ -66,7 +66,7 @@ class Nic(_native.Venet):
         """Format the rings in ``block`` of the guest's memory."""
         nic = super().__new__(cls, opened.device.ram, mtu, slots, slots, block.offset)
         nic.mac, nic.mtu, nic.name = mac, mtu, opened.device.name
-        nic._opened, nic._block = opened, block  # noqa: SLF001 - our own
+        nic._opened, nic._block = opened, block
         return nic
 
     @property
@@ -144,7 +144,7 @@ class VenetDriver:
             mac = MacAddress(await opened.call(wire.Function.MACQUERY))
             (mtu,) = wire.MTU.unpack(await opened.call(wire.Function.MTUQUERY))
             slots = self._slots or default_slots(mtu)
-            length = _native.VenetLayout(mtu, slots, slots).ram_bytes - RAM_HEADER_BYTES
+            length = VenetLayout(mtu, slots, slots).ram_bytes - RAM_HEADER_BYTES
             block = device.memory.allocate(length, RAM_HEADER_BYTES)
             nic = Nic(opened, block, mac, mtu, slots)
             await self._share(opened, nic)

@@ -4,6 +4,7 @@
 //! * [`bare`] is the limit: frames copied in and out of plain shared memory, in several layouts, with nothing around.
 //! * [`pingpong`] is the limit of latency: polled, asleep on an eventfd, asleep on a futex.
 //! * [`ring`] is the subject: the same frames through vbnet's ring, arena and checks, between two mappings.
+//! * [`exchange`] is the subject with a switch in between: frames and round trips from guest to guest.
 //! * [`duo`] puts the two sides of a measurement on two cores, as threads or as two processes.
 //!
 //! Every measurement answers a list of samples, one a window of time, so that median and spread can be told. Nothing
@@ -11,6 +12,7 @@
 
 pub mod bare;
 pub mod duo;
+pub mod exchange;
 pub mod pingpong;
 pub mod probe;
 pub mod ring;

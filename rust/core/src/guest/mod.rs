@@ -1,8 +1,9 @@
 //! The guest's side of the bus: code that runs in guest processes and trusts nobody's completions.
 //!
 //! * [`venet`]: the driver half of a venet device, everything else here sends and receives through it.
-//! * [`stack`]: many small IP hosts on one thread, made of [`stack_host`] (one of them), [`stack_device`] (how it
-//!   reaches the driver), [`stack_client`] (what it asks others) and [`http`] (its page).
+//! * [`stack`]: many small IP hosts on one thread, made of [`stack_host`] (one of them), [`stack_config`] (what it is
+//!   and counts), [`stack_device`] (how it reaches the driver), `stack_service`, [`stack_udp`] and [`http`] (what it
+//!   serves) and [`stack_client`] (what it asks others).
 //! * [`traffic`]: generator, sink, reflector and requester for measuring, with [`imix`] and [`sequence`] under them.
 //! * [`row`]: where their statistics are counted; [`clock`]: the time they live by.
 
@@ -13,8 +14,10 @@ pub mod row;
 pub mod sequence;
 pub mod stack;
 pub mod stack_client;
+pub mod stack_config;
 pub mod stack_device;
 pub mod stack_host;
+mod stack_service;
 pub mod stack_udp;
 pub mod traffic;
 pub mod venet;

@@ -11,25 +11,27 @@
 //! socket listens: one is made for each connection request that arrives and gone when the connection is, so a host that
 //! nobody talks to has no buffers. Connections are bounded in number, in idle time and in the time a handshake may take.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender as Channel;
-use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, IpAddress,
-    IpCidr, IpEndpoint, IpProtocol, Ipv4Cidr, Ipv4Packet, Ipv6Packet, TcpPacket,
+    IpCidr,
 };
 
 use super::clock::SECOND_NS;
-use super::http::{self, Facts, Parsed, Response};
+use super::http::Facts;
 use super::row::Row;
 use super::stack_client::{Exchange, ExchangeReport, ExchangeRequest, PingReport, PingRequest, Pinger, Step};
+use super::stack_config::{HostConfig, IPV6_MTU_MIN, StackStats, link_local};
 use super::stack_device::{Tally, Wire};
+use super::stack_service::{Connection, IDLE_NS, Service, connection_request, listen};
 use super::stack_udp::{self, Verdict};
-use super::venet::{Bells, ETHERNET_HEADER, MTU_MAX, MTU_MIN, Receiver, Sender};
+use super::venet::{Bells, ETHERNET_HEADER, Receiver, Sender};
 use crate::error::{Error, Result};
 
 /// Frames taken in one poll.
@@ -38,158 +40,10 @@ pub const BATCH: u32 = 32;
 const ROUNDS: u32 = 64;
 /// Most clients (pings and exchanges) at a time.
 const CLIENTS_MAX: usize = 16;
-/// A connection on which nothing happens for so long is reset.
-const IDLE_NS: u64 = 120 * SECOND_NS;
-/// Keeps the reasons of a stuck egress from being asked for without pause.
+/// Keeps what wants to be sent now and cannot from being tried without pause: for want of anything, or of room, which
+/// the host announces by the doorbell.
 const PATIENCE_NS: u64 = 1_000_000;
-/// A peer that says nothing at all for so long is gone, whether in a handshake or later.
-const SILENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(25);
-/// Silence after which a peer is asked whether it lives; twice before it is given up.
-const KEEP_ALIVE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(10);
-/// Smallest MTU at which IPv6 may be spoken.
-const IPV6_MTU_MIN: u32 = 1280;
-
-/// What a host is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostConfig {
-    /// Shown on its page.
-    pub name: String,
-    /// Its address on the wire: unicast.
-    pub mac: [u8; 6],
-    /// Its address and the length of its network's prefix. Without, only IPv6 link-local is spoken.
-    pub ipv4: Option<(Ipv4Addr, u8)>,
-    /// Where packets for other networks go.
-    pub gateway: Option<Ipv4Addr>,
-    /// Largest IP packet in bytes, as the device was laid out for.
-    pub mtu: u32,
-    /// Most TCP connections at a time.
-    pub connections_max: usize,
-}
-
-impl HostConfig {
-    fn check(&self) -> Result<()> {
-        let usage = |text: String| Err(Error::Usage(format!("stack guest {}: {text}", self.name)));
-        if !EthernetAddress(self.mac).is_unicast() {
-            return usage(format!("its MAC must be a unicast address; got {}", EthernetAddress(self.mac)));
-        }
-        if !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
-            return usage(format!("its MTU is {MTU_MIN} to {MTU_MAX}; got {}", self.mtu));
-        }
-        let Some((address, prefix)) = self.ipv4 else {
-            return match self.gateway {
-                None => Ok(()),
-                Some(gateway) => usage(format!("gateway {gateway} is of no use without an IPv4 address")),
-            };
-        };
-        if prefix > 32 {
-            return usage(format!("a prefix has 0 to 32 bits; got {prefix}"));
-        }
-        let network = Ipv4Cidr::new(address, prefix);
-        let is_host = |address: Ipv4Addr| {
-            !(address.is_unspecified()
-                || address.is_broadcast()
-                || address.is_multicast()
-                || network.broadcast() == Some(address))
-        };
-        if !is_host(address) {
-            return usage(format!("{address}/{prefix} is no address of a host"));
-        }
-        match self.gateway {
-            Some(gateway) if !is_host(gateway) || !network.contains_addr(&gateway) || gateway == address => {
-                usage(format!("gateway {gateway} is no other host of its network, {address}/{prefix}"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What a host has counted. Names and order: [`StackStats::NAMES`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StackStats {
-    /// Frames received.
-    pub rx_frames: u64,
-    /// Their bytes.
-    pub rx_bytes: u64,
-    /// Frames sent.
-    pub tx_frames: u64,
-    /// Their bytes.
-    pub tx_bytes: u64,
-    /// Replies dropped because the ring was full.
-    pub tx_drops_no_room: u64,
-    /// Echo requests answered.
-    pub pings_answered: u64,
-    /// UDP datagrams echoed or discarded.
-    pub udp_datagrams: u64,
-    /// TCP connections accepted so far.
-    pub tcp_connections: u64,
-    /// TCP connections there are now.
-    pub tcp_open: u64,
-    /// TCP connections refused because there were too many.
-    pub tcp_refused: u64,
-    /// Bytes echoed, discarded or sunk.
-    pub tcp_bytes: u64,
-    /// Requests answered, whatever the status.
-    pub http_requests: u64,
-}
-
-impl StackStats {
-    /// Names of the counters, in the order of a host's [`Row`].
-    pub const NAMES: [&'static str; 12] = [
-        "rx_frames",
-        "rx_bytes",
-        "tx_frames",
-        "tx_bytes",
-        "tx_drops_no_room",
-        "pings_answered",
-        "udp_datagrams",
-        "tcp_connections",
-        "tcp_open",
-        "tcp_refused",
-        "tcp_bytes",
-        "http_requests",
-    ];
-
-    /// Counters of a row.
-    pub const WORDS: usize = Self::NAMES.len();
-
-    /// The counters, in the order of [`Self::NAMES`].
-    #[must_use]
-    pub const fn words(&self) -> [u64; Self::WORDS] {
-        [
-            self.rx_frames,
-            self.rx_bytes,
-            self.tx_frames,
-            self.tx_bytes,
-            self.tx_drops_no_room,
-            self.pings_answered,
-            self.udp_datagrams,
-            self.tcp_connections,
-            self.tcp_open,
-            self.tcp_refused,
-            self.tcp_bytes,
-            self.http_requests,
-        ]
-    }
-
-    /// What a host's row says now.
-    #[must_use]
-    pub fn read(row: &Row) -> Self {
-        Self {
-            rx_frames: row.load(0),
-            rx_bytes: row.load(1),
-            tx_frames: row.load(2),
-            tx_bytes: row.load(3),
-            tx_drops_no_room: row.load(4),
-            pings_answered: row.load(5),
-            udp_datagrams: row.load(6),
-            tcp_connections: row.load(7),
-            tcp_open: row.load(8),
-            tcp_refused: row.load(9),
-            tcp_bytes: row.load(10),
-            http_requests: row.load(11),
-        }
-    }
-}
+const BLOCKED_NS: u64 = 100_000_000;
 
 /// Memory hosts of one thread share while they are polled.
 #[derive(Debug, Default)]
@@ -209,61 +63,6 @@ pub struct Progress {
     pub has_worked: bool,
     /// Poll again at this time at the latest, in nanoseconds.
     pub deadline_ns: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Service {
-    Echo,
-    Discard,
-    Http,
-    /// A client's connection that says goodbye.
-    Farewell,
-}
-
-impl Service {
-    const fn of(port: u16) -> Option<Self> {
-        match port {
-            stack_udp::ECHO => Some(Self::Echo),
-            stack_udp::DISCARD | 5001 => Some(Self::Discard),
-            80 => Some(Self::Http),
-            _ => None,
-        }
-    }
-
-    /// Bytes of receive and send buffer: what the service needs, and two segments at least of what it moves.
-    const fn buffers(self, mtu: u32) -> (usize, usize) {
-        const fn most(one: usize, other: usize) -> usize {
-            if one > other { one } else { other }
-        }
-        let two = 2 * mtu as usize;
-        match self {
-            Self::Echo => (most(16 << 10, two), most(16 << 10, two)),
-            Self::Discard => (most(64 << 10, two), 64),
-            Self::Http | Self::Farewell => (http::HEAD_MAX, most(64 << 10, two)),
-        }
-    }
-}
-
-/// An HTTP conversation.
-#[derive(Debug, Default)]
-struct Page {
-    head: Vec<u8>,
-    response: Vec<u8>,
-    /// Bytes of the response already sent.
-    sent: usize,
-    /// Bytes of the pattern still to send, and its next byte.
-    stream: u64,
-    pattern: u8,
-    /// Nothing more will be asked or answered.
-    is_over: bool,
-}
-
-#[derive(Debug)]
-struct Connection {
-    handle: SocketHandle,
-    service: Service,
-    page: Option<Box<Page>>,
-    active_ns: u64,
 }
 
 /// One host.
@@ -291,13 +90,6 @@ pub struct Host {
 
 fn instant(now_ns: u64) -> Instant {
     Instant::from_micros(i64::try_from(now_ns / 1000).unwrap_or(i64::MAX))
-}
-
-/// The IPv6 link-local address of a MAC. Source: RFC 4291, appendix A.
-#[must_use]
-pub fn link_local(mac: [u8; 6]) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac;
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
 impl Host {
@@ -541,8 +333,7 @@ impl Host {
                     sockets.remove(handle);
                 } else {
                     stats.tcp_connections += 1;
-                    let page = (service == Service::Http).then(Box::default);
-                    connections.push(Connection { handle, service, page, active_ns: now_ns });
+                    connections.push(Connection::new(handle, service, now_ns));
                 }
             }
         })
@@ -550,62 +341,16 @@ impl Host {
 
     /// Moves bytes of every connection.
     fn serve(&mut self, now_ns: u64, scratch: &mut Scratch) {
+        self.stats.tcp_open = self.connections.len() as u64;
         let mut connections = std::mem::take(&mut self.connections);
+        let mut sockets = std::mem::replace(&mut self.sockets, SocketSet::new(Vec::new()));
         for connection in &mut connections {
-            let moved = match (connection.service, &mut connection.page) {
-                (Service::Http, Some(page)) => self.serve_page(now_ns, connection.handle, page),
-                (Service::Echo, _) => {
-                    let socket = self.sockets.get_mut::<tcp::Socket>(connection.handle);
-                    let moved = echo(socket, &mut scratch.bytes);
-                    self.stats.tcp_bytes += moved;
-                    moved
-                }
-                _ => {
-                    let socket = self.sockets.get_mut::<tcp::Socket>(connection.handle);
-                    let moved = discard(socket);
-                    self.stats.tcp_bytes += moved;
-                    moved
-                }
-            };
-            let socket = self.sockets.get_mut::<tcp::Socket>(connection.handle);
-            if moved != 0 {
-                connection.active_ns = now_ns;
-            } else if now_ns.saturating_sub(connection.active_ns) >= IDLE_NS {
-                socket.abort();
-            }
+            let moved = connection.serve(now_ns, &mut sockets, &mut scratch.bytes, || self.facts(now_ns));
+            self.stats.tcp_bytes += moved.bytes;
+            self.stats.http_requests += moved.requests;
         }
         self.connections = connections;
-    }
-
-    /// Answers requests of one connection; bytes that moved.
-    fn serve_page(&mut self, now_ns: u64, handle: SocketHandle, page: &mut Page) -> u64 {
-        let mut moved = 0;
-        loop {
-            let socket = self.sockets.get_mut::<tcp::Socket>(handle);
-            moved += page.send(socket);
-            if page.has_more() {
-                return moved;
-            }
-            if page.is_over {
-                moved += discard(socket);
-                socket.close();
-                return moved;
-            }
-            moved += page.read(socket);
-            let response = match http::parse(&page.head) {
-                Parsed::Incomplete => {
-                    close_behind(socket);
-                    return moved;
-                }
-                Parsed::Refused(status) => Response::refusal(status),
-                Parsed::Request(request) => {
-                    page.head.drain(..request.bytes);
-                    http::respond(&request, &self.facts(now_ns))
-                }
-            };
-            self.stats.http_requests += 1;
-            page.answer(response);
-        }
+        self.sockets = sockets;
     }
 
     fn facts(&self, now_ns: u64) -> Facts {
@@ -645,8 +390,7 @@ impl Host {
                 false
             }
             Step::Leaves => {
-                let (handle, service) = (exchange.handle(), Service::Farewell);
-                connections.push(Connection { handle, service, page: None, active_ns: now_ns });
+                connections.push(Connection::new(exchange.handle(), Service::Farewell, now_ns));
                 false
             }
         });
@@ -669,18 +413,13 @@ impl Host {
     fn reap(&mut self) {
         let sockets = &mut self.sockets;
         self.connections.retain(|connection| {
-            let is_over = match sockets.get::<tcp::Socket>(connection.handle).state() {
-                // A handshake that is reset goes back to listening, where nobody needs it.
-                tcp::State::Closed | tcp::State::Listen => true,
-                // Stragglers of our own clients find no one: their ports are not used again soon.
-                tcp::State::TimeWait => connection.service == Service::Farewell,
-                _ => false,
-            };
+            let is_over = connection.is_over(sockets);
             if is_over {
                 sockets.remove(connection.handle);
             }
             !is_over
         });
+        self.stats.tcp_open = self.connections.len() as u64;
         if self.connections.is_empty() {
             // A guest nobody talks to any more costs what it did before.
             self.connections = Vec::new();
@@ -697,7 +436,8 @@ impl Host {
             .map(|at| u64::try_from(at.total_micros()).unwrap_or(0).saturating_mul(1000));
         let idle_ns = self.connections.iter().map(|connection| connection.active_ns + IDLE_NS).min();
         let first = [stack_ns, client_ns, idle_ns].into_iter().flatten().min()?;
-        Some(if first > now_ns || has_worked { first } else { now_ns + PATIENCE_NS })
+        let patience_ns = if self.tally.is_blocked { BLOCKED_NS } else { PATIENCE_NS };
+        Some(if first > now_ns || has_worked { first } else { now_ns + patience_ns })
     }
 
     fn current(&self) -> StackStats {
@@ -709,7 +449,6 @@ impl Host {
             tx_bytes: self.tally.bytes_out,
             tx_drops_no_room: self.tally.drops_no_room,
             pings_answered: self.tally.pings_answered,
-            tcp_open: self.connections.len() as u64,
             ..self.stats
         }
     }
@@ -724,171 +463,5 @@ impl Host {
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Host").field("config", &self.config).field("stats", &self.current()).finish_non_exhaustive()
-    }
-}
-
-/// The port and the sender of a frame that asks one of our services for a connection.
-fn connection_request(frame: &[u8], mac: EthernetAddress, interface: &Interface) -> Option<(u16, IpEndpoint)> {
-    let frame = EthernetFrame::new_checked(frame).ok()?;
-    if frame.dst_addr() != mac {
-        return None;
-    }
-    let (from, to, payload) = match frame.ethertype() {
-        EthernetProtocol::Ipv4 => {
-            let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
-            if packet.next_header() != IpProtocol::Tcp || packet.frag_offset() != 0 {
-                return None;
-            }
-            (IpAddress::Ipv4(packet.src_addr()), IpAddress::Ipv4(packet.dst_addr()), packet.payload())
-        }
-        EthernetProtocol::Ipv6 => {
-            let packet = Ipv6Packet::new_checked(frame.payload()).ok()?;
-            if packet.next_header() != IpProtocol::Tcp {
-                return None;
-            }
-            (IpAddress::Ipv6(packet.src_addr()), IpAddress::Ipv6(packet.dst_addr()), packet.payload())
-        }
-        _ => return None,
-    };
-    let segment = TcpPacket::new_checked(payload).ok()?;
-    let asks = segment.syn() && !segment.ack() && interface.has_ip_addr(to);
-    asks.then(|| (segment.dst_port(), IpEndpoint::new(from, segment.src_port())))
-}
-
-/// Makes a socket that will take the connection request from `from`, unless one of ours already does.
-fn listen(
-    config: &HostConfig,
-    stats: &mut StackStats,
-    connections: &mut Vec<Connection>,
-    sockets: &mut SocketSet<'static>,
-    port: u16,
-    from: IpEndpoint,
-) -> Option<(SocketHandle, Service)> {
-    let service = Service::of(port)?;
-    let known = connections.iter().position(|connection| {
-        let socket = sockets.get::<tcp::Socket>(connection.handle);
-        socket.remote_endpoint() == Some(from) && socket.local_endpoint().is_some_and(|local| local.port == port)
-    });
-    let is_waiting =
-        |connection: &Connection| sockets.get::<tcp::Socket>(connection.handle).state() == tcp::State::TimeWait;
-    // A connection that only waits for stragglers makes room: for its successor, or when there are too many.
-    let leaving = match known {
-        Some(index) if is_waiting(&connections[index]) => Some(index),
-        Some(_) => return None,
-        None if connections.len() < config.connections_max => None,
-        None => match connections.iter().position(is_waiting) {
-            Some(index) => Some(index),
-            None => {
-                stats.tcp_refused += 1;
-                return None;
-            }
-        },
-    };
-    if let Some(index) = leaving {
-        sockets.remove(connections.swap_remove(index).handle);
-    }
-    let (rx_bytes, tx_bytes) = service.buffers(config.mtu);
-    let mut socket =
-        tcp::Socket::new(tcp::SocketBuffer::new(vec![0; rx_bytes]), tcp::SocketBuffer::new(vec![0; tx_bytes]));
-    socket.set_timeout(Some(SILENCE));
-    socket.set_keep_alive(Some(KEEP_ALIVE));
-    socket.set_nagle_enabled(false);
-    socket.set_ack_delay(None);
-    // A fresh socket listens on any port but 0, which no service has.
-    socket.listen(port).ok()?;
-    Some((sockets.add(socket), service))
-}
-
-/// Closes our direction when the other side has closed its own and everything of it was read.
-fn close_behind(socket: &mut tcp::Socket<'_>) {
-    if socket.state() == tcp::State::CloseWait && !socket.can_recv() {
-        socket.close();
-    }
-}
-
-fn echo(socket: &mut tcp::Socket<'_>, bytes: &mut Vec<u8>) -> u64 {
-    let mut moved = 0;
-    while socket.can_recv() && socket.can_send() {
-        let room = (socket.send_capacity() - socket.send_queue()).min(socket.recv_queue());
-        bytes.resize(room, 0);
-        let took = socket.recv_slice(bytes).unwrap_or(0);
-        let gave = socket.send_slice(&bytes[..took]).unwrap_or(0);
-        debug_assert_eq!(took, gave);
-        moved += gave as u64;
-    }
-    close_behind(socket);
-    moved
-}
-
-fn discard(socket: &mut tcp::Socket<'_>) -> u64 {
-    let mut moved = 0;
-    while socket.can_recv() {
-        match socket.recv(|data| (data.len(), data.len())) {
-            Ok(length) if length != 0 => moved += length as u64,
-            _ => break,
-        }
-    }
-    close_behind(socket);
-    moved
-}
-
-impl Page {
-    const fn has_more(&self) -> bool {
-        self.sent < self.response.len() || self.stream != 0
-    }
-
-    fn answer(&mut self, response: Response) {
-        self.is_over = !response.keeps_alive;
-        self.response = response.bytes;
-        self.sent = 0;
-        self.stream = response.stream;
-        self.pattern = 0;
-    }
-
-    fn read(&mut self, socket: &mut tcp::Socket<'_>) -> u64 {
-        let room = http::HEAD_MAX.saturating_sub(self.head.len());
-        let head = &mut self.head;
-        let mut moved = 0;
-        while socket.can_recv() && (moved as usize) < room {
-            let took = socket.recv(|data| {
-                let take = data.len().min(room - moved as usize);
-                head.extend_from_slice(&data[..take]);
-                (take, take)
-            });
-            match took {
-                Ok(length) if length != 0 => moved += length as u64,
-                _ => break,
-            }
-        }
-        moved
-    }
-
-    fn send(&mut self, socket: &mut tcp::Socket<'_>) -> u64 {
-        let mut moved = 0;
-        while self.has_more() && socket.can_send() {
-            let sent = if self.sent < self.response.len() {
-                let sent = socket.send_slice(&self.response[self.sent..]).unwrap_or(0);
-                self.sent += sent;
-                sent
-            } else {
-                let (left, start) = (self.stream, self.pattern);
-                let sent = socket.send(|room| {
-                    let length = usize::try_from(left).unwrap_or(usize::MAX).min(room.len());
-                    for (index, byte) in room[..length].iter_mut().enumerate() {
-                        *byte = start.wrapping_add(index as u8);
-                    }
-                    (length, length)
-                });
-                let sent = sent.unwrap_or(0);
-                self.pattern = start.wrapping_add(sent as u8);
-                self.stream -= sent as u64;
-                sent
-            };
-            if sent == 0 {
-                break;
-            }
-            moved += sent as u64;
-        }
-        moved
     }
 }

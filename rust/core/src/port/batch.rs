@@ -10,7 +10,7 @@ use crate::net::frame::FrameStart;
 use crate::net::switch::Verdict;
 
 /// Frames of one batch.
-pub(crate) const BATCH: usize = 32;
+pub(crate) const BATCH: usize = 64;
 
 /// One frame in hand. `source` is valid from being loaded until its slot is returned, `target` from being claimed until
 /// its buffer is; both within one turn of one thread.

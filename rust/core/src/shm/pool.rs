@@ -4,8 +4,6 @@
 //! (received frames may be held for a while). [`SendArena`] lays frames one behind the other and frees them in order,
 //! as the ring returns them: small frames fill whole cache lines in sequence, which the prefetchers follow.
 
-use std::collections::VecDeque;
-
 use super::layout::CACHE_LINE;
 
 /// Equal buffers, lent last-in first-out so that the warmest comes next.
@@ -69,66 +67,177 @@ impl BufferPool {
 pub struct SendArena {
     start: u32,
     size: u32,
-    /// Most pieces in flight at once.
-    slots: u32,
-    /// Bytes ever taken and ever freed; their difference is what is in use, padding included.
-    taken: u64,
-    freed: u64,
-    /// What each piece in flight used, oldest first.
-    pieces: VecDeque<u32>,
+    /// Next byte to be taken, counted from `start`; always below `size`.
+    position: u32,
+    /// Bytes in use, skipped ones included.
+    used: u32,
+    /// What each piece in flight used, at its number modulo their count, a power of two: most pieces at once.
+    pieces: Box<[u32]>,
+    /// Number of the oldest piece in flight, and one past that of the newest.
+    first: u32,
+    last: u32,
 }
 
 impl SendArena {
-    /// `size` bytes at byte `start`, both multiples of a cache line, for at most `slots` pieces at a time.
+    /// `size` bytes at byte `start`, both multiples of a cache line, for at most `slots` pieces at a time (rounded up
+    /// to a power of two).
     #[must_use]
-    pub const fn new(start: u32, size: u32, slots: u32) -> Self {
-        Self { start, size, slots, taken: 0, freed: 0, pieces: VecDeque::new() }
+    pub fn new(start: u32, size: u32, slots: u32) -> Self {
+        let pieces = vec![0; slots.next_power_of_two() as usize].into_boxed_slice();
+        Self { start, size, position: 0, used: 0, pieces, first: 0, last: 0 }
+    }
+
+    #[inline]
+    fn slots(&self) -> u32 {
+        self.pieces.len() as u32
+    }
+
+    #[inline]
+    fn piece(&mut self, number: u32) -> &mut u32 {
+        let place = number as usize & (self.pieces.len() - 1);
+        &mut self.pieces[place]
     }
 
     /// Takes `length` bytes in one piece: their byte offset, or `None` when there is no room now.
+    #[inline]
     pub fn take(&mut self, length: u32) -> Option<u32> {
         let rounded = length.max(1).next_multiple_of(CACHE_LINE as u32);
-        let position = (self.taken % u64::from(self.size)) as u32;
-        let room = u64::from(self.size) - (self.taken - self.freed);
+        let room = self.size - self.used;
+        let rest = self.size - self.position;
         // A piece never wraps: the rest of the arena is skipped and counted as part of this piece. Small frames turn
         // back early, where as many of them as can be in flight fit: what is not touched needs no place in a cache.
-        let enough = self.slots.saturating_mul(rounded).min(self.size);
-        let rest = self.size - position;
-        let turns_back = position >= enough && u64::from(rest) + u64::from(rounded) <= room;
+        let enough = self.slots().saturating_mul(rounded).min(self.size);
+        let turns_back = self.position >= enough && u64::from(rest) + u64::from(rounded) <= u64::from(room);
         let skipped = if rounded > rest || turns_back { rest } else { 0 };
-        let used = u64::from(skipped) + u64::from(rounded);
-        if used > room {
+        if u64::from(skipped) + u64::from(rounded) > u64::from(room) || self.pieces() == self.pieces.len() {
             return None;
         }
-        self.pieces.push_back(skipped + rounded);
-        self.taken += used;
-        Some(self.start + if skipped == 0 { position } else { 0 })
+        let place = if skipped == 0 { self.position } else { 0 };
+        let last = self.last;
+        *self.piece(last) = skipped + rounded;
+        self.last = last.wrapping_add(1);
+        self.used += skipped + rounded;
+        self.position = if place + rounded == self.size { 0 } else { place + rounded };
+        Some(self.start + place)
+    }
+
+    /// Where a piece of `length` bytes will be that is taken `distance` bytes after the one at `offset`, if pieces stay
+    /// as long as they are: a guess, and always a place within the arena.
+    #[must_use]
+    pub fn ahead(&self, offset: u32, distance: u32, length: u32) -> u32 {
+        let end = self.slots().saturating_mul(length).min(self.size);
+        let position = (offset - self.start).saturating_add(distance);
+        self.start
+            + if position.saturating_add(length) <= end {
+                position
+            } else {
+                position.saturating_sub(end).min(end - length.min(end))
+            }
     }
 
     /// Frees the oldest `count` pieces.
+    #[inline]
     pub fn free(&mut self, count: u32) {
-        for _ in 0..count {
-            if let Some(used) = self.pieces.pop_front() {
-                self.freed += u64::from(used);
-            }
+        for _ in 0..(count as usize).min(self.pieces()) {
+            let first = self.first;
+            self.used -= *self.piece(first);
+            self.first = first.wrapping_add(1);
         }
-        if self.pieces.is_empty() {
+        if self.pieces() == 0 {
             // Start over at the warm end.
-            self.taken = 0;
-            self.freed = 0;
+            self.position = 0;
         }
     }
 
     /// Gives the newest piece back unused.
     pub fn undo(&mut self) {
-        if let Some(used) = self.pieces.pop_back() {
-            self.taken -= u64::from(used);
+        if self.pieces() != 0 {
+            self.last = self.last.wrapping_sub(1);
+            let last = self.last;
+            let used = *self.piece(last);
+            self.used -= used;
+            self.position =
+                if self.position >= used { self.position - used } else { self.position + (self.size - used) };
         }
     }
 
     /// Pieces taken and not freed.
     #[must_use]
-    pub fn pieces(&self) -> usize {
-        self.pieces.len()
+    pub const fn pieces(&self) -> usize {
+        self.last.wrapping_sub(self.first) as usize
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Pieces lie one behind the other in whole cache lines and come free in order.
+    #[test]
+    fn pieces_follow_each_other_and_come_free_in_order() {
+        let mut arena = SendArena::new(4096, 256, 4);
+
+        let taken = [64, 1, 100].map(|length| arena.take(length));
+
+        assert_eq!([Some(4096), Some(4160), Some(4224)], taken);
+        assert_eq!(None, arena.take(1));
+        arena.free(1);
+        assert_eq!(Some(4096), arena.take(64));
+    }
+
+    /// A piece that does not fit before the end goes to the start, and what was skipped comes free with it.
+    #[test]
+    fn a_piece_never_wraps() {
+        let mut arena = SendArena::new(0, 256, 4);
+        assert_eq!([Some(0), Some(64)], [64, 128].map(|length| arena.take(length)));
+        arena.free(1);
+
+        let refused = arena.take(128);
+        arena.free(1);
+        let taken = [arena.take(192), arena.take(64)];
+
+        assert_eq!(None, refused);
+        assert_eq!([Some(0), Some(192)], taken);
+    }
+
+    /// Taking a piece back leaves the arena as it was, also when the piece had turned back to the start.
+    #[test]
+    fn undo_restores_what_was_before() {
+        let mut arena = SendArena::new(0, 512, 4);
+        assert_eq!([Some(0), Some(128)], [128, 128].map(|length| arena.take(length)));
+        arena.free(1);
+        assert_eq!(Some(256), arena.take(192));
+        arena.undo();
+
+        let taken = arena.take(256);
+
+        assert_eq!(Some(256), taken);
+        arena.undo();
+        assert_eq!(Some(256), arena.take(128));
+    }
+
+    /// More pieces than the ring has slots are never in flight.
+    #[test]
+    fn no_more_pieces_than_slots() {
+        let mut arena = SendArena::new(0, 4096, 2);
+
+        let taken = [64, 64, 64].map(|length| arena.take(length));
+
+        assert_eq!([Some(0), Some(64), None], taken);
+        assert_eq!(2, arena.pieces());
+    }
+
+    /// The guess where a later piece will be never leaves the arena.
+    #[test]
+    fn the_guess_stays_inside() {
+        let arena = SendArena::new(4096, 1024, 8);
+
+        for offset in (4096..5120).step_by(64) {
+            for (distance, length) in [(64, 64), (512, 64), (1024, 1024), (u32::MAX, 192)] {
+                let guess = arena.ahead(offset, distance, length);
+                assert!((4096..=5120 - length).contains(&guess), "{offset} {distance} {length}: {guess}");
+            }
+        }
     }
 }

@@ -103,7 +103,7 @@ impl Port {
     }
 
     /// Gives one frame to whatever is behind the port. `Ok(null)`: it was sent. Otherwise: where to write it.
-    #[inline]
+    #[inline(always)]
     unsafe fn offer(&mut self, start: &FrameStart, piece: &Piece) -> Result<*mut u8, Refusal> {
         match &mut self.end {
             End::Venet(venet) => venet.claim(piece.length).map(std::ptr::NonNull::as_ptr),
@@ -120,6 +120,8 @@ pub(crate) struct Turn {
     pub frames: u32,
     /// Copies made, at least one a frame.
     pub cost: u32,
+    /// The device has nothing more, and will make an edge when it has: no need to ask again.
+    pub is_dry: bool,
 }
 
 /// Where faults are told.
@@ -259,7 +261,10 @@ impl Plane {
             let End::Tap(tap) = &mut port.end else { break };
             let length = match tap.receive() {
                 Received::Frame(length) => length,
-                Received::Nothing => break,
+                Received::Nothing => {
+                    turn.is_dry = true;
+                    break;
+                }
                 Received::Gone(error) => {
                     tap.end(error);
                     break;

@@ -52,7 +52,12 @@ fn bytes_at(ram: &Ram, offset: u32, length: u32) -> *mut u8 {
 impl FakeHost {
     /// Makes a guest's RAM and driver, and attaches to it.
     pub fn attach(&mut self, mtu: u32, slots: u32) -> (Sender, Receiver) {
-        let layout = VenetLayout::plan(0, mtu, slots, slots).unwrap();
+        self.attach_uneven(mtu, slots, slots)
+    }
+
+    /// As [`Self::attach`], with rings of different lengths.
+    pub fn attach_uneven(&mut self, mtu: u32, tx_slots: u32, rx_slots: u32) -> (Sender, Receiver) {
+        let layout = VenetLayout::plan(0, mtu, tx_slots, rx_slots).unwrap();
         let ram = Ram::create("test-guest", layout.ram_bytes()).unwrap();
         let (mut sender, mut receiver) = venet::open(&ram, layout).unwrap();
         let bells = || Bells { kick: Doorbell::create().unwrap(), call: Doorbell::create().unwrap() };

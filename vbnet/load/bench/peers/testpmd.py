@@ -1,0 +1,258 @@
+"""DPDK's testpmd as a peer: the vhost loop (guest → host → guest) and memif one way.
+
+```text
+   vhost loop     core near                    core far
+                  testpmd, virtio-user, io  ⇄  testpmd, net_vhost, io       packets go round: sent first, then forwarded
+   memif          testpmd, txonly           →  testpmd, rxonly              zero-copy: the receiver copies out
+```
+
+Both programs are started once, forward only during their turn, and sleep between. Each has its main thread and its one
+forwarding thread on its one core. The rate is the program's own (``Rx-pps`` since the last time it was asked), read from
+the interactive prompt. In the vhost loop the forwarding guest is generator and sink in one and touches no payload: the
+best case of that peer. With huge pages free (``vm.nr_hugepages``) both use them; without, they run with ``--no-huge``.
+Install: Debian packages ``dpdk-dev`` (testpmd), ``librte-net-vhost23``, ``librte-net-virtio23``, ``librte-net-memif23``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from vbnet.errors import DeadlineError, PeerGone, UnsupportedError
+from vbnet.load.bench.machine import Cores, describe
+from vbnet.load.bench.pace import Pace
+from vbnet.load.bench.program import Program
+
+__all__ = ["Memif", "PortStatistics", "VhostLoop", "parse_port_statistics", "why_not_installed"]
+
+_PROGRAM: Final = "dpdk-testpmd"
+_LIBRARIES: Final = ("librte_net_vhost.so", "librte_net_virtio.so", "librte_net_memif.so")
+_LIBRARY_FOLDERS: Final = ("/usr/lib", "/usr/local/lib", "/usr/lib64")
+_MEGABYTES: Final = 256
+_PAGES_NEEDED: Final = 2 * _MEGABYTES // 2 + 16
+"""Huge pages of 2 MiB for two programs, and a few to spare."""
+_PROMPT: Final = r"testpmd> "
+_STARTED: Final = r"Configuring Port 0[^>]*testpmd> "
+_STOPPED: Final = r"Done\.\s+testpmd> "
+_STATISTICS_END: Final = r"Tx-pps:\s+\d+.*\n\s+#{20,}\s+testpmd> "
+_START_SECONDS: Final = 30.0
+_ANSWER_SECONDS: Final = 10.0
+_LEAST_WINDOW_SECONDS: Final = 0.25
+_LEAST_WARM_UP_SECONDS: Final = 0.1
+_FIELD: Final = re.compile(r"(RX-packets|TX-packets|RX-missed|TX-errors|Rx-pps|Tx-pps):\s+(\d+)")
+_FIELDS: Final = 6
+_PORT: Final = re.compile(r"NIC statistics for port (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class PortStatistics:
+    """What ``show port stats`` says of one port; rates are since the last time it was asked."""
+
+    port: int
+    rx_packets: int
+    tx_packets: int
+    rx_missed: int
+    tx_errors: int
+    rx_pps: int
+    tx_pps: int
+
+
+def parse_port_statistics(text: str) -> list[PortStatistics]:
+    """Read the answer of ``show port stats all``, in the order it tells the ports; ports told incompletely are left out."""
+    found = []
+    headings = list(_PORT.finditer(text))
+    for index, heading in enumerate(headings):
+        end = headings[index + 1].start() if index + 1 < len(headings) else len(text)
+        values = {name: int(value) for name, value in _FIELD.findall(text[heading.end() : end])}
+        if len(values) == _FIELDS:
+            found.append(
+                PortStatistics(
+                    port=int(heading[1]),
+                    rx_packets=values["RX-packets"],
+                    tx_packets=values["TX-packets"],
+                    rx_missed=values["RX-missed"],
+                    tx_errors=values["TX-errors"],
+                    rx_pps=values["Rx-pps"],
+                    tx_pps=values["Tx-pps"],
+                )
+            )
+    return found
+
+
+def why_not_installed() -> str | None:
+    """Tell what to install to have this peer; ``None``: it is there."""
+    packages = "Debian: dpdk-dev librte-net-vhost23 librte-net-virtio23 librte-net-memif23"
+    if shutil.which(_PROGRAM) is None:
+        return f"{_PROGRAM} is not installed ({packages})"
+    missing = [name for name in _LIBRARIES if not _has_library(name)]
+    return f"DPDK lacks {', '.join(missing)} ({packages})" if missing else None
+
+
+def _has_library(name: str) -> bool:
+    return any(
+        next(Path(folder).glob(f"{between}{name}*"), None) is not None
+        for folder in _LIBRARY_FOLDERS
+        for between in ("", "*/", "dpdk/pmds-*/", "*/dpdk/pmds-*/")
+    )
+
+
+class _Pair:
+    """Two testpmd programs in a folder of their own; the ``far`` one is started first and serves the socket."""
+
+    label = ""
+
+    def __init__(self, cores: Cores) -> None:
+        missing = why_not_installed()
+        if missing is not None:
+            raise UnsupportedError(missing)
+        self._stack = ExitStack()
+        self._cores = cores
+        self.is_huge = describe().huge_pages >= _PAGES_NEEDED
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vbnet-bench-")))
+        self.pids: Sequence[int] = ()
+
+    def _program(self, name: str, core: int, vdev: str, mode: str, frame_bytes: int) -> Program:
+        memory = ("--in-memory",) if self.is_huge else ("--no-huge", "--no-shconf")
+        program = Program(
+            [
+                _PROGRAM,
+                "--lcores",
+                f"0@{core},1@{core}",
+                "--no-pci",
+                "--no-telemetry",
+                "--file-prefix",
+                f"{self._folder.name}-{name}",
+                "-m",
+                str(_MEGABYTES),
+                "--single-file-segments",
+                *memory,
+                "--vdev",
+                vdev,
+                "--",
+                "--interactive",
+                "--nb-cores=1",
+                f"--forward-mode={mode}",
+                "--total-num-mbufs=16384",
+                "--rxd=1024",
+                "--txd=1024",
+                f"--txpkts={frame_bytes}",
+            ],
+            core,
+        )
+        self._stack.push(program)
+        program.hear(_STARTED, _START_SECONDS)
+        return program
+
+    def _rates(self, counted: Program, pace: Pace) -> list[float]:
+        """Ask for the rate once a window; the first answer only starts the first window."""
+        time.sleep(max(pace.warm_up_seconds, _LEAST_WARM_UP_SECONDS))
+        self._statistics(counted)
+        rates = []
+        for _ in range(pace.windows):
+            time.sleep(max(pace.window_seconds, _LEAST_WINDOW_SECONDS))
+            rates.append(float(self._statistics(counted).rx_pps))
+        if not any(rates):
+            raise PeerGone(f"{self.label}: not a packet arrived", rates=rates)
+        return rates
+
+    @staticmethod
+    def _statistics(program: Program) -> PortStatistics:
+        text = program.ask("show port stats all", _STATISTICS_END, _ANSWER_SECONDS)
+        found = parse_port_statistics(text)
+        if not found:
+            raise DeadlineError(f"{_PROGRAM} told no statistics: {text[-200:]!r}")
+        return found[0]
+
+    def close(self) -> None:
+        """End both programs and remove their folder."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class VhostLoop(_Pair):
+    """Packets between a virtio-user guest on the near core and a vhost host on the far one, round and round.
+
+    Args:
+        cores: near: generator and sink; far: the host.
+        frame_bytes: 64 to 2048.
+        is_packed: packed instead of split rings.
+
+    Raises:
+        UnsupportedError: DPDK is not installed. DeadlineError, PeerGone: a program did not come up.
+    """
+
+    def __init__(self, cores: Cores, frame_bytes: int, *, is_packed: bool) -> None:
+        super().__init__(cores)
+        self.label = f"DPDK vhost loop, {'packed' if is_packed else 'split'}{', huge pages' if self.is_huge else ''}"
+        socket = self._folder / "vhost.sock"
+        options = f"queues=1,queue_size=1024,packed_vq={int(is_packed)},mrg_rxbuf=0,in_order=1"
+        try:
+            self._host = self._program("host", cores.far, f"net_vhost0,iface={socket},queues=1", "io", frame_bytes)
+            self._guest = self._program(
+                "guest", cores.near, f"net_virtio_user0,path={socket},{options}", "io", frame_bytes
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.pids = (self._host.pid, self._guest.pid)
+
+    def frames_per_second(self, pace: Pace) -> list[float]:
+        """Frames a second that came back to the guest, one sample a window."""
+        self._host.ask("start", _PROMPT, _ANSWER_SECONDS)
+        self._guest.ask("start tx_first 32", _PROMPT, _ANSWER_SECONDS)
+        try:
+            return self._rates(self._guest, pace)
+        finally:
+            self._guest.ask("stop", _STOPPED, _ANSWER_SECONDS)
+            self._host.ask("stop", _STOPPED, _ANSWER_SECONDS)
+
+
+class Memif(_Pair):
+    """Packets from a memif client on the near core to a memif server on the far one, zero-copy on the sending side.
+
+    Args:
+        cores: near: the sender; far: the receiver.
+        frame_bytes: 64 to 2048.
+
+    Raises:
+        UnsupportedError: DPDK is not installed. DeadlineError, PeerGone: a program did not come up.
+    """
+
+    def __init__(self, cores: Cores, frame_bytes: int) -> None:
+        super().__init__(cores)
+        self.label = f"DPDK memif zero-copy{', huge pages' if self.is_huge else ''}"
+        common = f"id=0,socket={self._folder / 'memif.sock'},socket-abstract=no,rsize=10,bsize=2048"
+        try:
+            self._host = self._program("host", cores.far, f"net_memif0,role=server,{common}", "rxonly", frame_bytes)
+            self._guest = self._program(
+                "guest", cores.near, f"net_memif0,role=client,{common},zero-copy=yes", "txonly", frame_bytes
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.pids = (self._host.pid, self._guest.pid)
+
+    def frames_per_second(self, pace: Pace) -> list[float]:
+        """Frames a second that arrived, one sample a window."""
+        self._host.ask("start", _PROMPT, _ANSWER_SECONDS)
+        self._guest.ask("start", _PROMPT, _ANSWER_SECONDS)
+        try:
+            return self._rates(self._host, pace)
+        finally:
+            self._guest.ask("stop", _STOPPED, _ANSWER_SECONDS)
+            self._host.ask("stop", _STOPPED, _ANSWER_SECONDS)
