@@ -473,6 +473,13 @@ impl Venet {
         sender.arm().or_raise(py)
     }
 
+    /// Frames sent that the host has not taken yet.
+    fn pending(&self, py: Python<'_>) -> PyResult<u32> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.sending, "sending")?;
+        guard.as_mut().ok_or_else(|| lent(py))?.pending().or_raise(py)
+    }
+
     /// Readable when a frame arrived after `arm_receive`.
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
         self.alive(py)?;

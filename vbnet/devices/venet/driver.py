@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from vbnet._native import Venet, VenetLayout
 from vbnet.devices.venet import wire
-from vbnet.errors import BusyError
+from vbnet.errors import BusyError, VbnetError
 from vbnet.guestnode.memory import Block
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice
 from vbnet.net.mac import MacAddress
@@ -32,6 +32,8 @@ DEFAULT_SLOTS: Final = 256
 _BUFFER_BYTES: Final = 1 << 20
 """What a ring's buffers should not exceed when nobody says how many slots there are to be."""
 _SLOTS_MIN: Final = 16
+DRAIN_S: Final = 0.5
+"""How long a leaving guest waits for the host to take its last frames; an idle host needs some 50 µs."""
 RAM_HEADER_BYTES: Final = 4096
 """What a layout counts for the header of guest RAM; its parts are aligned to it."""
 
@@ -113,7 +115,13 @@ class Nic(Venet):
         await self._opened.call(wire.Function.FLUSHRX)
 
     async def remove(self) -> None:
-        """The device left, or the guest does: wake whoever waits and give the memory back."""
+        """The device left, or the guest does: let the host take what was sent, then give the memory back."""
+        if self._opened.device.is_present:
+            with contextlib.suppress(TimeoutError, VbnetError):
+                async with asyncio.timeout(DRAIN_S):
+                    while self.pending():
+                        if self.arm_send():
+                            await _readable(self.send_fileno())
         self.abandon()
         await self._opened.close()
         with contextlib.suppress(BusyError):  # a thread is on its way out of a wait; its memory stays taken
