@@ -7,8 +7,8 @@
    generator and sink in one thread                 one worker thread
 ```
 
-The data path is the real one: native driver halves, fabric, worker. What is left out is the bus: who may join is not what
-is measured here. One channel between the two, made by the parent, carries memory and doorbells.
+The data path is the real one: native driver halves, fabric, worker. What is left out is the bus: who may join is not
+what is measured here. One channel between the two, made by the parent, carries memory and doorbells.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Guests:
     ) -> list[float]:
         """``bytes`` objects a second from Python through ``send`` and back into Python through ``recv``."""
         return _objects_per_second(
-            self._devices[_SENDER], self._devices[_RECEIVER], frame(frame_bytes), batch, under_way, windows
+            (self._devices[_SENDER], self._devices[_RECEIVER]), frame(frame_bytes), batch, under_way, windows
         )
 
     def close(self) -> None:
@@ -203,9 +203,10 @@ def frame(frame_bytes: int) -> bytes:
 
 
 def _objects_per_second(
-    sender: Venet, receiver: Venet, content: bytes, batch: int, under_way: int, windows: tuple[float, float, int]
+    pair: tuple[Venet, Venet], content: bytes, batch: int, under_way: int, windows: tuple[float, float, int]
 ) -> list[float]:
     """Send and receive in turn in one thread, as a Python program would; the clock is read once in a while."""
+    sender, receiver = pair
     turn = _turn_by_one(sender, receiver, content) if batch == 1 else _turn_by_batch(sender, receiver, content, batch)
     size = _TURN_FRAMES if batch == 1 else batch
     warm_up_seconds, window_seconds, count = windows

@@ -1,7 +1,7 @@
 """Benches through a switch: throughput, round trips, Python objects, and what many attached guests cost.
 
-Placement as a host with one worker has it: generator and sink (both guests) share the near core, the host's worker has the
-far one. Peers get the same: both ends of the guest on one core, the host on the other.
+Placement as a host with one worker has it: generator and sink (both guests) share the near core, the host's worker has
+the far one. Peers get the same: both ends of the guest on one core, the host on the other.
 """
 
 from __future__ import annotations
@@ -124,9 +124,7 @@ def rtt_asleep(context: Context) -> Iterator[Row]:
                     Contender(f"vbnet {threshold}", _round_trips(context, stage, 64, is_asleep=True))
                     for threshold, stage in stages.items()
                 ),
-                Contender(
-                    bare, functools.partial(bench_asleep, "eventfd", context.cores.pair, context.pace.native())
-                ),
+                Contender(bare, functools.partial(bench_asleep, "eventfd", context.cores.pair, context.pace.native())),
             ]
         )
     for threshold in stages:
@@ -142,9 +140,7 @@ def rtt_asleep(context: Context) -> Iterator[Row]:
         )
 
 
-def _round_trips(
-    context: Context, stage: Stage, frame_bytes: int, *, is_asleep: bool
-) -> Callable[[], Sequence[float]]:
+def _round_trips(context: Context, stage: Stage, frame_bytes: int, *, is_asleep: bool) -> Callable[[], Sequence[float]]:
     return functools.partial(
         stage.guests.call,
         "round_trip_ns",

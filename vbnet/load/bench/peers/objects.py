@@ -168,9 +168,7 @@ def _timed(fd: int, option: int) -> socket.socket:
     """Wrap a blocking socket whose waits end: by the kernel's clock, since Python's costs a poll a call."""
     found = socket.socket(fileno=fd)
     seconds = int(_WAIT_SECONDS)
-    found.setsockopt(
-        socket.SOL_SOCKET, option, struct.pack("ll", seconds, int((_WAIT_SECONDS - seconds) * 1_000_000))
-    )
+    found.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, int((_WAIT_SECONDS - seconds) * 1_000_000)))
     return found
 
 
@@ -281,20 +279,19 @@ class ObjectPeer:
 
 @contextmanager
 def _pair(
-    cores: Cores, kind: str, frame_bytes: int, push: dict[str, Any], pull: dict[str, Any], fds: Sequence[int] = ()
+    cores: Cores, kind: str, push: dict[str, Any], pull: dict[str, Any], fds: Sequence[int] = ()
 ) -> Iterator[ObjectPair]:
     with ExitStack() as stack:
-        size = {"frame_bytes": frame_bytes}
-        puller = stack.enter_context(Side(f"{__name__}:{kind}Pull", cores.far, {**pull, **size}, fds))
-        pusher = stack.enter_context(Side(f"{__name__}:{kind}Push", cores.near, {**push, **size}, fds))
+        puller = stack.enter_context(Side(f"{__name__}:{kind}Pull", cores.far, pull, fds))
+        pusher = stack.enter_context(Side(f"{__name__}:{kind}Push", cores.near, push, fds))
         yield ObjectPair(pusher, puller)
 
 
 @contextmanager
 def _zmq(cores: Cores, frame_bytes: int) -> Iterator[ObjectPair]:
     with tempfile.TemporaryDirectory(prefix="vbnet-bench-") as folder:
-        address = {"address": f"ipc://{Path(folder) / 'objects.sock'}"}
-        with _pair(cores, "Zmq", frame_bytes, address, address) as pair:
+        params = {"address": f"ipc://{Path(folder) / 'objects.sock'}", "frame_bytes": frame_bytes}
+        with _pair(cores, "Zmq", params, params) as pair:
             yield pair
 
 
@@ -302,15 +299,15 @@ def _zmq(cores: Cores, frame_bytes: int) -> Iterator[ObjectPair]:
 def _socket(cores: Cores, frame_bytes: int) -> Iterator[ObjectPair]:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with near, far:
-        fds = (near.fileno(), far.fileno())
-        with _pair(cores, "Socket", frame_bytes, {"fd": fds[0]}, {"fd": fds[1]}, fds) as pair:
+        push, pull = ({"fd": end.fileno(), "frame_bytes": frame_bytes} for end in (near, far))
+        with _pair(cores, "Socket", push, pull, (near.fileno(), far.fileno())) as pair:
             yield pair
 
 
 @contextmanager
 def _iceoryx(cores: Cores, frame_bytes: int) -> Iterator[ObjectPair]:
-    name = {"name": f"vbnet-bench-{uuid.uuid4().hex}"}
-    with _pair(cores, "Iceoryx", frame_bytes, name, name) as pair:
+    params = {"name": f"vbnet-bench-{uuid.uuid4().hex}", "frame_bytes": frame_bytes}
+    with _pair(cores, "Iceoryx", params, params) as pair:
         yield pair
 
 
