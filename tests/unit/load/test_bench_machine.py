@@ -71,5 +71,5 @@ def test_the_labs_that_are_measured_are_valid(is_packed: bool) -> None:
     """The lab file of ``idle`` and ``launch`` passes the same checks as anybody's."""
     plan = make_plan(parse_topology(topology("bench", 1000, is_packed=is_packed)))
 
-    assert 1000 == len(list(plan.guests()))
+    assert 1000 == len(list(plan.guests))
     assert (1 if is_packed else 1000) == len(plan.processes)
