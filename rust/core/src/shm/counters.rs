@@ -161,8 +161,9 @@ impl CounterFile {
         }
         words[header + 1].store(count as u64, Ordering::Relaxed);
         let generation = &words[header + 2];
-        generation.store(generation.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // [CT-4 whose values] release: the generation before what follows under it; partner in CounterReader::blocks.
+        // [CT-4 whose values] release: the old owner's end before the new generation, and that before what follows under
+        // it; partners in CounterReader::blocks.
+        generation.store(generation.load(Ordering::Relaxed) + 1, Ordering::Release);
         fence(Ordering::Release);
         store_text(&words[header + 3..header + KIND_END], kind);
         store_text(&words[header + KIND_END..header + LABELS_END], labels);
@@ -226,6 +227,9 @@ impl CounterReader {
         let mut found = Vec::new();
         let mut header = FILE_HEADER_WORDS;
         while header + BLOCK_HEADER_WORDS <= words.len() {
+            // [CT-4 whose values] acquire: the generation before the state, or the state could be the last owner's and
+            // what follows the half-written next one's; partner in CounterFile::allocate.
+            let generation = words[header + 2].load(Ordering::Acquire);
             // [CT-1 block published] acquire: state before labels and values; partner in CounterFile::allocate.
             let state = words[header].load(Ordering::Acquire);
             let count = words[header + 1].load(Ordering::Relaxed) as usize;
@@ -233,7 +237,6 @@ impl CounterReader {
                 break;
             }
             if state == STATE_LIVE {
-                let generation = words[header + 2].load(Ordering::Relaxed);
                 let block = BlockSnapshot {
                     kind: load_text(&words[header + 3..header + KIND_END]),
                     labels: load_text(&words[header + KIND_END..header + LABELS_END]),
