@@ -11,6 +11,7 @@ __version__: str
 FAULT_REASONS: list[str]
 
 def wire_table() -> list[tuple[str, str, int, int]]: ...
+
 @final
 class Ram:
     @staticmethod

@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from vbnet import _native
 from vbnet.devices.venet import wire
-from vbnet.errors import BusyError
+from vbnet.errors import BusyError, PeerGone
 from vbnet.guestnode.memory import Block
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice
 from vbnet.net.mac import MacAddress
@@ -114,7 +114,8 @@ class Nic(_native.Venet):
 
     async def remove(self) -> None:
         """The device left, or the guest does: wake whoever waits and give the memory back."""
-        self.abandon()
+        if isinstance(self._opened.ended_by, PeerGone):
+            self.abandon()
         await self._opened.close()
         with contextlib.suppress(BusyError):  # a thread is on its way out of a wait; its memory stays taken
             self.close()
