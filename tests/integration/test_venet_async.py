@@ -1,8 +1,9 @@
 """The NIC in asyncio programs: the forms that wait on the running loop, whatever loop that is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -160,13 +161,13 @@ async def iterate(nic: Nic) -> object:
 
 
 @pytest.mark.parametrize("wait", [receive, iterate])
-def test_waiting_task_hears_that_its_device_left(net: Net, wait: Callable[[Nic], AsyncIterator[object]]) -> None:
+def test_waiting_task_hears_that_its_device_left(net: Net, wait: Callable[[Nic], Coroutine[Any, Any, object]]) -> None:
     """Unplugged while a task waits for frames: the task gets PeerGone, and so does every later call."""
     name = net.plug_nic("venet-loopback")
 
     async def program() -> None:
         async with joined(net, name) as nic, asyncio.timeout(PATIENCE):
-            waiting = asyncio.ensure_future(wait(nic))
+            waiting = asyncio.create_task(wait(nic))
             await turn()
             await asyncio.to_thread(net.operator.device_unplug, f"{name}.eth0", name)
             with pytest.raises(PeerGone):

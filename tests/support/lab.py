@@ -153,9 +153,9 @@ class Net:
         """A guest of this process with a NIC that is up."""
         return Station(self, self.guest(self.plug_nic(kind, **attributes)), slots)
 
-    def process(self, **attributes: object) -> GuestProcess:
+    def process(self, kind: str = "venet", **attributes: object) -> GuestProcess:
         """A guest process with a NIC that is up."""
-        return self._stack.enter_context(GuestProcess(self.lab.run_dir.path, self.plug_nic(**attributes)))
+        return self._stack.enter_context(GuestProcess(self.lab.run_dir.path, self.plug_nic(kind, **attributes)))
 
     def events(self, *topics: str) -> EventTap:
         """Events of the host from now on."""

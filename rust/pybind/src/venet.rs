@@ -576,7 +576,9 @@ impl FrameClaim {
             sender.commit(self.offset, length);
             flushed = sender.flush();
         })
-        .ok_or_else(|| raise_plain(py, "ClosedError", "this claim was committed or cancelled before, or its device was closed"))?;
+        .ok_or_else(|| {
+            raise_plain(py, "ClosedError", "this claim was committed or cancelled before, or its device was closed")
+        })?;
         flushed.map_err(|error| raise(py, error))
     }
 
