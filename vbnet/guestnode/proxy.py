@@ -171,6 +171,11 @@ class OpenDevice:
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
+    @property
+    def ended_by(self) -> VbnetError | None:
+        """Why the host half is gone: PeerGone, or ClosedError when the guest itself left; None while it is there."""
+        return self._void
+
     async def call(self, function: int, data: bytes = b"", *, deadline_s: float | None = None) -> bytes:
         """Run a function of the device.
 

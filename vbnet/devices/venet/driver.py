@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from vbnet._native import Venet, VenetLayout
 from vbnet.devices.venet import wire
-from vbnet.errors import BusyError, VbnetError
+from vbnet.errors import BusyError, PeerGone, VbnetError
 from vbnet.guestnode.memory import Block
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice
 from vbnet.net.mac import MacAddress
@@ -116,17 +116,22 @@ class Nic(Venet):
 
     async def remove(self) -> None:
         """The device left, or the guest does: let the host take what was sent, then give the memory back."""
-        if self._opened.device.is_present:
-            with contextlib.suppress(TimeoutError, VbnetError):
-                async with asyncio.timeout(DRAIN_S):
-                    while self.pending():
-                        if self.arm_send():
-                            await _readable(self.send_fileno())
-        self.abandon()
+        if isinstance(self._opened.ended_by, PeerGone):
+            self.abandon()
+        else:
+            await self._drain()
         await self._opened.close()
         with contextlib.suppress(BusyError):  # a thread is on its way out of a wait; its memory stays taken
             self.close()
             self._opened.device.memory.free(self._block)
+
+    async def _drain(self) -> None:
+        """Wait a moment for the host to take the last frames; nothing is lost that a living host had room for."""
+        with contextlib.suppress(TimeoutError, VbnetError):
+            async with asyncio.timeout(DRAIN_S):
+                while self.pending():
+                    if self.arm_send():
+                        await _readable(self.send_fileno())
 
 
 class VenetDriver:
