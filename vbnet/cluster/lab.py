@@ -30,9 +30,9 @@ from vbnet.bus.rundir import RunDir
 from vbnet.clock import Clock, MonotonicClock, Timer
 from vbnet.cluster import clean, operate, process, state
 from vbnet.cluster.launch import Launcher, Process, Report
+from vbnet.cluster.link import link_exists
 from vbnet.cluster.operate import HostControl
 from vbnet.cluster.plan import Plan, ProcessPlan
-from vbnet.cluster.privileges import interface_exists
 from vbnet.cluster.restart import Again, GivenUp, RestartPolicy
 from vbnet.cluster.state import GuestState, LabState, Lock, ProcessState
 from vbnet.errors import DeadlineError, PeerGone, VbnetError
@@ -242,7 +242,7 @@ class Lab:
             phase="starting",
             since_s=time.time(),
             supervisor=myself,
-            taps=[uplink.tap for uplink in self.plan.uplinks if not interface_exists(uplink.tap)],
+            taps=[uplink.tap for uplink in self.plan.uplinks if not link_exists(uplink.tap)],
         )
         for item in self.plan.processes:
             self._state.processes[item.name] = ProcessState(name=item.name, kind=item.kind, restart=item.restart)

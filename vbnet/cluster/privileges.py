@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vbnet.cluster.link import find_link
 from vbnet.cluster.source import Problem, TopologyError
 from vbnet.cluster.topology import LabFile, NetnsGuest
 
@@ -75,16 +76,8 @@ def can_make_user_namespace() -> bool:
 
 def tap_belongs_to_me(tap: str) -> bool:
     """Say whether a TAP of that name exists and its owner is this user (then no privilege is needed to use it)."""
-    owner = Path("/sys/class/net") / tap / "owner"
-    try:
-        return int(owner.read_text(encoding="ascii")) == os.geteuid()
-    except (OSError, ValueError):
-        return False
-
-
-def interface_exists(name: str) -> bool:
-    """Say whether the machine has a network interface of that name."""
-    return (Path("/sys/class/net") / name).exists()
+    link = find_link(tap)
+    return link is not None and link.is_tap and link.owner == os.geteuid()
 
 
 def check_privileges(lab: LabFile, privileges: Privileges | None = None) -> None:
@@ -116,7 +109,7 @@ def _uplink_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
             key = "ip"
             what = f"setting {uplink.ip} on `{uplink.tap}` needs the right to configure network interfaces"
             fix = "run as root, or set it yourself and leave `ip` out"
-        elif interface_exists(uplink.tap) and not _is_tap(uplink.tap):
+        elif (link := find_link(uplink.tap)) is not None and not link.is_tap:
             what, fix = f"`{uplink.tap}` is a network interface of this machine, but no TAP", "use another name"
         else:
             continue
@@ -133,10 +126,6 @@ def _namespace_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
             yield lab.source.problem(("guests", name), f"guest `{name}` needs a network namespace", fix)
         elif not found.has_tun:
             yield lab.source.problem(("guests", name), f"guest `{name}` needs {TUN_DEVICE}", "load the `tun` module")
-
-
-def _is_tap(name: str) -> bool:
-    return (Path("/sys/class/net") / name / "tun_flags").exists()
 
 
 def open_tap(name: str) -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import suppress
-from pathlib import Path
 
+from vbnet.cluster.link import find_link, set_alias
 from vbnet.cluster.netns import configure
 from vbnet.cluster.plan import NicPlan, UplinkPlan
 from vbnet.cluster.privileges import open_tap
@@ -29,7 +29,7 @@ def make_tap(uplink: UplinkPlan, instance: str) -> None:
     try:
         fd = open_tap(uplink.tap)
         try:
-            _alias_file(uplink.tap).write_text(_alias(instance), encoding="utf-8")
+            set_alias(uplink.tap, _alias(instance))
             fcntl.ioctl(fd, _TUNSETPERSIST, 1)
         finally:
             os.close(fd)
@@ -40,9 +40,8 @@ def make_tap(uplink: UplinkPlan, instance: str) -> None:
 
 def is_made_by(tap: str, instance: str) -> bool:
     """Say whether the TAP is there and was made by this lab."""
-    with suppress(OSError):
-        return _alias_file(tap).read_text(encoding="utf-8").strip() == _alias(instance)
-    return False
+    link = find_link(tap)
+    return link is not None and link.alias == _alias(instance)
 
 
 def remove_tap(tap: str) -> None:
@@ -53,10 +52,6 @@ def remove_tap(tap: str) -> None:
             fcntl.ioctl(fd, _TUNSETPERSIST, 0)
         finally:
             os.close(fd)
-
-
-def _alias_file(tap: str) -> Path:
-    return Path("/sys/class/net") / tap / "ifalias"
 
 
 def _alias(instance: str) -> str:
