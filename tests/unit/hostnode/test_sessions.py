@@ -469,8 +469,9 @@ async def open_whatever_comes(guest: GuestSession) -> None:
     """Use each new echo at once; it may be gone by then, and nothing else may go wrong."""
     async for event in guest.events():
         if isinstance(event, messages.DevAdd) and event.type == "echo":
-            with contextlib.suppress(PeerGone, NotFoundError):
-                await (await guest.devices[-2].open()).call(0, b"x")
+            for device in [device for device in guest.devices if device.dev_id == event.dev_id]:
+                with contextlib.suppress(PeerGone, NotFoundError):
+                    await (await device.open()).call(0, b"x")
 
 
 async def test_hot_plug_under_load_disturbs_nobody_else(run_root: Path) -> None:
