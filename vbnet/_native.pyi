@@ -7,7 +7,37 @@ from typing import Any, Self, final
 
 from typing_extensions import Buffer, disjoint_base
 
-__all__: list[str]
+__all__ = [
+    "BenchExchange",
+    "BenchWindows",
+    "CounterBlock",
+    "CounterFile",
+    "FAULT_REASONS",
+    "Fabric",
+    "FrameClaim",
+    "FrameView",
+    "PORT_COUNTERS",
+    "Ram",
+    "SWITCH_COUNTERS",
+    "StackGuests",
+    "TrafficGuest",
+    "Venet",
+    "VenetLayout",
+    "VenetTotals",
+    "View",
+    "WORKER_COUNTERS",
+    "__version__",
+    "bench_asleep",
+    "bench_bare",
+    "bench_placement",
+    "bench_polled",
+    "bench_probe",
+    "bench_ring",
+    "histogram_bounds",
+    "histogram_quantile",
+    "read_counters",
+    "wire_table",
+]
 __version__: str
 FAULT_REASONS: list[str]
 

@@ -145,7 +145,8 @@ fn full_file_refuses_and_keeps_its_blocks() {
         }
     };
 
-    let no_space = |error: Error| matches!(error, Error::Machine { source, .. } if source.raw_os_error() == Some(libc::ENOSPC));
+    let no_space =
+        |error: Error| matches!(error, Error::Machine { source, .. } if source.raw_os_error() == Some(libc::ENOSPC));
     assert!(no_space(refusal));
     assert_eq!(((FILE_WORDS - HEADER) / (BLOCK + 8), owners.len()), (owners.len(), file.reader().blocks().len()));
     owners.pop();
@@ -156,7 +157,8 @@ fn full_file_refuses_and_keeps_its_blocks() {
 /// What is no counters file is refused with the word that is wrong, or with the machine's answer.
 #[test]
 fn file_of_another_kind_is_refused() {
-    let header = |magic: &[u8; 8], version: u64, size: u64| [*magic, version.to_le_bytes(), size.to_le_bytes()].concat();
+    let header =
+        |magic: &[u8; 8], version: u64, size: u64| [*magic, version.to_le_bytes(), size.to_le_bytes()].concat();
     let padded = |mut bytes: Vec<u8>| {
         bytes.resize(FILE_BYTES, 0);
         bytes

@@ -322,7 +322,9 @@ fn bad_slots(found: u32) -> Fault {
 #[test]
 fn ring_is_formatted_only_where_it_fits() {
     let ram = ram();
-    for (offset, slots) in [(RING, 0), (RING, 3), (RING, 1 << 16), (RING + 8, 8), (0, 8), (RING, 1 << 15), (u32::MAX, 8)] {
+    for (offset, slots) in
+        [(RING, 0), (RING, 3), (RING, 1 << 16), (RING + 8, 8), (0, 8), (RING, 1 << 15), (u32::MAX, 8)]
+    {
         assert!(matches!(RingMemory::format(&ram, offset, slots), Err(Error::Usage(_))), "{offset} {slots}");
     }
 }
