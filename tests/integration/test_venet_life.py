@@ -193,9 +193,7 @@ def test_host_killed_is_told_to_every_guest_that_waits_for_it(own_lab: Lab, pool
     for process in processes:
         process.begin("recv")
     stations = [net.station() for _ in WAITS]
-    waiting: list[Future[object]] = [
-        pool.submit(wait, station) for wait, station in zip(WAITS, stations, strict=True)
-    ]
+    waiting: list[Future[object]] = [pool.submit(wait, station) for wait, station in zip(WAITS, stations, strict=True)]
     stations[-1].wait_taken(1000)
 
     own_lab.host.kill()

@@ -68,7 +68,9 @@ def test_every_function_is_a_test_a_fixture_or_called(path: Path) -> None:
         item.name
         for item in functions(path)
         if item.name not in fakes
-        and not item.name.startswith(("test_", "__", "pytest_")) and not is_fixture(item) and names.count(item.name) < 2
+        and not item.name.startswith(("test_", "__", "pytest_"))
+        and not is_fixture(item)
+        and names.count(item.name) < 2
     ]
 
     assert [] == idle

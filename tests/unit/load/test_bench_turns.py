@@ -9,7 +9,7 @@ from vbnet.load.bench.summary import Summary
 from vbnet.load.bench.turns import Contender, take_turns
 
 
-class Scripted:
+class FakeSurroundings:
     """Surroundings that say what the test wrote down: a placement a look, a disturbance a reading."""
 
     def __init__(self, placements: Iterable[str] = (), disturbances: Iterable[bool] = ()) -> None:
@@ -43,7 +43,7 @@ def test_contenders_are_measured_in_turn() -> None:
     """A B A B, never A A B B."""
     log: list[str] = []
 
-    outcome = take_turns([counted("a", log, [1, 2]), counted("b", log, [10, 20])], 2, Scripted())
+    outcome = take_turns([counted("a", log, [1, 2]), counted("b", log, [10, 20])], 2, FakeSurroundings())
 
     assert ["a", "b", "a", "b"] == log
     assert Summary(minimum=1, median=1.5, maximum=2, count=2) == outcome.summaries["a"]
@@ -54,7 +54,7 @@ def test_contenders_are_measured_in_turn() -> None:
 def test_a_reading_in_which_the_processors_moved_is_taken_again() -> None:
     """The label before and after a reading must agree."""
     log: list[str] = []
-    surroundings = Scripted(["near", "far", "near", "near"])
+    surroundings = FakeSurroundings(["near", "far", "near", "near"])
 
     outcome = take_turns([counted("a", log, [1, 2])], 1, surroundings)
 
@@ -67,7 +67,7 @@ def test_a_disturbed_reading_is_taken_again() -> None:
     """What was measured beside another program is not compared when something better can be had."""
     log: list[str] = []
 
-    outcome = take_turns([counted("a", log, [1, 2])], 1, Scripted(disturbances=[True, False]))
+    outcome = take_turns([counted("a", log, [1, 2])], 1, FakeSurroundings(disturbances=[True, False]))
 
     assert 2 == outcome.summaries["a"].median
     assert "near" == outcome.placement
@@ -78,7 +78,7 @@ def test_only_readings_of_one_placement_are_compared() -> None:
     log: list[str] = []
     looks = ["near"] * 4 + ["far"] * 2 + ["near"] * 2
 
-    outcome = take_turns([counted("a", log, [1, 100]), counted("b", log, [10, 20])], 2, Scripted(looks))
+    outcome = take_turns([counted("a", log, [1, 100]), counted("b", log, [10, 20])], 2, FakeSurroundings(looks))
 
     assert "near" == outcome.placement
     assert 1 == outcome.summaries["a"].median
@@ -92,7 +92,7 @@ def test_a_machine_that_never_holds_still_is_told_as_such() -> None:
     looks = ["near", "far"] * 8
 
     outcome = take_turns(
-        [counted("a", log, [1, 2]), counted("b", log, [10, 20])], 1, Scripted(looks, [True] * 8), attempts=2
+        [counted("a", log, [1, 2]), counted("b", log, [10, 20])], 1, FakeSurroundings(looks, [True] * 8), attempts=2
     )
 
     assert "moved, busy" == outcome.placement
@@ -105,4 +105,4 @@ def test_turns_without_sense_are_refused(names: list[str], turns: int) -> None:
     contenders = [Contender(name, lambda: [1.0]) for name in names]
 
     with pytest.raises(UsageError):
-        take_turns(contenders, turns, Scripted())
+        take_turns(contenders, turns, FakeSurroundings())
