@@ -175,6 +175,7 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
         ring: Producer::new(tx),
         arena: SendArena::new(layout.arena_offset, layout.arena_bytes, layout.tx_slots),
         limit,
+        limit_max: limit,
         bells: None,
         totals: Totals::default(),
     };
@@ -199,6 +200,8 @@ pub struct Sender {
     ring: Producer,
     arena: SendArena,
     limit: u32,
+    /// What the buffers were made for.
+    limit_max: u32,
     bells: Option<Bells>,
     totals: Totals,
 }
@@ -217,7 +220,7 @@ impl Sender {
 
     /// Lowers or restores the longest frame to that of `mtu`, at most what the buffers were made for.
     pub fn set_mtu(&mut self, mtu: u32) {
-        self.limit = frame_limit(mtu);
+        self.limit = frame_limit(mtu.min(MTU_MAX)).min(self.limit_max);
     }
 
     /// Refuses what no Ethernet carries, before any memory is touched.
@@ -490,7 +493,8 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// [`Error::Peer`]: the host broke the ring; [`Error::Machine`]: the doorbell is broken.
+    /// [`Error::Peer`]: the host broke the ring, frames before the broken slot were handed over; [`Error::Machine`]: the
+    /// doorbell is broken.
     #[inline]
     pub fn receive(&mut self, max: u32, mut each: impl FnMut(&[u8])) -> Result<u32> {
         let ready = self.ring.completed()?.min(max);
@@ -501,9 +505,17 @@ impl Receiver {
             let slot = self.ring.reap_index().wrapping_add(ahead) as usize & (self.posted.len() - 1);
             prefetch(&self.ram, self.pool.offset(self.posted[slot]));
         }
-        let mut frames = 0;
-        for ahead in 0..ready {
-            let held = self.returned(ahead)?;
+        let (mut done, mut frames) = (0, 0);
+        let mut verdict = Ok(());
+        while done < ready {
+            let held = match self.returned(done) {
+                Ok(held) => held,
+                Err(fault) => {
+                    // Frames before the lie were handed over: they must not come up again.
+                    verdict = Err(fault);
+                    break;
+                }
+            };
             // A buffer that comes back empty was flushed, not received into.
             if held.length != 0 {
                 let place = self.ram.at(held.offset, held.length as usize)?;
@@ -513,8 +525,9 @@ impl Receiver {
                 frames += 1;
                 self.totals.bytes += u64::from(held.length);
             }
+            done += 1;
         }
-        for _ in 0..ready {
+        for _ in 0..done {
             let slot = self.ring.reap_index() as usize & (self.posted.len() - 1);
             let buffer = self.posted[slot];
             self.ring.reap(1);
@@ -522,6 +535,7 @@ impl Receiver {
         }
         self.totals.frames += u64::from(frames);
         self.announce()?;
+        verdict?;
         Ok(frames)
     }
 
