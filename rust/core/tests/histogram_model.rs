@@ -134,7 +134,8 @@ proptest! {
         let words = counted(values.clone());
 
         prop_assert_eq!(values.iter().map(|&(_, times)| times).sum::<u64>(), words[COUNT]);
-        prop_assert_eq!(values.iter().fold(0u64, |sum, &(value, times)| sum.wrapping_add(value.wrapping_mul(times))), words[SUM]);
+        let sum = values.iter().fold(0u64, |sum, &(value, times)| sum.wrapping_add(value.wrapping_mul(times)));
+        prop_assert_eq!(sum, words[SUM]);
         prop_assert_eq!(values.iter().map(|&(value, _)| value).min(), Some(words[MIN]));
         prop_assert_eq!(values.iter().map(|&(value, _)| value).max(), Some(words[MAX]));
         prop_assert_eq!(words[COUNT], words[FIRST_BUCKET..].iter().sum::<u64>());
@@ -142,7 +143,9 @@ proptest! {
 
     /// The words come from shared memory: whatever is in them, reading a quantile answers.
     #[test]
-    fn quantile_of_any_words_answers(words in vec(prop_oneof![Just(0), any::<u64>(), Just(u64::MAX)], WORDS), wanted in any::<f64>()) {
+    fn quantile_of_any_words_answers(
+        words in vec(prop_oneof![Just(0), any::<u64>(), Just(u64::MAX)], WORDS), wanted in any::<f64>(),
+    ) {
         let largest = words[MAX];
 
         prop_assert!(quantile(&words, wanted) <= largest.max(TOP - 1));

@@ -150,7 +150,9 @@ proptest! {
 
     /// As many of the longest frames as there are slots fit at once, round after round.
     #[test]
-    fn arena_of_slots_times_length_always_fills_its_slots(slots in 1..20u32, lines in 1..30u32, rounds in vec(1..20u32, 1..20)) {
+    fn arena_of_slots_times_length_always_fills_its_slots(
+        slots in 1..20u32, lines in 1..30u32, rounds in vec(1..20u32, 1..20),
+    ) {
         let mut arena = SendArena::new(START, slots * lines * LINE, slots);
         for round in rounds {
             let freed = round.min(arena.pieces() as u32);
@@ -183,7 +185,8 @@ proptest! {
         }
         let starts: HashSet<_> = (0..count).map(|index| pool.offset(index)).collect();
         prop_assert_eq!(count as usize, starts.len());
-        prop_assert!(starts.iter().all(|start| (START..START + count * stride).contains(start) && (start - START).is_multiple_of(stride)));
+        let end = START + count * stride;
+        prop_assert!(starts.iter().all(|start| (START..end).contains(start) && (start - START).is_multiple_of(stride)));
     }
 
     /// Buffers are an odd number of whole lines apart, the fewest that hold the frame.

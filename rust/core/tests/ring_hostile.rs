@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use proptest::collection::vec;
 use proptest::prelude::*;
 use vbnet_core::error::{Error, Fault};
 use vbnet_core::shm::region::Ram;
@@ -146,7 +147,9 @@ proptest! {
 
     /// However the end is asked, a ring with an impossible index answers with the fault, again and again.
     #[test]
-    fn corrupt_ring_is_never_reported_as_empty(first in first_index(), beyond in 1..=u32::MAX - SLOTS, asks in 1..5u32) {
+    fn corrupt_ring_is_never_reported_as_empty(
+        first in first_index(), beyond in 1..=u32::MAX - SLOTS, asks in 1..5u32,
+    ) {
         let ram = ram();
         let mut consumer = consumer(&ram, first, SLOTS, SLOTS, SLOTS);
         let head = first.wrapping_add(SLOTS);
@@ -186,7 +189,7 @@ proptest! {
 
     /// Garbage in the signal's words costs wake-ups at worst: nothing panics and no arming rings twice.
     #[test]
-    fn scribbled_signal_words_ring_at_most_once_an_arming(garbage in proptest::collection::vec((0..6usize, any::<u32>()), 1..50)) {
+    fn scribbled_signal_words_ring_at_most_once_an_arming(garbage in vec((0..6usize, any::<u32>()), 1..50)) {
         const FIELDS: [u32; 6] = [KICK_ENABLED, KICK_DIRTY, KICK_PENDING, CALL_ENABLED, CALL_DIRTY, CALL_PENDING];
         let ram = ram();
         let mut consumer = Consumer::new(attach(&ram));
@@ -218,8 +221,10 @@ proptest! {
 
     /// Whatever place and length a peer names, attaching answers, and accepts the one right pair only.
     #[test]
-    fn ring_is_attached_at_its_own_place_only(offset in prop_oneof![any::<u32>(), (0..100u32).prop_map(|line| line * 128)],
-                                              length in prop_oneof![any::<u32>(), Just(RING_BYTES), 0..2000u32]) {
+    fn ring_is_attached_at_its_own_place_only(
+        offset in prop_oneof![any::<u32>(), (0..100u32).prop_map(|line| line * 128)],
+        length in prop_oneof![any::<u32>(), Just(RING_BYTES), 0..2000u32],
+    ) {
         let ram = ram();
 
         let found = RingMemory::attach(&ram, offset, length).is_ok();

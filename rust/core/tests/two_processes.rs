@@ -7,11 +7,12 @@
 //! ```
 //!
 //! Every message has its number and a checksum over all its bytes inside the region; lengths and batches are random. A
-//! side that has armed its doorbell waits for it ten seconds at most: nothing happens for so long only when a wake-up was
-//! lost, or the other side is dead, and then this says which. The child dies with its parent.
+//! side that has armed its doorbell waits for it ten seconds at most: nothing happens for so long only when a wake-up
+//! was lost, or the other side is dead, and then this says which. The child dies with its parent. Weakening either fence
+//! of the signal (`--cfg vbnet_mutant="signal_inject"` or `"signal_arm"`) makes this fail on two processors.
 //!
-//! `VBNET_STRESS_MESSAGES=100000000 cargo test -p vbnet-core --test two_processes` sends more; the number of falls asleep
-//! grows with it. Names of tests may be given as filters, as to any other test program.
+//! `VBNET_STRESS_MESSAGES=100000000 cargo test -p vbnet-core --test two_processes` sends more; the number of falls
+//! asleep grows with it. Names of tests may be given as filters, as to any other test program.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so by panicking")]
 
@@ -81,7 +82,7 @@ fn main() {
     std::process::exit(i32::from(failed != 0));
 }
 
-// The two sides -------------------------------------------------------------------------------------------------------
+// The two sides
 
 /// Frames from guest to host: the producer writes the payload, the consumer checks it.
 fn messages_to_the_host_arrive_whole_and_in_order() {
@@ -321,7 +322,7 @@ impl Host {
     }
 }
 
-// What both need ------------------------------------------------------------------------------------------------------
+// What both need
 
 /// A child that does not outlive the test.
 struct Kill(Child);

@@ -1,7 +1,7 @@
 //! The driver half of a venet device against a host played with bare ring ends: an ordinary one and a lying one.
 //!
-//! The host maps the region a second time, from its file, as a real one does. Descriptors, frames and places are made up
-//! and checked here; nothing of the host node's code takes part.
+//! The host maps the region a second time, from its file, as a real one does. Descriptors, frames and places are made
+//! up and checked here; nothing of the host node's code takes part.
 //! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test venet_driver` looks longer.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so by panicking")]
@@ -724,7 +724,8 @@ proptest! {
         for (word, honest) in words.iter().zip(honest) {
             let lie = Descriptor::from_word(*word);
             host.complete(|posted| {
-                let answer = if honest { Descriptor { offset: posted.offset, length: lie.length % 219, flags: 0 } } else { lie };
+                let truth = Descriptor::new(posted.offset, lie.length % 219);
+                let answer = if honest { truth } else { lie };
                 is_fair &= answer.offset == posted.offset && answer.length <= 218 && answer.flags == 0;
                 answer
             });
