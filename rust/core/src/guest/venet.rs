@@ -224,14 +224,20 @@ impl Sender {
     }
 
     /// Refuses what no Ethernet carries, before any memory is touched.
+    #[inline]
     fn check(&self, length: usize) -> Result<u32> {
         match u32::try_from(length) {
             Ok(length) if (ETHERNET_HEADER..=self.limit).contains(&length) => Ok(length),
-            _ => Err(Error::Usage(format!(
-                "a frame here is {ETHERNET_HEADER} to {} bytes, header included; got {length}",
-                self.limit
-            ))),
+            _ => Err(self.no_frame(length)),
         }
+    }
+
+    #[cold]
+    fn no_frame(&self, length: usize) -> Error {
+        Error::Usage(format!(
+            "a frame here is {ETHERNET_HEADER} to {} bytes, header included; got {length}",
+            self.limit
+        ))
     }
 
     /// Makes room by taking back what the host is done with. `true`: some came back.
@@ -242,17 +248,27 @@ impl Sender {
         Ok(count != 0)
     }
 
+    #[inline]
     fn reserve(&mut self, length: u32) -> Result<Option<u32>> {
-        loop {
+        if self.ring.room() != 0
+            && let Some(offset) = self.arena.take(length)
+        {
+            return Ok(Some(offset));
+        }
+        self.reserve_after_reclaim(length)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn reserve_after_reclaim(&mut self, length: u32) -> Result<Option<u32>> {
+        while self.reclaim()? {
             if self.ring.room() != 0
                 && let Some(offset) = self.arena.take(length)
             {
                 return Ok(Some(offset));
             }
-            if !self.reclaim()? {
-                return Ok(None);
-            }
         }
+        Ok(None)
     }
 
     /// Claims room for one frame of `length` bytes, lets `fill` write it, and stages it. The host sees it after
@@ -293,7 +309,7 @@ impl Sender {
     /// As [`Self::stage_with`].
     #[inline]
     pub fn stage(&mut self, frame: &[u8]) -> Result<bool> {
-        self.stage_with(frame.len(), |room| room.copy_from_slice(frame))
+        self.stage_with(frame.len(), |room| copy_frame(room, frame))
     }
 
     /// Claims room for one frame and tells where: write there, then [`Self::commit`] or [`Self::cancel`] it, before
@@ -654,6 +670,24 @@ impl Receiver {
 impl fmt::Debug for Receiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receiver").field("ring", &self.ring).field("totals", &self.totals).finish_non_exhaustive()
+    }
+}
+
+/// Copies a frame into its room, which is as long. Short ones line by line, here and now: calling the library costs more.
+#[inline]
+fn copy_frame(room: &mut [u8], frame: &[u8]) {
+    const LINE: usize = CACHE_LINE;
+    if (LINE..=4 * LINE).contains(&frame.len()) && room.len() == frame.len() {
+        let mut at = 0;
+        while at + LINE <= frame.len() {
+            room[at..at + LINE].copy_from_slice(&frame[at..at + LINE]);
+            at += LINE;
+        }
+        // What is left ends with the frame; some of it is copied twice.
+        let last = frame.len() - LINE;
+        room[last..].copy_from_slice(&frame[last..last + LINE]);
+    } else {
+        room.copy_from_slice(frame);
     }
 }
 
