@@ -87,7 +87,7 @@ class Place:
 
     @contextmanager
     def device(self, class_name: str | None) -> Iterator[str]:
-        """A device of this class, or without one, deleted afterwards; its last part is the same for all, as in Facts."""
+        """A device of this class, or without one, deleted afterwards; the last part of its name is that of Facts."""
         name = self.name("device") + ".if0"
         self.operator.device_create(name)
         if class_name is not None:

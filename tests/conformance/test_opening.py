@@ -1,6 +1,7 @@
 """Opening devices of any class: versions, handles, calls, memory, closing, and openers that vanish."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -13,6 +14,7 @@ from vbnet.errors import (
     BusyError,
     InternalError,
     NotFoundError,
+    PeerFault,
     PeerGone,
     TooLargeError,
     UsageError,
@@ -109,7 +111,7 @@ def test_exclusive_interface_lets_in_one_at_a_time(
 def test_forged_handle_opens_nothing(
     place: Place, bus: str, seat: Seat, plugged: list[ProxyDevice], facts: Facts
 ) -> None:
-    """A number that was not given to this very guest is no handle: guessed, closed, another guest's, or out of range."""
+    """A number not given to this very guest is no handle: guessed, closed, another guest's, or out of range."""
     with place.seat(bus) as thief:
         for device in plugged:
             handle = seat.open(device, version(facts, device))
@@ -157,11 +159,9 @@ def test_call_of_any_function_with_any_data_is_answered_or_refused(
 
 
 def answered_or_refused(seat: Seat, handle: int, function: int, data: bytes) -> None:
-    """Call; a refusal must not be for a bug."""
-    try:
+    """Call; what is refused must not be refused for a bug, which is an InternalError and no other."""
+    with suppress(UsageError, BusyError, PeerFault):
         seat.call(handle, function, data)
-    except VbnetError as refusal:
-        assert not isinstance(refusal, InternalError), (function, len(data))
 
 
 def test_unknown_function_is_refused(seat: Seat, plugged: list[ProxyDevice], facts: Facts) -> None:
@@ -274,10 +274,10 @@ def test_close_frees_everything_and_the_device_opens_again(
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_unplug_while_open_ends_the_connection_and_frees_it(
+def test_unplug_while_open_ends_the_connection_and_frees_it(  # noqa: PLR0917 - fixtures
     place: Place, bus: str, device: str, seat: Seat, plugged: list[ProxyDevice], facts: Facts
 ) -> None:
-    """The guest hears DEVDROP, then SHMCLOSE of what it shared; its handles are worth nothing; plugged anew it works."""
+    """The guest hears DEVDROP and SHMCLOSE, its handles are worth nothing; plugged anew the device works."""
     handles = [seat.open(each, version(facts, each)) for each in plugged]
     shared = sum(len(share_anything(seat, handle)) for handle in handles)
 

@@ -19,11 +19,14 @@ from tests.support.processes import ProcessState
 from tests.support.waiting import PATIENCE, eventually
 from vbnet import Guest
 from vbnet._native import FAULT_REASONS, VenetLayout
-from vbnet.errors import PeerFault, PeerGone, VbnetError
+from vbnet.errors import PeerFault, VbnetError
 
 TAIL, HEAD, SIGNAL, SLOTS = 0x80, 0x100, 0x180, 0x400
 KICK_ENABLED, CALL_ENABLED, CALL_PENDING = SIGNAL + 0x80, SIGNAL + 0x180, SIGNAL + 0x204
 TX, RX = 0, 1
+RAM_BYTES = 8 << 20
+FREE = 1 << 20
+"""Memory that no part of the device lies in."""
 
 
 def descriptor(offset: int, length: int, flags: int = 0) -> bytes:
@@ -161,46 +164,53 @@ def test_tail_that_cannot_be_ends_the_queue(
     neighbours.talk()
 
 
-def bad_descriptors() -> dict[str, tuple[Callable[[Hostile], bytes], str]]:
-    """Descriptors that break a rule, by a word for each, with the reason each is counted under."""
-    return {
-        "behind the memory": (lambda guest: descriptor(8 << 20, 64), "outside_region"),
-        "out of the memory": (lambda guest: descriptor((8 << 20) - 63, 64), "outside_region"),
-        "at the end of the numbers": (lambda guest: descriptor(0xFFFF_FFFF, 64), "outside_region"),
-        "around the end of the numbers": (lambda guest: descriptor(0xFFFF_FFC0, 64), "outside_region"),
-        "in the header of the memory": (lambda guest: descriptor(0, 64), "overlaps_control"),
-        "out of the header": (lambda guest: descriptor(4095, 64), "overlaps_control"),
-        "in its own ring": (lambda guest: descriptor(guest.tx + SLOTS, 64), "overlaps_control"),
-        "into its own ring": (lambda guest: descriptor(guest.tx - 32, 64), "overlaps_control"),
-        "in the other ring": (lambda guest: descriptor(guest.rx + TAIL, 64), "overlaps_control"),
-        "over both rings": (lambda guest: descriptor(guest.tx, 16000), "overlaps_control"),
-        "empty": (lambda guest: descriptor(guest.end - 2048, 0), "zero_length"),
-        "empty and nowhere": (lambda guest: descriptor(0xFFFF_FFFF, 0), "zero_length"),
-        "one byte": (lambda guest: descriptor(guest.end - 2048, 1), "too_short"),
-        "less than a header": (lambda guest: descriptor(guest.end - 2048, 13), "too_short"),
-        "longer than any frame": (lambda guest: descriptor(1 << 20, 65554), "too_long"),
-        "as long as can be said": (lambda guest: descriptor(1 << 20, (1 << 24) - 1), "too_long"),
-        "with a flag": (lambda guest: descriptor(guest.end - 2048, 64, 1), "unknown_flags"),
-        "with every flag": (lambda guest: descriptor(guest.end - 2048, 64, 0xFF), "unknown_flags"),
-        "all ones": (lambda guest: b"\xff" * 8, "unknown_flags"),
-        "all zeroes": (lambda guest: bytes(8), "zero_length"),
-    }
+Make = Callable[[Hostile], tuple[int, ...]]
+"""Gives offset, length and, if there are any, flags."""
+BAD_DESCRIPTORS: dict[str, tuple[Make | tuple[int, ...], str]] = {
+    "behind the memory": ((RAM_BYTES, 64), "outside_region"),
+    "out of the memory": ((RAM_BYTES - 63, 64), "outside_region"),
+    "at the end of the numbers": ((0xFFFF_FFFF, 64), "outside_region"),
+    "around the end of the numbers": ((0xFFFF_FFC0, 64), "outside_region"),
+    "in the header of the memory": ((0, 64), "overlaps_control"),
+    "out of the header": ((4095, 64), "overlaps_control"),
+    "in its own ring": (lambda guest: (guest.tx + SLOTS, 64), "overlaps_control"),
+    "into its own ring": (lambda guest: (guest.tx - 32, 64), "overlaps_control"),
+    "in the other ring": (lambda guest: (guest.rx + TAIL, 64), "overlaps_control"),
+    "over both rings": (lambda guest: (guest.tx, 16000), "overlaps_control"),
+    "empty": ((FREE, 0), "zero_length"),
+    "empty and nowhere": ((0xFFFF_FFFF, 0), "zero_length"),
+    "one byte": ((FREE, 1), "too_short"),
+    "less than a header": ((FREE, 13), "too_short"),
+    "longer than any frame": ((FREE, 65554), "too_long"),
+    "as long as can be said": ((FREE, (1 << 24) - 1), "too_long"),
+    "with a flag": ((FREE, 64, 1), "unknown_flags"),
+    "with every flag": ((FREE, 64, 0xFF), "unknown_flags"),
+    "all ones": ((0xFFFF_FFFF, 0xFF_FFFF, 0xFF), "unknown_flags"),
+    "all zeroes": ((0, 0, 0), "zero_length"),
+}
+"""Descriptors that break a rule, by a word for each, with the reason each is counted under."""
 
 
-@pytest.mark.parametrize("case", bad_descriptors())
+def bad_descriptor(guest: Hostile, case: str) -> tuple[bytes, str]:
+    """Return the slot of a case, and the reason."""
+    made, reason = BAD_DESCRIPTORS[case]
+    return descriptor(*(made(guest) if callable(made) else made)), reason
+
+
+@pytest.mark.parametrize("case", BAD_DESCRIPTORS)
 def test_descriptor_that_breaks_a_rule_ends_the_queue(
     hostile: Hostile, neighbours: Neighbours, faults: EventTap, case: str
 ) -> None:
     """Frames before it are delivered, it and those behind it are not: first, in the middle or last of a batch."""
-    make, reason = bad_descriptors()[case]
+    bad, reason = bad_descriptor(hostile, case)
     receiver = neighbours.first
-    good = 1 << 20
+    good = FREE
     position = len(case) % 3
     slots = []
     for number in range(3):
         frame = hostile.station.to(receiver, 64, number)
         hostile.write(good + 128 * number, frame)
-        slots.append(make(hostile) if number == position else descriptor(good + 128 * number, 64))
+        slots.append(bad if number == position else descriptor(good + 128 * number, 64))
 
     hostile.publish(*slots)
 
@@ -210,9 +220,9 @@ def test_descriptor_that_breaks_a_rule_ends_the_queue(
 
 def test_frame_longer_than_the_mtu_is_no_fault(hostile: Hostile, neighbours: Neighbours) -> None:
     """A frame that Ethernet could carry but this port does not is dropped and counted; the queue goes on."""
-    hostile.write(1 << 20, hostile.station.to(neighbours.first, 64, 7))
+    hostile.write(FREE, hostile.station.to(neighbours.first, 64, 7))
 
-    hostile.publish(descriptor(2 << 20, 1519), descriptor(2 << 20, 65553), descriptor(1 << 20, 64))
+    hostile.publish(descriptor(2 << 20, 1519), descriptor(2 << 20, 65553), descriptor(FREE, 64))
 
     assert [7] == [numbered(frame) for frame in neighbours.first.gather(1)]
     assert 2 == hostile.station.counters["transmit_drop_oversize"]
@@ -224,9 +234,9 @@ def test_frame_that_changes_while_it_is_sent_is_delivered_in_one_piece(
 ) -> None:
     """Two frames in the same bytes, and one overlapping another, arrive as the bytes that were there."""
     frame = hostile.station.to(neighbours.first, 64, 7)
-    hostile.write(1 << 20, frame + bytes(64))
+    hostile.write(FREE, frame + bytes(64))
 
-    hostile.publish(descriptor(1 << 20, 64), descriptor(1 << 20, 64), descriptor(1 << 20, 100))
+    hostile.publish(descriptor(FREE, 64), descriptor(FREE, 64), descriptor(FREE, 100))
 
     assert [frame, frame, frame + bytes(36)] == neighbours.first.gather(3)
 
@@ -243,8 +253,8 @@ def test_quarantined_guest_is_not_listened_to_and_can_come_back(
     taken = station.counters["transmit_frames"]
 
     hostile.word(hostile.tx + TAIL, tail)
-    hostile.write(1 << 20, station.to(neighbours.first))
-    hostile.publish(descriptor(1 << 20, 64))
+    hostile.write(FREE, station.to(neighbours.first))
+    hostile.publish(descriptor(FREE, 64))
     for _ in range(100):
         hostile.kick()
     neighbours.talk()
@@ -260,13 +270,13 @@ def test_quarantined_guest_is_not_listened_to_and_can_come_back(
 # --- the RX ring --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", sorted(set(bad_descriptors()) - {"longer than any frame"}))
+@pytest.mark.parametrize("case", sorted(set(BAD_DESCRIPTORS) - {"longer than any frame"}))
 def test_buffer_that_breaks_a_rule_ends_the_queue(
     hostile: Hostile, neighbours: Neighbours, faults: EventTap, case: str
 ) -> None:
     """A posted buffer the host may not write to is not written to; what comes for the guest is dropped, counted."""
-    make, reason = bad_descriptors()[case]
-    hostile.attack_rx(make(hostile))
+    bad, reason = bad_descriptor(hostile, case)
+    hostile.attack_rx(bad)
     frames = [neighbours.first.to(hostile.station)] * 2
 
     neighbours.first.nic.send(frames)
@@ -278,14 +288,14 @@ def test_buffer_that_breaks_a_rule_ends_the_queue(
 
 def test_buffer_too_small_for_a_frame_keeps_that_frame_only(hostile: Hostile, neighbours: Neighbours) -> None:
     """A buffer of 64 bytes takes short frames; a longer one is dropped and counted, the buffer stays posted."""
-    hostile.attack_rx(descriptor(1 << 20, 64))
+    hostile.attack_rx(descriptor(FREE, 64))
     sender = neighbours.first
 
     sender.nic.send([sender.to(hostile.station, 65, 1), sender.to(hostile.station, 64, 2)])
 
     eventually(lambda: hostile.station.counters["receive_frames"] == 1, "the short one arrives")
     assert 1 == hostile.station.counters["receive_drop_buffer_too_small"]
-    with memoryview(hostile.station.guest.session.ram.view(1 << 20, 64)) as memory:
+    with memoryview(hostile.station.guest.session.ram.view(FREE, 64)) as memory:
         assert sender.to(hostile.station, 64, 2) == bytes(memory)
 
 
@@ -328,8 +338,8 @@ def test_head_written_by_the_guest_is_not_read(hostile: Hostile, neighbours: Nei
     for value in (0, 0xFFFF_FFFF, 12345):
         hostile.word(hostile.tx + HEAD, value)
         hostile.word(hostile.rx + HEAD, value)
-        hostile.write(1 << 20, station.to(neighbours.first, 64, value))
-        hostile.publish(descriptor(1 << 20, 64))
+        hostile.write(FREE, station.to(neighbours.first, 64, value))
+        hostile.publish(descriptor(FREE, 64))
         assert [value] == [numbered(frame) for frame in neighbours.first.gather(1)]
 
     port = station.net.lab.ports()[station.port]
@@ -341,11 +351,11 @@ def test_garbage_in_the_signals_costs_the_guest_its_own_wakeups_at_most(
     hostile: Hostile, neighbours: Neighbours, value: int
 ) -> None:
     """Every word of both signals set to anything, again and again: no fault, and no frame of others is lost."""
-    hostile.write(1 << 20, hostile.station.to(BROADCAST))
+    hostile.write(FREE, hostile.station.to(BROADCAST))
     for turn in range(20):
         for ring in (hostile.tx, hostile.rx):
             hostile.write(ring + SIGNAL, struct.pack("<I", value) * (0x280 // 4))
-        hostile.publish(descriptor(1 << 20, 64))
+        hostile.publish(descriptor(FREE, 64))
         neighbours.first.nic.send([neighbours.first.to(hostile.station)])
         hostile.station.wait_taken(6 + turn)
     neighbours.talk()
@@ -357,7 +367,7 @@ def test_garbage_in_the_signals_costs_the_guest_its_own_wakeups_at_most(
 @pytest.mark.parametrize("seed", range(12))
 def test_random_rings_never_hurt_anyone_else(hostile: Hostile, neighbours: Neighbours, seed: int) -> None:
     """The whole of both rings filled with random bytes, in parts and as a whole, while the neighbours talk."""
-    source = random.Random(seed)
+    source = random.Random(seed)  # noqa: S311 - repeatable, not secret
     length = SLOTS + 8 * hostile.slots
     for turn in range(30):
         ring = source.choice((hostile.tx, hostile.rx))
@@ -388,8 +398,8 @@ def test_doorbell_that_its_guest_blocked_does_not_stop_the_host(
         hostile.word(offset + CALL_PENDING, 0)
         hostile.word(offset + CALL_ENABLED, 1)
         if ring == TX:
-            hostile.write(1 << 20, station.to(BROADCAST))
-            hostile.publish(descriptor(1 << 20, 64))
+            hostile.write(FREE, station.to(BROADCAST))
+            hostile.publish(descriptor(FREE, 64))
         else:
             neighbours.first.nic.send([neighbours.first.to(station)])
 
@@ -436,9 +446,8 @@ def forgeries() -> dict[str, tuple[dict[int, int], int]]:
 
 @pytest.mark.parametrize("case", [*forgeries(), "misaligned", "overlapping"])
 @pytest.mark.parametrize("ring", [TX, RX])
-def test_ring_that_is_not_what_it_says_is_refused_at_linkup(
-    net: Net, neighbours: Neighbours, case: str, ring: int
-) -> None:
+@pytest.mark.usefixtures("neighbours")
+def test_ring_that_is_not_what_it_says_is_refused_at_linkup(net: Net, case: str, ring: int) -> None:
     """Magic, version, slots, length and place are checked before a word is believed; nothing stays behind."""
     words, longer = forgeries().get(case, ({}, 0))
     layout = VenetLayout(1500, 16, 16)

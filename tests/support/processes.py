@@ -15,7 +15,6 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Self
 
-
 from tests.support.programs import GuestProgram, host_program
 from tests.support.waiting import PATIENCE, eventually
 from vbnet.bus.limits import Limits
