@@ -85,6 +85,11 @@ class RealLab:
         lab = self.state()
         return list(dict.fromkeys([*lab.identities(), *process.marked_processes(lab.instance)]))
 
+    def logs(self, prefix: str) -> list[str]:
+        """What the processes whose names begin with ``prefix`` printed so far."""
+        files = sorted(RunDir(self.folder).logs.glob(f"{prefix}*.log"))
+        return [file.read_text(encoding="utf-8") for file in files]
+
     def counted(self, word: str) -> dict[str, int]:
         """Everything the host node's ports counted so far under names that contain ``word``, by port and name."""
         blocks = read_blocks(RunDir(self.folder).counters / "host.counters")
