@@ -31,7 +31,7 @@ guests:
   host-of-many: {{kind: stack, count: {HOSTS}, nics: [{{switch: lan, ip: 10.20.0.1/16}}]}}
   look: {{kind: netns, nics: [{{switch: lan, ip: 10.20.200.1/16}}]}}
 """
-# The kernel's neighbour table has little more than a thousand places for the whole machine, so it is emptied after some.
+# The kernel's neighbour table has little more than a thousand places for all namespaces: it is emptied now and then.
 PING_ALL = """
 printf '%s\\n' "$@" | xargs -P 8 -n 1 ping -n -c 1 -W 15 | grep -o '^64 bytes from [0-9.]*'
 ip neigh flush all
@@ -54,7 +54,7 @@ def crowd() -> Iterator[RealLab]:
 
 def test_sixty_four_processes_all_talk_at_once() -> None:
     """All are ready and alive together, then each exchanges full-length frames with both neighbours."""
-    with real_lab(RING, **{"ring_guest.py": RING_GUEST}) as lab:
+    with real_lab(RING, files={"ring_guest.py": RING_GUEST}) as lab:
         rows = lab.rows("ps")
         heard = [f"ring-{number} heard all" for number in range(PROCESSES)]
 

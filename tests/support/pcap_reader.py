@@ -47,7 +47,7 @@ def read_frames(path: Path) -> list[bytes]:
 def internet_sum(data: bytes) -> int:
     """Return the Internet checksum over ``data``: 0 when a checksum inside it is right."""
     padded = data + b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -80,13 +80,13 @@ def _check_ipv4(frame: bytes) -> Packet:
     body = frame[14 + header_bytes : 14 + total_bytes]
     protocol = header[9]
     pseudo = header[12:20] + struct.pack("!BBH", 0, protocol, len(body))
-    addresses = tuple(".".join(map(str, header[at : at + 4])) for at in (12, 16))
-    ports, sequence = (0, 0), 0
+    source, destination = (".".join(map(str, header[at : at + 4])) for at in (12, 16))
+    source_port = destination_port = sequence = 0
     if protocol == ICMP:
         assert internet_sum(body) == 0, "ICMP checksum"
         offset = 8
     elif protocol == UDP:
-        *ports, udp_bytes, checksum = struct.unpack_from("!HHHH", body)
+        source_port, destination_port, udp_bytes, checksum = struct.unpack_from("!HHHH", body)
         assert udp_bytes == len(body), "UDP length"
         assert checksum != 0, "no UDP checksum"
         assert internet_sum(pseudo + body) == 0, "UDP checksum"
@@ -94,10 +94,10 @@ def _check_ipv4(frame: bytes) -> Packet:
     else:
         assert protocol == TCP
         assert internet_sum(pseudo + body) == 0, "TCP checksum"
-        *ports, sequence = struct.unpack_from("!HHI", body)
+        source_port, destination_port, sequence = struct.unpack_from("!HHI", body)
         offset = (body[12] >> 4) * 4
         assert 20 <= offset <= len(body), "TCP header length"
-    return Packet(protocol, *addresses, *ports, body[offset:], len(frame), sequence)
+    return Packet(protocol, source, destination, source_port, destination_port, body[offset:], len(frame), sequence)
 
 
 def stream(segments: list[Packet], source_port: int) -> bytes:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ class RealLab:
         files: further files beside the lab file, by name.
     """
 
-    def __init__(self, root: Path, text: str, prefix: list[str], files: dict[str, str]) -> None:
+    def __init__(self, root: Path, text: str, prefix: Sequence[str], files: Mapping[str, str]) -> None:
         self.root = root
-        self.prefix = prefix
+        self.prefix = list(prefix)
         self.file = root.parent / f"{root.name}-lab" / "lab.yaml"
         self.file.parent.mkdir(exist_ok=True)
         self.file.write_text(text, encoding="utf-8")
@@ -102,23 +102,26 @@ class RealLab:
         }
 
 
-def fresh_root() -> Path:
-    """Make a folder for run directories, with a path short enough for sockets."""
-    return Path(tempfile.mkdtemp(prefix="vb-"))
+@contextmanager
+def lab_files(text: str, prefix: Sequence[str] = (), files: Mapping[str, str] | None = None) -> Iterator[RealLab]:
+    """Write a lab file, with a run directory for it whose path is short enough for sockets, and start nothing."""
+    root = Path(tempfile.mkdtemp(prefix="vb-"))
+    lab = RealLab(root, text, prefix, files or {})
+    try:
+        yield lab
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(lab.file.parent, ignore_errors=True)
 
 
 @contextmanager
-def real_lab(text: str, prefix: list[str] | None = None, **files: str) -> Iterator[RealLab]:
+def real_lab(text: str, prefix: Sequence[str] = (), *, files: Mapping[str, str] | None = None) -> Iterator[RealLab]:
     """Bring a lab up in the background; at the end it is down, and its run directory empty."""
-    root = fresh_root()
-    lab = RealLab(root, text, prefix or [], files)
-    try:
+    with lab_files(text, prefix, files) as lab:
         lab.vbnet("up", str(lab.file), "-d")
         try:
             yield lab
         finally:
-            lab.vbnet("down", "--all")
-        assert [] == list(root.iterdir())
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(lab.file.parent, ignore_errors=True)
+            ended = lab.rows("down", "--all")
+        assert [{"lab": "t", "result": "stopped"}] == ended
+        assert [] == list(lab.root.iterdir())
