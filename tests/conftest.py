@@ -24,6 +24,8 @@ import pytest
 
 from tests import reaper
 
+pytest_plugins = ["tests.support.fixtures"]
+
 MARK = uuid.uuid4().hex
 # How long a test's processes may take to end after it; less where a leak is made on purpose.
 GRACE_SECONDS = float(os.environ.get("VBNET_TEST_GRACE_SECONDS", "5"))

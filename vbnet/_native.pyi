@@ -5,12 +5,44 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
+__all__ = [
+    "BenchExchange",
+    "BenchWindows",
+    "CounterBlock",
+    "CounterFile",
+    "FAULT_REASONS",
+    "Fabric",
+    "FrameClaim",
+    "FrameView",
+    "PORT_COUNTERS",
+    "Ram",
+    "SWITCH_COUNTERS",
+    "StackGuests",
+    "TrafficGuest",
+    "Venet",
+    "VenetLayout",
+    "VenetTotals",
+    "View",
+    "WORKER_COUNTERS",
+    "__version__",
+    "bench_asleep",
+    "bench_bare",
+    "bench_placement",
+    "bench_polled",
+    "bench_probe",
+    "bench_ring",
+    "histogram_bounds",
+    "histogram_quantile",
+    "read_counters",
+    "wire_table",
+]
 __version__: str
 FAULT_REASONS: list[str]
 
 def wire_table() -> list[tuple[str, str, int, int]]: ...
+
 @final
 class Ram:
     @staticmethod
@@ -160,6 +192,7 @@ class VenetTotals:
     @property
     def sleeps(self) -> int: ...
 
+@disjoint_base
 class Venet:
     def __new__(cls, ram: Ram, mtu: int = 1500, tx_slots: int = 256, rx_slots: int = 256, start: int = 0) -> Self: ...
     @property
@@ -177,6 +210,7 @@ class Venet:
     def recv_views(self, max: int = 32, timeout: float | None = None) -> list[FrameView]: ...
     def arm_receive(self) -> bool: ...
     def arm_send(self) -> bool: ...
+    def pending(self) -> int: ...
     def fileno(self) -> int: ...
     def send_fileno(self) -> int: ...
     def totals(self) -> tuple[VenetTotals, VenetTotals]: ...

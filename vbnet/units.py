@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Final, NewType
 
-__all__ = ["KIB", "MIB", "SECOND_NS", "LengthBytes", "Nanoseconds", "OffsetBytes", "Seconds", "seconds_to_ns"]
+__all__ = ["KIB", "MIB", "SECOND_NS", "Nanoseconds", "Seconds", "seconds_to_ns"]
 
 Seconds = NewType("Seconds", float)
 Nanoseconds = NewType("Nanoseconds", int)
-LengthBytes = NewType("LengthBytes", int)
-OffsetBytes = NewType("OffsetBytes", int)
 
 SECOND_NS: Final = 1_000_000_000
 KIB: Final = 1 << 10

@@ -1,4 +1,7 @@
-"""Two guests and a protocol of their own: a question as a broadcast, an answer to the one who asked."""
+"""Two guests and a protocol of their own: a question as a broadcast, an answer to the one who asked, and thanks.
+
+Bob waits for the thanks before he leaves: what a guest sends last is lost if it ends before the host has taken it.
+"""
 
 import os
 
@@ -9,6 +12,7 @@ ETHERTYPE = bytes.fromhex("88b5")
 BROADCAST = b"\xff" * 6
 FRAME_MIN_BYTES = 60
 WAIT_S = 10.0
+PATIENCE_S = 2.0
 
 
 def frame(to: bytes, sender: bytes, text: str) -> bytes:
@@ -27,6 +31,7 @@ def ask(guest: Guest) -> int:
     nic.send([frame(BROADCAST, nic.mac.octets, os.environ["QUESTION"])])
     for received in nic.recv(1, WAIT_S):
         print(f"alice got: {said(received)}", flush=True)
+        nic.send([frame(received[6:12], nic.mac.octets, "thanks")])
         return 0
     return 1
 
@@ -37,5 +42,6 @@ async def answer(guest: GuestSession) -> int:
     for received in await nic.recv_async(1, WAIT_S):
         print(f"bob got: {said(received)}", flush=True)
         await nic.send_async([frame(received[6:12], nic.mac.octets, "bob is here")])
+        await nic.recv_async(1, PATIENCE_S)
         return 0
     return 1

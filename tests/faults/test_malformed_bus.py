@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
+from vbnet.bus import admin
 from vbnet.bus.operator import SyncOperator
 from vbnet.sharedmem import Ram
 from vbnet.testing.processes import HostProcess
@@ -26,6 +28,7 @@ def host(run_root: Path) -> Iterator[HostProcess]:
     with HostProcess(run_root) as process:
         with SyncOperator(process.run_dir) as operator:
             operator.bus_create("lan")
+            operator.bus_create("other")
             operator.device_create("e", "echo")
             operator.device_plug("e", "lan")
         yield process
@@ -435,3 +438,19 @@ def test_a_connection_that_says_nothing_blocks_nobody(host: HostProcess) -> None
     assert 2 == len(events)
     for sock in silent:
         sock.close()
+
+
+@pytest.mark.usefixtures("bystander")
+def test_a_guest_that_does_not_read_is_cut_off(host: HostProcess, peer: RawPeer) -> None:
+    """Events for it are bounded; then it loses its place and hears so where it may still look."""
+    name = unique()
+    peer.bus.setsockopt(zmq.RCVHWM, 10)
+    peer.join(1, name, "other")
+    with SyncOperator(host.run_dir) as operator:
+        for _ in range(40):
+            operator.apply([admin.DevicePlug("e", "other"), admin.DeviceUnplug("e", "other")] * 256)
+            if name not in guests(host):
+                break
+
+    assert b"" == peer.attach_socket.recv(1)
+    assert name not in guests(host)

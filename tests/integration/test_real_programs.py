@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import pcap_reader, programs
+from tests.support import pcap_reader, socket_programs
 from tests.support.machine import LIMIT_S, Machine
 from tests.support.real_lab import RealLab, eventually, real_lab
 from vbnet.cluster.process import is_alive
@@ -125,7 +125,7 @@ def test_ten_downloads_at_once_come_whole(run_in: RunIn) -> None:
 
 def test_tcp_and_udp_echo_come_back_unchanged(run_in: RunIn) -> None:
     """A program with plain sockets: 100 kB over TCP, datagrams of 0, 1 and 1472 bytes."""
-    said = run_in(sys.executable, "-c", programs.ECHO_CLIENT, WEB, str(ECHO_PORT), "100000")
+    said = run_in(sys.executable, "-c", socket_programs.ECHO_CLIENT, WEB, str(ECHO_PORT), "100000")
 
     assert {"tcp_is_equal": True, "tcp_rest": 0, "udp_are_equal": [True, True, True]} == json.loads(said)
 
@@ -195,10 +195,10 @@ def test_iperf3_over_udp_loses_nothing_uncounted(
 
 def test_a_file_arrives_as_it_was(lab: RealLab, run_in: RunIn) -> None:
     """Eight megabytes over the kernel's TCP, equal by their SHA-256."""
-    with lab.start_inside("two", sys.executable, "-c", programs.FILE_RECEIVER, TWO, "9000") as receiver:
+    with lab.start_inside("two", sys.executable, "-c", socket_programs.FILE_RECEIVER, TWO, "9000") as receiver:
         assert receiver.stdout is not None
         assert "ready\n" == receiver.stdout.readline()
-        sent = json.loads(run_in(sys.executable, "-c", programs.FILE_SENDER, TWO, "9000", str(FILE_BYTES)))
+        sent = json.loads(run_in(sys.executable, "-c", socket_programs.FILE_SENDER, TWO, "9000", str(FILE_BYTES)))
         received = json.loads(receiver.communicate(timeout=LIMIT_S)[0])
 
     assert FILE_BYTES == sent["bytes"]
@@ -254,7 +254,7 @@ def test_tcpdump_on_the_tap_shows_intact_frames(machine: Machine, program: Calla
     frames: list[bytes] = []
     with captured(machine.start, "vbup0", frames):
         machine.run("ping", "-n", "-c", "3", "-i", "0.02", "-W", "10", "-p", "c0ffee", "-s", "216", WEB)
-        machine.run(sys.executable, "-c", programs.UDP_SENDER, WEB, str(ECHO_PORT), "20")
+        machine.run(sys.executable, "-c", socket_programs.UDP_SENDER, WEB, str(ECHO_PORT), "20")
         machine.run("curl", "-sSf", "--max-time", "20", "-o", "/dev/null", f"http://{WEB}/bytes/100000")
         machine.run(*SEND_MARKER, WEB)
 
@@ -289,7 +289,7 @@ def test_tcpdump_at_both_ends_shows_the_same_frames(lab: RealLab, program: Calla
 
 
 def udp_sent(count: int) -> list[bytes]:
-    """What ``programs.UDP_SENDER`` sends."""
+    """What ``socket_programs.UDP_SENDER`` sends."""
     source = random.Random(count)  # noqa: S311 -- test data
     return [source.randbytes(source.randrange(1473)) for _ in range(count)]
 

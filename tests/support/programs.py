@@ -1,66 +1,126 @@
-"""Small Python programs that tests run inside guests' namespaces: they know nothing of vbnet, only sockets.
+"""What the processes of a test run: a host node with its fabric, and guests that do as they are told.
 
-Each prints one JSON line with what it saw; a server prints ``ready`` first.
+They are started from a fork server that has loaded everything, so one costs milliseconds. A guest serves requests from
+a pipe, one at a time: the name of a method of its NIC (or of ``GuestProgram``) and its arguments; the answer is what
+came of it, or the exception. A request that waits for ever is answered when what it waits for happens, or never.
 """
 
-ECHO_CLIENT = """
-import json, random, socket, sys
-address, port, total = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-data = random.Random(total).randbytes(total)
-with socket.create_connection((address, port), timeout=20) as connection:
-    got, sent = b"", 0
-    while len(got) < total:
-        if sent < total and sent - len(got) < 8192:
-            sent += connection.send(data[sent : sent + 4096])
-        else:
-            piece = connection.recv(65536)
-            assert piece, "closed early"
-            got += piece
-    connection.shutdown(socket.SHUT_WR)
-    rest = connection.recv(1)
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-    datagrams.settimeout(20)
-    datagrams.connect((address, port))
-    echoes = []
-    for length in (0, 1, 1472):
-        datagrams.send(data[:length])
-        echoes.append(datagrams.recv(65536) == data[:length])
-print(json.dumps({"tcp_is_equal": got == data, "tcp_rest": len(rest), "udp_are_equal": echoes}))
-"""
+from __future__ import annotations
 
-FILE_RECEIVER = """
-import hashlib, json, socket, sys
-digest, total = hashlib.sha256(), 0
-with socket.create_server((sys.argv[1], int(sys.argv[2]))) as server:
-    print("ready", flush=True)
-    server.settimeout(30)
-    connection, _ = server.accept()
-    with connection:
-        connection.settimeout(30)
-        while piece := connection.recv(1 << 16):
-            digest.update(piece)
-            total += len(piece)
-print(json.dumps({"sha256": digest.hexdigest(), "bytes": total}))
-"""
+import inspect
+import os
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
-FILE_SENDER = """
-import hashlib, json, random, socket, sys
-address, port, total = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-data = random.Random(7).randbytes(total)
-with socket.create_connection((address, port), timeout=30) as connection:
-    connection.sendall(data)
-print(json.dumps({"sha256": hashlib.sha256(data).hexdigest(), "bytes": total}))
-"""
+from vbnet import Guest
+from vbnet._native import CounterFile, Fabric
+from vbnet.bus.kinds import discover, load
+from vbnet.bus.rundir import RunDir
+from vbnet.devices.venet.driver import Nic, VenetDriver
+from vbnet.hostnode.node import HostOptions
+from vbnet.hostnode.process import run_host
 
-UDP_SENDER = """
-import random, socket, sys
-address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-source = random.Random(count)
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-    datagrams.connect((address, port))
-    datagrams.settimeout(20)
-    for _ in range(count):
-        data = source.randbytes(source.randrange(1473))
-        datagrams.send(data)
-        assert datagrams.recv(65536) == data
-"""
+__all__ = ["COUNTERS", "GuestProgram", "host_program", "open_all_program"]
+
+COUNTERS = "host.counters"
+
+
+def make_fabric(run_dir: RunDir) -> Fabric:
+    """Make a fabric that counts into the run directory; one worker, as tests share few cores."""
+    return Fabric(CounterFile.create(run_dir.counters / COUNTERS), 1)
+
+
+def host_program(path: Path, ready: Connection) -> None:
+    """Run a host node in ``path`` until SIGTERM; say so on ``ready`` when guests can connect."""
+    run_dir = RunDir(path)
+    options = HostOptions(run_dir=run_dir, name="test")
+    run_host(options, make_fabric=lambda: make_fabric(run_dir), on_ready=lambda: ready.send("ready"))
+
+
+def open_all_program(path: Path, name: str, bus: str, ready: Connection) -> None:
+    """Join a bus, open everything on it with the drivers of its kinds, say so, and wait to be killed."""
+    guest = Guest(name, bus, address=RunDir(path), ram_bytes=8 << 20)
+    kinds = discover(with_entry_points=False)
+    opened = [guest.open(device.name) for device in guest.devices]
+    ready.send((len(opened), sorted(kinds.drivers)))
+    threading.Event().wait()
+
+
+def nic_program(path: Path, name: str, bus: str, ready: Connection) -> None:
+    """Join a bus, bring its NIC up, say so, and wait to be killed."""
+    guest = Guest(name, bus, address=RunDir(path))
+    guest.nic("eth0", 10)
+    ready.send("up")
+    threading.Event().wait()
+
+
+class GuestProgram:
+    """A guest process: joins, brings its NIC up, and serves.
+
+    Args:
+        path: run directory of the host.
+        name: of the guest and of its bus.
+        pipe: where requests come from.
+    """
+
+    def __init__(self, path: Path, name: str, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._guest = Guest(name, name, address=RunDir(path), ram_bytes=8 << 20)
+        self._guest.register(VenetDriver())
+        self._nic: Nic = self._guest.nic("eth0", 10)
+
+    @classmethod
+    def run(cls, path: Path, name: str, pipe: Connection) -> None:
+        """Serve until the pipe is closed or ``quit`` is asked for."""
+        program = cls(path, name, pipe)
+        pipe.send(bytes(program._nic.mac))
+        while (request := program._next()) is not None:
+            method, arguments, options = request
+            try:
+                pipe.send((True, program._do(method, arguments, options)))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test wants to see it
+                pipe.send((False, error))
+        program._guest.close()
+
+    def _next(self) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
+        try:
+            request: tuple[str, tuple[Any, ...], dict[str, Any]] | None = self._pipe.recv()
+        except EOFError:
+            return None
+        return request
+
+    def _do(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        owner = self if method.startswith("do_") else self._nic
+        result = getattr(owner, method)(*arguments, **options)
+        return self._guest._thread.run(result) if inspect.iscoroutine(result) else result
+
+    def do_gather(self, count: int, patience: float) -> list[bytes]:
+        """Receive so many frames; fewer when none came for ``patience`` seconds."""
+        frames: list[bytes] = []
+        while len(frames) < count:
+            batch = self._nic.recv(count - len(frames), patience)
+            if not batch:
+                break
+            frames += batch
+        return frames
+
+    def do_mirror(self, window: int) -> list[int]:
+        """Answer the last frame of every ``window`` frames, until one says stop; give the numbers of all of them.
+
+        A frame's number stands behind its header, 8 bytes big-endian; 2⁶⁴-1 says stop.
+        """
+        numbers: list[int] = []
+        while True:
+            for frame in self._nic.recv(window, 10):
+                number = int.from_bytes(frame[14:22], "big")
+                if number == (1 << 64) - 1:
+                    return numbers
+                numbers.append(number)
+                if len(numbers) % window == 0:
+                    self._nic.send_frame(frame[6:12] + frame[:6] + frame[12:], 10)
+
+    def do_pid(self) -> int:
+        """Its process id."""
+        return os.getpid()

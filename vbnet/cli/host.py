@@ -35,15 +35,14 @@ def run(
     keys: KeysOption = None,
 ) -> None:
     """Run a host node until Ctrl-C, SIGTERM or `vbnet host stop`."""
-    from vbnet.cluster.guests.host import make_fabric  # noqa: PLC0415 -- only this verb is a host
     from vbnet.hostnode.node import HostOptions  # noqa: PLC0415 -- same
-    from vbnet.hostnode.process import run_host  # noqa: PLC0415 -- same
+    from vbnet.hostnode.process import native_fabric, run_host  # noqa: PLC0415 -- same
 
     run_dir = RunDir.for_node(name)
     options = HostOptions(run_dir=run_dir, name=name, tcp=tcp, keys=(keys or default_keys()) if tcp else None)
     run_host(
         options,
-        make_fabric=lambda: make_fabric(run_dir, workers),
+        make_fabric=lambda: native_fabric(run_dir, workers),
         on_ready=lambda: output.note(f"host node {name} is ready in {run_dir.path}; Ctrl-C ends it"),
     )
 

@@ -163,6 +163,7 @@ class GuestNode:
             await session.close()
         if not isinstance(self._end, ClosedError):
             self._finish(ClosedError("this guest node is closed"))
+            self._link.close(_LINGER_MS)
 
     # ---- for sessions ------------------------------------------------------------------------------------------------
 
@@ -297,9 +298,9 @@ class GuestNode:
     def _lost(self, error: VbnetError) -> None:
         if self._end is None:
             self._finish(error)
+            asyncio.get_running_loop().call_soon(self._link.close)
 
     def _finish(self, error: VbnetError) -> None:
-        is_first = self._end is None
         self._end = error
         if self._heartbeat is not None:
             self._heartbeat.cancel()
@@ -310,10 +311,8 @@ class GuestNode:
         for fds in self._signals.values():
             _close_fds(fds)
         self._signals.clear()
-        if is_first:
-            if self._channel is not None:
-                self._channel.close()
-            asyncio.get_running_loop().call_soon(self._link.close, _LINGER_MS)
+        if self._channel is not None:
+            self._channel.close()
 
     def _check(self) -> None:
         if self._end is not None:

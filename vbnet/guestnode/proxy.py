@@ -6,6 +6,7 @@ itself, in the same process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
@@ -170,6 +171,11 @@ class OpenDevice:
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
+    @property
+    def ended_by(self) -> VbnetError | None:
+        """Why the host half is gone: PeerGone, or ClosedError when the guest itself left; None while it is there."""
+        return self._void
+
     async def call(self, function: int, data: bytes = b"", *, deadline_s: float | None = None) -> bytes:
         """Run a function of the device.
 
@@ -219,14 +225,18 @@ class OpenDevice:
         return signal
 
     async def close(self) -> None:
-        """End the connection; when it returns the device uses no region of it, and its signals are closed."""
+        """End the connection; when it returns the device uses no region of it, and its signals are closed.
+
+        That the other side is gone already is no error here.
+        """
         if self._is_closed:
             return
         self._is_closed = True
         self.device.forget(self)
         try:
             if self._void is None:
-                await self._carrier.close_device(self._handle)
+                with contextlib.suppress(PeerGone, ClosedError):
+                    await self._carrier.close_device(self._handle)
         finally:
             for signal in self._signals:
                 signal.close()

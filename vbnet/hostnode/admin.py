@@ -42,7 +42,7 @@ TOPICS = {
     "guest.reset": "an operator reset a guest",
     "guest.gone": "a guest ended; cause says how",
     "guest.fault": "a guest broke a rule",
-    "link.changed": "the carrier of a port went up or down",
+    "link.changed": "the carrier of a guest's device went up or down",
     "port.fault": "a port was quarantined; rule says why",
     "node.stopping": "this host node ends",
 }

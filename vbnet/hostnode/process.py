@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,11 +43,19 @@ def run_host(
         VbnetError: it could not start; nothing is left behind.
     """
     options.run_dir.create()
+    _raise_descriptor_limit()
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("vbnet-host", encoding="ascii")
     with contextlib.ExitStack() as stack:
         writer = log if log is not None else stack.enter_context(_log_file(options.run_dir.logs / "host.log"))
         asyncio.run(_serve(options, make_fabric, on_ready, writer))
+
+
+def _raise_descriptor_limit() -> None:
+    """A guest costs the host its memory's descriptor and two for each signal: allow what this user may allow."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def native_fabric(run_dir: RunDir, workers: int = 1) -> Fabric:
@@ -56,10 +65,10 @@ def native_fabric(run_dir: RunDir, workers: int = 1) -> Fabric:
         run_dir: exists already.
         workers: threads that move frames, >= 1.
     """
-    from vbnet import _native  # noqa: PLC0415 - hosts without switches do without
+    from vbnet._native import CounterFile  # noqa: PLC0415 - hosts without switches do without
+    from vbnet._native import Fabric as NativeFabric  # noqa: PLC0415
 
-    counters = _native.CounterFile.create(run_dir.counters / "host.counters")
-    fabric: Fabric = _native.Fabric(counters, workers)
+    fabric: Fabric = NativeFabric(CounterFile.create(run_dir.counters / "host.counters"), workers)
     return fabric
 
 

@@ -330,6 +330,10 @@ class Session:
         self._host.services.log.warning("guest_fault", guest=self.name, device=device, fault=str(fault))
         self._host.services.publish("guest.fault", guest=self.name, device=device, **_event_fields(fault))
 
+    def announce_link(self, dev_id: int, *, is_up: bool) -> None:
+        """Let operators know of a carrier that changed."""
+        self._host.services.publish("link.changed", guest=self.name, bus=self.bus, dev_id=dev_id, is_up=is_up)
+
     def _check_region(self, entry: _Open, verb: messages.Shm) -> Ram:
         limits = self._host.limits
         if self.is_remote:
@@ -401,6 +405,7 @@ class _SessionOpener(Opener):
     def link_state(self, *, is_up: bool) -> None:
         if self._session.is_ready and not self._session.is_gone:
             self._session.post(messages.LinkState(self.dev_id, is_up))
+        self._session.announce_link(self.dev_id, is_up=is_up)
 
     def fault(self, fault: PeerFault) -> None:
         self._session.report(fault, f"{self.bus}/{self.dev_id}")

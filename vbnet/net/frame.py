@@ -48,6 +48,8 @@ def parse(frame: bytes | memoryview) -> Frame:
         UsageError: it is shorter than its header.
     """
     if len(frame) < HEADER_BYTES:
-        raise UsageError(f"a frame has at least {HEADER_BYTES} bytes; got {len(frame)}", got=len(frame), limit=HEADER_BYTES)
+        raise UsageError(
+            f"a frame has at least {HEADER_BYTES} bytes; got {len(frame)}", got=len(frame), limit=HEADER_BYTES
+        )
     destination, source, ethertype = _HEADER.unpack_from(frame)
     return Frame(MacAddress(destination), MacAddress(source), ethertype, bytes(frame[HEADER_BYTES:]))

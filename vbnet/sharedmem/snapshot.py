@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 
-from vbnet import _native
+from vbnet._native import read_counters
 
 __all__ = ["BlockSnapshot", "parse_labels", "read_blocks"]
 
@@ -46,5 +46,5 @@ def read_blocks(path: str | PathLike[str]) -> list[BlockSnapshot]:
     """
     return [
         BlockSnapshot(kind, parse_labels(labels), generation, tuple(values))
-        for kind, labels, generation, values in _native.read_counters(path)
+        for kind, labels, generation, values in read_counters(path)
     ]

@@ -21,7 +21,6 @@ import zmq
 __all__ = ["RawPeer", "pack", "unpack"]
 
 _PATIENCE_MS = 5000
-_NO_MESSAGE_MS = 100
 
 
 def pack(value: Any) -> bytes:  # noqa: ANN401, PLR0911 - one branch a type
@@ -166,10 +165,6 @@ class RawPeer:
             raise TimeoutError("the host said nothing")
         message: list[Any] = unpack(self.bus.recv())
         return message
-
-    def is_silent(self) -> bool:
-        """Whether nothing has come, after giving it a moment."""
-        return not self.bus.poll(_NO_MESSAGE_MS)
 
     def ask(self, sid: int, seq: int, body: Sequence[Any]) -> list[Any]:
         """Send a request and give the body of its reply, skipping events."""

@@ -495,3 +495,8 @@ fn check_name(name: &str) -> Result<()> {
         "a name is 1 to {NAME_BYTES_MAX} printable ASCII characters without space, comma, '=', '\"' and '\\'; got {name:?}"
     )))
 }
+
+const _: () = {
+    const fn is_shared_between_threads<T: Send + Sync>() {}
+    is_shared_between_threads::<Fabric>();
+};

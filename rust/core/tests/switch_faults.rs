@@ -7,6 +7,7 @@ mod switch_guest;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use proptest::prelude::*;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::write;
 use switch_guest::{Guest, Lab, SWITCH, Shape, frame, mac};
@@ -371,4 +372,35 @@ fn quarantined_queue_wakes_nobody_any_more() {
 
     assert_eq!(kicks, lab.count(2, PortCounter::Kicks));
     assert!(!lab.fabric.wait_fault(std::time::Duration::ZERO).unwrap());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Any words anywhere in rings, indices and signals, with kicks in between: neighbours never notice.
+    #[test]
+    fn garbage_anywhere_in_the_rings_hurts_nobody_else(
+        scribbles in proptest::collection::vec((any::<bool>(), 0u32..0x600, any::<u64>(), any::<bool>()), 1..60),
+    ) {
+        let mut lab = lab();
+        lab.guests[2].post(32);
+        for (is_tx, place, word, kicks) in scribbles {
+            let ring = if is_tx { Shape::SMALL.tx_ring() } else { Shape::SMALL.rx_ring() };
+            let place = ring.0 + (place & !7);
+            lab.guests[2].write(place, &word.to_ne_bytes());
+            // Indices that are believed for a while: near where they should be.
+            lab.guests[2].write(ring.0 + TAIL, &(word as u32 % 70).to_ne_bytes());
+            if kicks {
+                lab.guests[2].tx_kick.ring().unwrap();
+                lab.guests[0].send(&frame(MacAddress::BROADCAST, mac(1), 64, word as u8));
+            }
+        }
+        lab.guests[0].drain();
+
+        lab.assert_passes(0, 1);
+        lab.assert_passes(1, 0);
+
+        let broken = lab.fabric.take_faults();
+        prop_assert!(broken.len() <= 2 && broken.iter().all(|event| event.port == lab.ids[2]));
+    }
 }

@@ -23,7 +23,7 @@ pub(crate) struct CounterFile {
 #[pymethods]
 impl CounterFile {
     #[staticmethod]
-    #[pyo3(signature = (path = None, size = 1 << 20))]
+    #[pyo3(signature = (path = None, size = 1_048_576))]
     fn create(py: Python<'_>, path: Option<PathBuf>, size: usize) -> PyResult<Self> {
         let file = counters::CounterFile::create(path.as_deref(), size).or_raise(py)?;
         Ok(Self { inner: Arc::new(file) })

@@ -48,7 +48,7 @@ impl Ram {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (fd, quota = region::RAM_MAX))]
+    #[pyo3(signature = (fd, quota = 4_294_967_296))]
     fn open(py: Python<'_>, fd: RawFd, quota: u64) -> PyResult<Self> {
         let file = duplicate(py, fd)?;
         Ok(Self::wrap(py.detach(|| region::Ram::open(file, quota)).or_raise(py)?))

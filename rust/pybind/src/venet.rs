@@ -112,7 +112,7 @@ pub(crate) struct Venet {
     sending: Arc<Mutex<Option<core::Sender>>>,
     receiving: Arc<Receiving>,
     gone: AtomicBool,
-    closed: AtomicBool,
+    closed: Arc<AtomicBool>,
     /// Wakes a sender that waits for room.
     wake: Mutex<Option<Doorbell>>,
     poll_ns: AtomicU64,
@@ -160,13 +160,30 @@ fn passed(deadline: Option<Instant>) -> bool {
 
 impl Venet {
     fn alive(&self, py: Python<'_>) -> PyResult<()> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(raise_plain(py, "PeerGone", "the device or its host node has ended; its frames are lost"));
+        }
         if self.closed.load(Ordering::Relaxed) {
             return Err(raise_plain(py, "ClosedError", "this device is closed"));
         }
-        if self.gone.load(Ordering::Relaxed) {
-            return Err(raise_plain(py, "PeerGone", "the host node of this device has ended; its frames are lost"));
-        }
         Ok(())
+    }
+
+    /// Whoever waits looks again at whether the device is alive.
+    fn wake_all(&self) {
+        for wake in [&self.wake, &self.receiving.wake] {
+            if let Some(wake) = wake.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                let _ = wake.ring();
+            }
+        }
+    }
+
+    /// The descriptor to wait for outside. It stays open for as long as this object lives, so that an event loop that
+    /// still waits for it when the device is closed hears of that, and can take it out of its set.
+    fn waited_for(&self, py: Python<'_>, wake: &Mutex<Option<Doorbell>>) -> PyResult<RawFd> {
+        self.alive(py)?;
+        let wake = wake.lock().unwrap_or_else(PoisonError::into_inner);
+        wake.as_ref().map(Doorbell::raw).ok_or_else(|| raise_plain(py, "UsageError", "connect the device first"))
     }
 
     fn poll(&self) -> Duration {
@@ -244,7 +261,7 @@ impl Venet {
                 wake: Mutex::default(),
             }),
             gone: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
+            closed: Arc::default(),
             wake: Mutex::default(),
             poll_ns: AtomicU64::new(0),
         })
@@ -263,6 +280,7 @@ impl Venet {
 
     #[pyo3(name = "set_poll_seconds")]
     fn set_poll(&self, py: Python<'_>, value: f64) -> PyResult<()> {
+        self.alive(py)?;
         let poll = seconds(py, Some(value))?.unwrap_or_default();
         self.poll_ns.store(u64::try_from(poll.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         Ok(())
@@ -282,6 +300,7 @@ impl Venet {
     }
 
     fn set_mtu(&self, py: Python<'_>, mtu: u32) -> PyResult<()> {
+        self.alive(py)?;
         if !(core::MTU_MIN..=self.layout.mtu).contains(&mtu) {
             return Err(raise_plain(
                 py,
@@ -367,6 +386,7 @@ impl Venet {
                 return Ok(Some(FrameClaim {
                     ram: self.ram.clone(),
                     sending: self.sending.clone(),
+                    closed: self.closed.clone(),
                     offset,
                     length,
                     sender: Mutex::new(sender),
@@ -473,20 +493,21 @@ impl Venet {
         sender.arm().or_raise(py)
     }
 
+    /// Frames sent that the host has not taken yet.
+    fn pending(&self, py: Python<'_>) -> PyResult<u32> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.sending, "sending")?;
+        guard.as_mut().ok_or_else(|| lent(py))?.pending().or_raise(py)
+    }
+
     /// Readable when a frame arrived after `arm_receive`.
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
-        self.alive(py)?;
-        let guard = held(py, &self.receiving.half, "receiving")?;
-        let bells = guard.as_ref().ok_or_else(|| lent(py))?.bells();
-        bells.map(|bells| bells.call.raw()).ok_or_else(|| raise_plain(py, "UsageError", "connect the device first"))
+        self.waited_for(py, &self.receiving.wake)
     }
 
     /// Readable when there is room to send after `arm_send`.
     fn send_fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
-        self.alive(py)?;
-        let guard = held(py, &self.sending, "sending")?;
-        let bells = guard.as_ref().ok_or_else(|| lent(py))?.bells();
-        bells.map(|bells| bells.call.raw()).ok_or_else(|| raise_plain(py, "UsageError", "connect the device first"))
+        self.waited_for(py, &self.wake)
     }
 
     /// What was sent and what was received so far.
@@ -499,21 +520,19 @@ impl Venet {
         Ok((sent.into(), received.into()))
     }
 
-    /// The host has ended: whoever waits wakes up and gets `PeerGone`, and so does every later call.
+    /// The device or the host has ended: whoever waits wakes up and gets `PeerGone`, and so does every later call.
     fn abandon(&self) {
         self.gone.store(true, Ordering::Relaxed);
-        for wake in [&self.wake, &self.receiving.wake] {
-            if let Some(wake) = wake.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-                let _ = wake.ring();
-            }
-        }
+        self.wake_all();
     }
 
-    /// Ends the device on this side; views stay readable.
+    /// Ends the device on this side: whoever waits wakes up and gets `ClosedError`; views stay readable. `BusyError`:
+    /// somebody was waiting and is on the way out; the memory is in use until a later `close` succeeds.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.closed.store(true, Ordering::Relaxed);
+        self.wake_all();
         let (mut sending, mut receiving) =
             (held(py, &self.sending, "sending")?, held(py, &self.receiving.half, "receiving")?);
-        self.closed.store(true, Ordering::Relaxed);
         sending.take();
         receiving.take();
         Ok(())
@@ -525,6 +544,8 @@ impl Venet {
 pub(crate) struct FrameClaim {
     ram: Arc<region::Ram>,
     sending: Arc<Mutex<Option<core::Sender>>>,
+    /// The device was closed: its memory may be another's by now.
+    closed: Arc<AtomicBool>,
     offset: u32,
     length: u32,
     sender: Mutex<Option<core::Sender>>,
@@ -533,6 +554,9 @@ pub(crate) struct FrameClaim {
 impl FrameClaim {
     fn finish(&self, each: impl FnOnce(&mut core::Sender)) -> Option<()> {
         let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
         each(&mut sender);
         *self.sending.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         Some(())
@@ -559,7 +583,9 @@ impl FrameClaim {
             sender.commit(self.offset, length);
             flushed = sender.flush();
         })
-        .ok_or_else(|| raise_plain(py, "ClosedError", "this claim was committed or cancelled before"))?;
+        .ok_or_else(|| {
+            raise_plain(py, "ClosedError", "this claim was committed or cancelled before, or its device was closed")
+        })?;
         flushed.map_err(|error| raise(py, error))
     }
 

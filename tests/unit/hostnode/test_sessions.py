@@ -1,24 +1,26 @@
 """Guests on a host node: hello, ready, open, call, share, reset, leave."""
 
 import asyncio
+import contextlib
 import os
 import re
 from pathlib import Path
 
 import pytest
 
-from vbnet.bus import messages
+from vbnet.bus import fdpass, messages
 from vbnet.bus.limits import Limits
 from vbnet.errors import (
     BusyError,
     ClosedError,
     ExistsError,
     NotFoundError,
+    NotPermittedError,
     PeerGone,
     ResourceError,
     UsageError,
 )
-from vbnet.guestnode import GuestNode
+from vbnet.guestnode import GuestNode, GuestSession
 from vbnet.testing import ManualClock
 from vbnet.testing.lab import Lab, eventually
 
@@ -425,3 +427,71 @@ async def test_leaving_ends_the_session_only(run_root: Path) -> None:
         assert await second.list_devices() == []
         with pytest.raises(ClosedError):
             await first.list_devices()
+
+
+async def test_a_process_may_have_so_many_guests_and_no_more(run_root: Path) -> None:
+    """The quota is a process's, and leaving makes room."""
+    async with Lab.open(run_root, limits=Limits(sessions_per_connection=2)) as lab:
+        node = await lab.node()
+        first, _ = [await node.join(name, ram_bytes=0) for name in ("a", "b")]
+
+        with pytest.raises(ResourceError, match="too many guests"):
+            await node.join("c", ram_bytes=0)
+        await first.close()
+
+        await node.join("c", ram_bytes=0)
+
+
+async def test_who_does_not_attach_in_time_is_forgotten(run_root: Path) -> None:
+    """A session that never proves who it is holds its name for ten seconds, not forever."""
+    clock = ManualClock()
+    async with Lab.open(run_root, clock=clock) as lab:
+        node = await lab.node()
+        hello = messages.Hello("slow", None, os.getpid(), "raw", 1, 1)
+        welcome = await node.ask(99, hello)
+        assert isinstance(welcome, messages.Welcome)
+
+        clock.advance(10.0)
+
+        assert [] == lab.host.book.all()
+        assert [] == lab.host.plugboard.model.buses()
+        with pytest.raises(NotPermittedError):
+            await node.hand_over(fdpass.Attach(welcome.token, has_ram=False), [])
+
+
+async def call_steadily(guest: GuestSession) -> list[bytes]:
+    """A hundred calls to the first device."""
+    async with await guest.devices[0].open() as echo:
+        return [await echo.call(0, b"%d" % index) for index in range(100)]
+
+
+async def open_whatever_comes(guest: GuestSession) -> None:
+    """Use each new echo at once; it may be gone by then, and nothing else may go wrong."""
+    async for event in guest.events():
+        if isinstance(event, messages.DevAdd) and event.type == "echo":
+            for device in [device for device in guest.devices if device.dev_id == event.dev_id]:
+                with contextlib.suppress(PeerGone, NotFoundError):
+                    await (await device.open()).call(0, b"x")
+
+
+async def test_hot_plug_under_load_disturbs_nobody_else(run_root: Path) -> None:
+    """Devices come and go while guests call: callers of the gone learn it, all others are answered."""
+    async with Lab.open(run_root) as lab:
+        await lab.plugged("stays", "lan")
+        await lab.operator.device_create("moves", "echo")
+        node = await lab.node()
+        guests = [await node.join(f"g{index}", "lan", ram_bytes=RAM) for index in range(4)]
+
+        async def replug() -> None:
+            for _ in range(30):
+                await lab.operator.device_plug("moves", "lan")
+                await lab.operator.device_unplug("moves", "lan")
+
+        openers = [asyncio.ensure_future(open_whatever_comes(guest)) for guest in guests]
+        _, *answers = await asyncio.gather(replug(), *map(call_steadily, guests))
+
+        assert [[b"%d" % index for index in range(100)]] * 4 == answers
+        for guest, opener in zip(guests, openers, strict=True):
+            await eventually(lambda guest=guest: [1, 2] == [device.dev_id for device in guest.devices])
+            assert not opener.done()
+            opener.cancel()

@@ -1,7 +1,7 @@
 """venet: virtual Ethernet over two rings in the guest's memory.
 
-Class ``venet`` joins a guest to a switch of the host; ``venet-loopback`` gives a guest its own frames back. Both show the
-ABI ``virtual-ethernet``, so one driver serves them.
+Class ``venet`` joins a guest to a switch of the host; ``venet-loopback`` gives a guest its own frames back. Both show
+the ABI ``virtual-ethernet``, so one driver serves them.
 """
 
 from vbnet.bus.kinds import Kind

@@ -70,11 +70,17 @@ class VenetDevice(Device):
         self.attributes = AttributeTable(
             (
                 *(() if is_loopback else (switch,)),
-                Attribute("mac", "address of the guest's end", MacAddress.parse_station, own, is_locked_while_open=True),
+                Attribute(
+                    "mac", "address of the guest's end", MacAddress.parse_station, own, is_locked_while_open=True
+                ),
                 Attribute("mtu", "largest packet in bytes, 68..65535", _mtu, 1500, is_locked_while_open=True),
-                Attribute("enabled", "carrier of the link, 0 or 1", _flag, default=True, format=lambda on: str(int(on))),
+                Attribute(
+                    "enabled", "carrier of the link, 0 or 1", _flag, default=True, format=lambda on: str(int(on))
+                ),
                 Attribute("txmitigation", "frames sent per completion signal, 0..32768; 0: one a batch", _count, 10),
-                Attribute("burstthresh", "µs the port stays awake after kicks in close succession, 0..100000", _micros, 50),
+                Attribute(
+                    "burstthresh", "µs the port stays awake after kicks in close succession, 0..100000", _micros, 50
+                ),
                 Attribute("budget", "frames taken from this card at a turn, 1..4096", _budget, 256),
                 Attribute("port", "number of the port while the link is up", int, 0, is_read_only=True),
             ),
@@ -94,7 +100,9 @@ class VenetDevice(Device):
     def plug(self, bus: str) -> Sequence[Interface]:
         """Show one interface, named after the last part of the device's name."""
         if self._bus is not None:
-            raise BusyError(f"device {self.name!r} is plugged into {self._bus!r}; a network card has one bus", bus=self._bus)
+            raise BusyError(
+                f"device {self.name!r} is plugged into {self._bus!r}; a network card has one bus", bus=self._bus
+            )
         self._bus = bus
         return [VenetInterface(self)]
 
@@ -162,9 +170,13 @@ class VenetConnection(Connection):
 
     def _negotiate(self, data: bytes) -> bytes:
         if self._port is not None:
-            raise BusyError("capabilities are locked since the link first came up; open the device again to change them")
+            raise BusyError(
+                "capabilities are locked since the link first came up; open the device again to change them"
+            )
         if len(data) != wire.NEGCAP.size:
-            raise UsageError(f"NEGCAP takes {wire.NEGCAP.size} bytes; got {len(data)}", got=len(data), limit=wire.NEGCAP.size)
+            raise UsageError(
+                f"NEGCAP takes {wire.NEGCAP.size} bytes; got {len(data)}", got=len(data), limit=wire.NEGCAP.size
+            )
         group, bits = wire.NEGCAP.unpack(data)
         known = {int(known_group): supported for known_group, supported in wire.CAPABILITIES.items()}
         return wire.NEGCAP_ANSWER.pack(bits & known.get(group, 0))

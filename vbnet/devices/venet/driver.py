@@ -18,9 +18,9 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, Self
 
-from vbnet import _native
+from vbnet._native import Venet, VenetLayout
 from vbnet.devices.venet import wire
-from vbnet.errors import BusyError
+from vbnet.errors import BusyError, PeerGone, VbnetError
 from vbnet.guestnode.memory import Block
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice
 from vbnet.net.mac import MacAddress
@@ -32,6 +32,8 @@ DEFAULT_SLOTS: Final = 256
 _BUFFER_BYTES: Final = 1 << 20
 """What a ring's buffers should not exceed when nobody says how many slots there are to be."""
 _SLOTS_MIN: Final = 16
+DRAIN_S: Final = 0.5
+"""How long a leaving guest waits for the host to take its last frames; an idle host needs some 50 µs."""
 RAM_HEADER_BYTES: Final = 4096
 """What a layout counts for the header of guest RAM; its parts are aligned to it."""
 
@@ -44,7 +46,7 @@ def default_slots(mtu: int) -> int:
     return slots
 
 
-class Nic(_native.Venet):
+class Nic(Venet):
     """A network card, ready to use. Made by :class:`VenetDriver`; ``guest.nic("eth0")`` gives it.
 
     ``send``, ``send_frame``, ``claim``, ``recv``, ``recv_frame``, ``recv_views`` and ``fileno`` are native; see
@@ -66,7 +68,7 @@ class Nic(_native.Venet):
         """Format the rings in ``block`` of the guest's memory."""
         nic = super().__new__(cls, opened.device.ram, mtu, slots, slots, block.offset)
         nic.mac, nic.mtu, nic.name = mac, mtu, opened.device.name
-        nic._opened, nic._block = opened, block  # noqa: SLF001 - our own
+        nic._opened, nic._block = opened, block
         return nic
 
     @property
@@ -113,12 +115,23 @@ class Nic(_native.Venet):
         await self._opened.call(wire.Function.FLUSHRX)
 
     async def remove(self) -> None:
-        """The device left, or the guest does: wake whoever waits and give the memory back."""
-        self.abandon()
+        """The device left, or the guest does: let the host take what was sent, then give the memory back."""
+        if isinstance(self._opened.ended_by, PeerGone):
+            self.abandon()
+        else:
+            await self._drain()
         await self._opened.close()
         with contextlib.suppress(BusyError):  # a thread is on its way out of a wait; its memory stays taken
             self.close()
             self._opened.device.memory.free(self._block)
+
+    async def _drain(self) -> None:
+        """Wait a moment for the host to take the last frames; nothing is lost that a living host had room for."""
+        with contextlib.suppress(TimeoutError, VbnetError):
+            async with asyncio.timeout(DRAIN_S):
+                while self.pending():
+                    if self.arm_send():
+                        await _readable(self.send_fileno())
 
 
 class VenetDriver:
@@ -144,7 +157,7 @@ class VenetDriver:
             mac = MacAddress(await opened.call(wire.Function.MACQUERY))
             (mtu,) = wire.MTU.unpack(await opened.call(wire.Function.MTUQUERY))
             slots = self._slots or default_slots(mtu)
-            length = _native.VenetLayout(mtu, slots, slots).ram_bytes - RAM_HEADER_BYTES
+            length = VenetLayout(mtu, slots, slots).ram_bytes - RAM_HEADER_BYTES
             block = device.memory.allocate(length, RAM_HEADER_BYTES)
             nic = Nic(opened, block, mac, mtu, slots)
             await self._share(opened, nic)

@@ -72,5 +72,5 @@ class CapabilityGroup(enum.IntEnum):
     L4RO = 2
 
 
-CAPABILITIES: Final[dict[CapabilityGroup, int]] = {group: 0 for group in CapabilityGroup}
+CAPABILITIES: Final[dict[CapabilityGroup, int]] = dict.fromkeys(CapabilityGroup, 0)
 """Bits a host supports, by group: frames travel whole, without offloads."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from vbnet._native import bench_placement, bench_probe
-from vbnet.load.bench.machine import CoreTimes, Cores, core_times, process_ticks
+from vbnet.load.bench.machine import Cores, CoreTimes, core_times, process_ticks
 from vbnet.load.bench.pace import Pace
 from vbnet.load.bench.summary import Summary
 from vbnet.load.bench.turns import Contender, Outcome, take_turns

@@ -83,7 +83,7 @@ def two_cores() -> Cores:
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < 2:  # noqa: PLR2004 - one for each side
         raise UnsupportedError(
-            f"a bench needs two cores, one for each side; this process may use {allowed}. Widen its affinity (taskset).",
+            f"a bench needs two cores, one a side; this process may use {allowed}. Widen its affinity (taskset).",
             cores=allowed,
         )
     return Cores(near=allowed[0], far=allowed[1])

@@ -1,7 +1,7 @@
 """Benches that run in the native module alone: what the machine can do, and vbnet's ring beside it.
 
-``limit`` has no subject: it shows what each layout of a bare ring, each batch size, each ring size and each way to sleep
-costs here. ``ring`` holds vbnet's ring against the best of the bare ones.
+``limit`` has no subject: it shows what each layout of a bare ring, each batch size, each ring size and each way to
+sleep costs here. ``ring`` holds vbnet's ring against the best of the bare ones.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def _layouts(context: Context) -> Iterator[Row]:
     for frame_bytes in (64, 1500):
         for batch in (BATCH, 1):
             contenders = [
-                Contender(f"{layout}, ahead {ahead}", _bare(context, frame_bytes, layout=layout, batch=batch, ahead=ahead))
+                Contender(
+                    f"{layout}, ahead {ahead}", _bare(context, frame_bytes, layout=layout, batch=batch, ahead=ahead)
+                )
                 for layout in _LAYOUTS
                 for ahead in ((0,) if layout == "headers" else (0, ahead_for(frame_bytes)))
             ]
@@ -156,6 +158,12 @@ def _ring(context: Context, frame_bytes: int, batch: int) -> Iterator[Row]:
         if batch == BATCH:
             wanted = AtLeast(0.8) if name == best else None if name in bare else AtLeast(1.0)
         yield Row.of(
-            "ring", params, "frames/s", subject, outcome.placement, baseline=(name, samples), wanted=wanted,
+            "ring",
+            params,
+            "frames/s",
+            subject,
+            outcome.placement,
+            baseline=(name, samples),
+            wanted=wanted,
             note=f"{missing}" if missing and name == best else "",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from vbnet.load.bench.summary import Summary, Wanted
+from vbnet.load.bench.turns import BUSY, MOVED
 
 __all__ = ["Row"]
 
@@ -25,6 +26,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         baseline_samples: all samples of the baseline.
         ratio: ``value / baseline_value``.
         wanted: what ``ratio`` (or ``value``, without a baseline) must reach; ``None``: told for information.
+        is_reached: whether it does; ``None``: nothing is wanted, or the run was disturbed and is not judged.
         note: why a baseline is missing, or what else a reader must know.
     """
 
@@ -59,6 +61,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         held_against, other = baseline if baseline is not None else (None, None)
         ratio = None if other is None or other.median == 0 else samples.median / other.median
         figure = samples.median if baseline is None else ratio
+        is_doubtful = MOVED in placement or BUSY in placement
         return cls(
             name=name,
             params=params,
@@ -71,6 +74,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             baseline_samples=other,
             ratio=ratio,
             wanted=wanted,
-            is_reached=None if wanted is None or figure is None else wanted.is_reached_by(figure),
+            is_reached=None if wanted is None or figure is None or is_doubtful else wanted.is_reached_by(figure),
             note=note,
         )

@@ -8,9 +8,9 @@
    close(), or the parent's death ──►  end of input, then SIGKILL
 ```
 
-Who is trusted: both are this user's; the child is ours. It is asked to die with its parent (PR_SET_PDEATHSIG), so that a
-killed bench leaves nothing behind, and every answer has a deadline. Between requests a child sleeps in a read: it takes
-nothing from a measurement that it has no part in.
+Who is trusted: both are this user's; the child is ours. It is asked to die with its parent (PR_SET_PDEATHSIG), so
+that a killed bench leaves nothing behind, and every answer has a deadline. Between requests a child sleeps in a read:
+it takes nothing from a measurement that it has no part in.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def become() -> NoReturn:
 
 
 def serve() -> None:
-    """Answer a parent's requests until its end of the pipe closes: ``CORE TARGET PARAMS`` (entry of a child process)."""
+    """Answer a parent's requests until it closes the pipe: ``CORE TARGET PARAMS`` (entry of a child process)."""
     core, target, params = sys.argv[1:]
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -216,19 +216,19 @@ def serve() -> None:
     subject = _load(target)(**msgspec.json.decode(params))
     answers.write(msgspec.json.encode(_Reply()) + b"\n")
     for line in sys.stdin.buffer:
-        answers.write(msgspec.json.encode(_answer(subject, msgspec.json.decode(line, type=_Request))) + b"\n")
+        answers.write(_answer(subject, msgspec.json.decode(line, type=_Request)) + b"\n")
     close = getattr(subject, "close", None)
     if close is not None:
         close()
 
 
-def _answer(subject: object, request: _Request) -> _Reply:
+def _answer(subject: object, request: _Request) -> bytes:
     if request.method.startswith("_"):
-        return _Reply(error=f"{request.method} is not for others to call")
+        return msgspec.json.encode(_Reply(error=f"{request.method} is not for others to call"))
     try:
-        return _Reply(result=getattr(subject, request.method)(**request.arguments))
+        return msgspec.json.encode(_Reply(result=getattr(subject, request.method)(**request.arguments)))
     except Exception as error:  # noqa: BLE001 - told to the parent, who decides
-        return _Reply(error=f"{type(error).__name__}: {error}")
+        return msgspec.json.encode(_Reply(error=f"{type(error).__name__}: {error}"))
 
 
 def _load(target: str) -> Any:  # noqa: ANN401 - any class the parent names

@@ -1,7 +1,7 @@
 """What a list of samples comes to: median, minimum and maximum, and what a ratio must reach.
 
-The median is what is quoted, because a hypervisor's pause makes single samples slow by any factor; minimum and maximum are
-told beside it, so that nobody has to trust the median.
+The median is what is quoted, because a hypervisor's pause makes single samples slow by any factor; minimum and maximum
+are told beside it, so that nobody has to trust the median.
 """
 
 from __future__ import annotations

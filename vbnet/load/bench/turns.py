@@ -94,7 +94,7 @@ class _Ledger:
         )
         for placement, _count in votes.most_common():
             chosen = {
-                name: [reading for reading in self.readings[name] if reading.is_clean and reading.placement == placement]
+                name: [found for found in self.readings[name] if found.is_clean and found.placement == placement]
                 for name in names
             }
             if all(chosen.values()):

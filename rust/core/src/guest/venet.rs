@@ -387,6 +387,16 @@ impl Sender {
         Ok(rung)
     }
 
+    /// Frames the host has not taken yet, as of now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Peer`]: the host broke the ring.
+    pub fn pending(&mut self) -> Result<u32> {
+        while self.reclaim()? {}
+        Ok(self.ring.in_flight())
+    }
+
     /// Frames published that the host has not returned yet, as last seen.
     #[must_use]
     pub const fn in_flight(&self) -> u32 {

@@ -7,7 +7,7 @@
 //!
 //! Who writes what: the guest owns all of this memory and may write any of it at any time. The host writes only ring
 //! indices and signal words that are its own, slots it completes, and buffers the guest posted. A descriptor is read in
-//! one load and believed after [`GuestMemory::place`]: inside the region, not in its header, not in either ring.
+//! one load and believed after `GuestMemory::place`: inside the region, not in its header, not in either ring.
 //! The danger: two places of one guest may overlap, so bytes move as with `memmove`. Source: vbus venet (`TX`, `RX`).
 
 use std::fmt;

@@ -34,6 +34,8 @@ pub const BLOCK_HEADER_WORDS: usize = 32;
 pub const KIND_BYTES: usize = 32;
 /// Longest labels in bytes.
 pub const LABEL_BYTES: usize = 200;
+/// Largest file anybody makes or reads.
+pub const FILE_BYTES_MAX: usize = 1 << 30;
 
 const KIND_END: usize = 3 + KIND_BYTES / 8;
 const LABELS_END: usize = KIND_END + LABEL_BYTES / 8;
@@ -110,8 +112,12 @@ impl CounterFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Machine`]: the path cannot be created or the space is not there.
+    /// [`Error::Usage`]: more than [`FILE_BYTES_MAX`]; [`Error::Machine`]: the path cannot be created or the space is
+    /// not there.
     pub fn create(path: Option<&Path>, bytes: usize) -> Result<Self> {
+        if bytes > FILE_BYTES_MAX {
+            return Err(Error::Usage(format!("a counters file has at most {FILE_BYTES_MAX} bytes; got {bytes}")));
+        }
         let bytes = bytes.max(4096).next_multiple_of(4096);
         let file = match path {
             Some(path) => {
@@ -156,13 +162,14 @@ impl CounterFile {
             header += BLOCK_HEADER_WORDS + size;
         }
         // The next block's state must stay in reach: readers stop at it.
-        if header + BLOCK_HEADER_WORDS + count >= self.mapping.words {
+        if count >= self.mapping.words.saturating_sub(header + BLOCK_HEADER_WORDS) {
             return Err(Error::machine("find room in the counters file", rustix::io::Errno::NOSPC));
         }
         words[header + 1].store(count as u64, Ordering::Relaxed);
         let generation = &words[header + 2];
-        generation.store(generation.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // [CT-4 whose values] release: the generation before what follows under it; partner in CounterReader::blocks.
+        // [CT-4 whose values] release: the old owner's end before the new generation, and that before what follows under
+        // it; partners in CounterReader::blocks.
+        generation.store(generation.load(Ordering::Relaxed) + 1, Ordering::Release);
         fence(Ordering::Release);
         store_text(&words[header + 3..header + KIND_END], kind);
         store_text(&words[header + KIND_END..header + LABELS_END], labels);
@@ -181,12 +188,14 @@ impl CounterFile {
     ///
     /// [`Error::Machine`] when the file cannot be opened, [`Error::Peer`] when it is no counters file.
     pub fn open(path: &Path) -> Result<CounterReader> {
-        let file = fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        // Non-blocking: a named pipe in this place must not hold us until somebody writes into it.
+        let file = fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
             .map_err(|errno| Error::machine("open a counters file", errno))?;
         let status = fs::fstat(&file).map_err(|errno| Error::machine("inspect a counters file", errno))?;
         let bytes = usize::try_from(status.st_size).unwrap_or(0);
-        if bytes < FILE_HEADER_WORDS * 8 {
-            return Err(Fault::BadSize { what: "counters file", found: bytes as u64, limit: u64::MAX }.into());
+        if !(FILE_HEADER_WORDS * 8..=FILE_BYTES_MAX).contains(&bytes) {
+            let limit = FILE_BYTES_MAX as u64;
+            return Err(Fault::BadSize { what: "counters file", found: bytes as u64, limit }.into());
         }
         let mapping = Mapping::new(file, bytes, ProtFlags::READ)?;
         let expect = |what, index: usize, expected: u64| {
@@ -226,6 +235,9 @@ impl CounterReader {
         let mut found = Vec::new();
         let mut header = FILE_HEADER_WORDS;
         while header + BLOCK_HEADER_WORDS <= words.len() {
+            // [CT-4 whose values] acquire: the generation before the state, or the state could be the last owner's and
+            // what follows the half-written next one's; partner in CounterFile::allocate.
+            let generation = words[header + 2].load(Ordering::Acquire);
             // [CT-1 block published] acquire: state before labels and values; partner in CounterFile::allocate.
             let state = words[header].load(Ordering::Acquire);
             let count = words[header + 1].load(Ordering::Relaxed) as usize;
@@ -233,7 +245,6 @@ impl CounterReader {
                 break;
             }
             if state == STATE_LIVE {
-                let generation = words[header + 2].load(Ordering::Relaxed);
                 let block = BlockSnapshot {
                     kind: load_text(&words[header + 3..header + KIND_END]),
                     labels: load_text(&words[header + KIND_END..header + LABELS_END]),

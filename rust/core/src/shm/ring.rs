@@ -225,15 +225,22 @@ impl Producer {
     /// Takes the producing end of a ring nobody has used yet. One per ring: the caller keeps that promise.
     #[must_use]
     pub fn new(ring: RingMemory) -> Self {
-        ring.header().tail.0.store(0, Ordering::Relaxed);
+        Self::starting_at(ring, 0)
+    }
+
+    /// As [`Self::new`], but counting from `index`: shows in a test what else takes 2^32 slots to see.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn starting_at(ring: RingMemory, index: u32) -> Self {
+        ring.header().tail.0.store(index, Ordering::Relaxed);
         Self {
             kick: Notifier::new(ring.kick()),
             call: Listener::new(ring.call()),
             ring,
-            staged: 0,
-            published: 0,
-            reaped: 0,
-            head_seen: 0,
+            staged: index,
+            published: index,
+            reaped: index,
+            head_seen: index,
         }
     }
 
@@ -369,14 +376,21 @@ impl Consumer {
     /// Takes the consuming end, starting at slot 0. One per ring: the caller keeps that promise.
     #[must_use]
     pub fn new(ring: RingMemory) -> Self {
-        ring.header().head.0.store(0, Ordering::Relaxed);
+        Self::starting_at(ring, 0)
+    }
+
+    /// As [`Self::new`], but counting from `index`, where the producer started too.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn starting_at(ring: RingMemory, index: u32) -> Self {
+        ring.header().head.0.store(index, Ordering::Relaxed);
         Self {
             kick: Listener::new(ring.kick()),
             call: Notifier::new(ring.call()),
             ring,
-            next: 0,
-            returned: 0,
-            tail_seen: 0,
+            next: index,
+            returned: index,
+            tail_seen: index,
         }
     }
 

@@ -13,7 +13,8 @@
 //!
 //! While nobody rings, the watchdog sleeps without a timer. The first ring after a quiet time wakes it; from then on it
 //! looks by itself until it has seen a quiet 20 ms. `WD-1 ring or sleep` in the fences below pairs the worker's "I
-//! ring, is it awake?" with the watchdog's "I sleep, does anybody ring?". Source: eventfd(2), signal(7).
+//! ring, is it awake?" with the watchdog's "I sleep, does anybody ring?"; whatever else the two tell each other may come
+//! late, for the watchdog looks again. Source: eventfd(2), signal(7).
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -102,7 +103,7 @@ impl Watchdog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        self.shared.is_over.store(true, Ordering::Release);
+        self.shared.is_over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             let _ = thread.join();
@@ -163,14 +164,14 @@ impl Ringer {
         }
         let answer = loop {
             match write(bell.as_fd(), &1u64.to_ne_bytes()) {
-                Err(Errno::INTR) if self.watched.stuck.load(Ordering::Acquire) == turn => {
+                Err(Errno::INTR) if self.watched.stuck.load(Ordering::Relaxed) == turn => {
                     break Err(Fault::DoorbellBlocked { limit_ms: LIMIT_MS });
                 }
                 Err(Errno::INTR) => {}
                 _ => break Ok(()),
             }
         };
-        self.watched.ringing.store(turn + 1, Ordering::Release);
+        self.watched.ringing.store(turn + 1, Ordering::Relaxed);
         answer
     }
 }
@@ -184,7 +185,7 @@ impl Drop for Ringer {
 }
 
 fn watch(shared: &Shared, signal: libc::c_int) {
-    while !shared.is_over.load(Ordering::Acquire) {
+    while !shared.is_over.load(Ordering::Relaxed) {
         shared.state.store(ASLEEP, Ordering::Relaxed);
         // [WD-1 ring or sleep] store of state before loads of ringing; partner in Ringer::ring.
         fence(Ordering::SeqCst);
@@ -200,7 +201,7 @@ fn watch(shared: &Shared, signal: libc::c_int) {
 fn pause(shared: &Shared) -> bool {
     let start = Instant::now();
     loop {
-        if shared.is_over.load(Ordering::Acquire) {
+        if shared.is_over.load(Ordering::Relaxed) {
             return false;
         }
         match LIMIT.checked_sub(start.elapsed()) {
@@ -215,9 +216,9 @@ fn look(shared: &Shared, signal: libc::c_int) -> bool {
     let mut wards = shared.wards.lock().unwrap_or_else(PoisonError::into_inner);
     let mut is_lively = false;
     for ward in wards.iter_mut() {
-        let ringing = ward.watched.ringing.load(Ordering::Acquire);
+        let ringing = ward.watched.ringing.load(Ordering::Relaxed);
         if ringing % 2 == 1 && ringing == ward.seen {
-            ward.watched.stuck.store(ringing, Ordering::Release);
+            ward.watched.stuck.store(ringing, Ordering::Relaxed);
             // SAFETY: the thread lives, for it cannot leave the list while we hold the lock.
             unsafe { libc::syscall(libc::SYS_tgkill, ward.process, ward.thread, signal) };
         }
@@ -330,7 +331,9 @@ mod tests {
         let answer = thread::spawn(move || {
             let ringer = handle.enlist().unwrap();
             ringer.ring(&fine).unwrap();
+            let start = Instant::now();
             while shared.state.load(Ordering::Relaxed) != ASLEEP {
+                assert!(start.elapsed() < Duration::from_secs(10), "the watchdog never slept");
                 thread::yield_now();
             }
             ringer.ring(&blocked)

@@ -1,16 +1,17 @@
 """DPDK's testpmd as a peer: the vhost loop (guest → host → guest) and memif one way.
 
 ```text
-   vhost loop     core near                    core far
-                  testpmd, virtio-user, io  ⇄  testpmd, net_vhost, io       packets go round: sent first, then forwarded
-   memif          testpmd, txonly           →  testpmd, rxonly              zero-copy: the receiver copies out
+   vhost loop   core near                    core far
+                testpmd, virtio-user, io  ⇄  testpmd, net_vhost, io     packets go round: sent first, then forwarded
+   memif        testpmd, txonly           →  testpmd, rxonly            zero-copy: the receiver copies out
 ```
 
-Both programs are started once, forward only during their turn, and sleep between. Each has its main thread and its one
-forwarding thread on its one core. The rate is the program's own (``Rx-pps`` since the last time it was asked), read from
-the interactive prompt. In the vhost loop the forwarding guest is generator and sink in one and touches no payload: the
-best case of that peer. With huge pages free (``vm.nr_hugepages``) both use them; without, they run with ``--no-huge``.
-Install: Debian packages ``dpdk-dev`` (testpmd), ``librte-net-vhost23``, ``librte-net-virtio23``, ``librte-net-memif23``.
+Both programs are started once, forward only during their turn, and sleep between. Each has its main thread and its
+one forwarding thread on its one core. The rate is the program's own (``Rx-pps`` since the last time it was asked),
+read from the interactive prompt. In the vhost loop the forwarding guest is generator and sink in one and touches no
+payload: the best case of that peer. With huge pages free (``vm.nr_hugepages``) both use them; without, they run with
+``--no-huge``. Install: Debian packages ``dpdk-dev`` (testpmd), ``librte-net-vhost23``, ``librte-net-virtio23``,
+``librte-net-memif23``.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class PortStatistics:
 
 
 def parse_port_statistics(text: str) -> list[PortStatistics]:
-    """Read the answer of ``show port stats all``, in the order it tells the ports; ports told incompletely are left out."""
+    """Read the answer of ``show port stats all``, port by port; what is told incompletely is left out."""
     found = []
     headings = list(_PORT.finditer(text))
     for index, heading in enumerate(headings):

@@ -1,0 +1,66 @@
+"""The benches themselves, at a pace that only shows that they work."""
+
+import json
+import os
+
+import pytest
+
+from vbnet.load import bench
+
+pytestmark = [
+    pytest.mark.usefixtures("no_leaked_processes", "no_leaked_descriptors"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a bench needs two cores, one for each side"),
+]
+
+
+@pytest.mark.parametrize("name", ["ring", "rtt", "rtt.asleep"])
+def test_a_subject_is_measured_beside_its_baseline(name: str) -> None:
+    """Every row has a positive figure, a baseline measured in the same run, and their ratio."""
+    rows = bench.run([name], quick=True)
+
+    assert rows
+    assert {name} == {row.name for row in rows}
+    for row in rows:
+        assert row.value > 0
+        assert row.samples.count > 0
+        assert row.placement
+        assert row.baseline is not None
+        assert row.baseline_value is not None
+        assert row.value / row.baseline_value == row.ratio
+
+
+def test_frames_pass_the_switch_whatever_is_attached() -> None:
+    """``scale`` measures the same two guests among more and more, the first of them without a baseline."""
+    first, *others = bench.run(["scale"], quick=True)
+
+    assert first.baseline is None
+    assert all(row.ratio is not None and row.ratio > 0 and row.value > 0 for row in others)
+
+
+@pytest.mark.timeout(120)
+def test_python_objects_are_measured_beside_their_peers() -> None:
+    """At least ZeroMQ and Unix sockets are there to be compared with, in batches and one at a time."""
+    rows = bench.run(["python"], quick=True)
+
+    found = {(row.params["batch"], row.baseline) for row in rows}
+    assert {(batch, peer) for batch in (32, 1) for peer in ("pyzmq ipc PUSH/PULL", "AF_UNIX SOCK_SEQPACKET")} <= found
+    assert all(row.value > 0 and row.ratio is not None for row in rows)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("run_dir")
+def test_labs_come_up_to_be_weighed_and_watched() -> None:
+    """``launch`` and ``idle`` bring real labs up and take them down."""
+    rows = bench.run(["launch", "idle"], quick=True)
+
+    assert ["s", "s", "bytes", "% of one core"] == [row.unit for row in rows]
+    assert all(row.value > 0 for row in rows if row.unit == "s")
+
+
+def test_programs_get_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--format json`` prints the machine and the rows, and nothing else."""
+    assert 0 == bench.main(["rtt"], quick=True, format="json")
+
+    document = json.loads(capsys.readouterr().out)
+    assert {"machine", "rows"} == set(document)
+    assert {"rtt"} == {row["name"] for row in document["rows"]}

@@ -1,0 +1,3 @@
+from vbnet.guestnode.sync import Guest
+
+__all__ = ["Guest"]

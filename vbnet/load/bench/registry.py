@@ -1,0 +1,49 @@
+"""Every bench there is, by the name under which ``vbnet bench`` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from vbnet.load.bench import lab, native, through
+from vbnet.load.bench.context import Context
+from vbnet.load.bench.row import Row
+
+__all__ = ["BENCHES", "Bench"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One bench.
+
+    Args:
+        name: under which it is asked for.
+        run: measures and yields rows as they come.
+        is_limit: it shows what the machine can do, not what vbnet does with it; ``all`` runs it last.
+    """
+
+    name: str
+    run: Callable[[Context], Iterator[Row]]
+    is_limit: bool = False
+
+    @property
+    def summary(self) -> str:
+        """One line: what it measures."""
+        return (self.run.__doc__ or "").strip().splitlines()[0]
+
+
+BENCHES: Final = {
+    bench.name: bench
+    for bench in (
+        Bench("ring", native.ring),
+        Bench("switch", through.switch),
+        Bench("rtt", through.rtt),
+        Bench("rtt.asleep", through.rtt_asleep),
+        Bench("python", through.python),
+        Bench("idle", lab.idle),
+        Bench("launch", lab.launch),
+        Bench("scale", through.scale),
+        Bench("limit", native.limit, is_limit=True),
+    )
+}
