@@ -175,7 +175,7 @@ def namespaces(program: Callable[[str], str]) -> None:
         pytest.skip(f"network namespaces cannot be made here: {attempt.stderr.strip()}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tun_device() -> None:
     """Skip the test where the kernel offers no TAP devices."""
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):

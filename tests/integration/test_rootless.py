@@ -81,3 +81,21 @@ def test_an_uplink_without_root_is_refused_with_its_line(run: Callable[..., str]
     )
     assert said.startswith(expected)
     assert [file] == list(run_dir.iterdir())
+
+
+@pytest.mark.usefixtures("namespaces", "tun_device")
+def test_the_whole_demo_works_without_root(
+    run: Callable[..., str], run_dir: Path, program: Callable[[str], str]
+) -> None:
+    """Host node, stack hosts, Python guest, traffic pair and a namespace with ping and curl; nothing is left."""
+    program("ping")
+    program("curl")
+
+    said = run("demo")
+
+    assert "3 packets transmitted, 3 received, 0% packet loss" in said
+    assert "HTTP/1.1 200 OK" in said
+    assert "who has 10.10.0.12?" in said
+    assert "sent 40,000 frames" in said
+    assert "Left behind: nothing." in said
+    assert [] == list(run_dir.iterdir())

@@ -109,7 +109,7 @@ def clean_folder(folder: Path, *, is_ours: bool = False) -> None:
         if is_ours:
             (folder / STATE_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder / "launch", ignore_errors=True)
-            for log in (folder / "logs").glob("*.log"):
+            for log in (folder / "logs").glob("[!_]*.log"):  # the supervisor's own log is being written already
                 log.unlink()
         elif {entry.name for entry in folder.iterdir()} <= OUR_NAMES:
             shutil.rmtree(folder)
