@@ -7,14 +7,16 @@ from typing import Annotated
 import typer
 
 from vbnet.cli import output
-from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, resolve
 from vbnet.cli.output import Format, FormatOption
+from vbnet.errors import NotFoundError, UnsupportedError
 
 app = output.application(
     "List, add and remove switch ports. Ports of guests come and go with their devices; a TAP of this machine is "
     "added here.",
     [
         ("vbnet port list", "all ports"),
+        ("vbnet port stats", "what each port counted, drops by reason"),
         ("vbnet port add lan vb0", "join the TAP vb0 to a switch"),
         ("vbnet port remove 7", ""),
     ],
@@ -35,6 +37,35 @@ def list_(
         output.print_rows(
             operator.port_list(), ("id", "name", "switch", "kind", "mac", "mtu", "is_up"), how, empty="no port yet"
         )
+
+
+@app.command()
+def stats(
+    port: Annotated[str | None, typer.Argument(help="Name of a port; all of them without.", show_default=False)] = None,
+    *,
+    zeroes: Annotated[bool, typer.Option("--zeroes", help="Also show counters that are 0.")] = False,
+    node: NodeOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Show what ports counted. Reads shared memory only: works on a host node that hangs, and disturbs none."""
+    from vbnet.telemetry import read_counted  # noqa: PLC0415 - native code only where it is used
+
+    where = resolve(node)
+    if isinstance(where, str):
+        raise UnsupportedError(
+            f"counters are read from shared memory, and {where} is on another machine; run this there"
+        )
+    counted = read_counted(where.counters, "port")
+    rows = [
+        {"port": block.labels.get("port", ""), "counter": name, "value": value}
+        for block in counted
+        for name, value in block.values.items()
+        if port in {None, block.labels.get("port")} and (value or zeroes)
+    ]
+    if port is not None and port not in {block.labels.get("port") for block in counted}:
+        known = ", ".join(block.labels.get("port", "") for block in counted) or "none"
+        raise NotFoundError(f"there is no port {port!r}; there are: {known}", port=port)
+    output.print_rows(rows, ("port", "counter", "value"), how, empty="nothing counted yet")
 
 
 @app.command()
