@@ -37,6 +37,7 @@ def test_frames_pass_the_switch_whatever_is_attached() -> None:
     assert all(row.ratio is not None and row.ratio > 0 and row.value > 0 for row in others)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_python_objects_are_measured_beside_their_peers() -> None:
     """At least ZeroMQ and Unix sockets are there to be compared with, in batches and one at a time."""
@@ -47,6 +48,7 @@ def test_python_objects_are_measured_beside_their_peers() -> None:
     assert all(row.value > 0 and row.ratio is not None for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("run_dir")
 def test_labs_come_up_to_be_weighed_and_watched() -> None:

@@ -68,6 +68,7 @@ def come_and_go(lab: RealLab) -> None:
     lab.vbnet("device", "delete", "hot")
 
 
+@pytest.mark.slow
 def test_plugging_under_load_disturbs_nobody(lab: RealLab) -> None:
     """Cards come, work and go, again and again; the two who talk lose not one of two thousand datagrams."""
     with lab.start_inside("two", "iperf3", "-s", "-1", "--forceflush") as server:

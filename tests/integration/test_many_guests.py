@@ -53,6 +53,7 @@ def crowd() -> Iterator[RealLab]:
         yield lab
 
 
+@pytest.mark.slow
 def test_sixty_four_processes_all_talk_at_once() -> None:
     """All are ready and alive together, then each exchanges full-length frames with both neighbours."""
     with real_lab(RING, files={"ring_guest.py": RING_GUEST}) as lab:
@@ -71,6 +72,7 @@ def test_sixty_four_processes_all_talk_at_once() -> None:
         assert {} == lab.counted("drop")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("namespaces", "tun_device")
 def test_a_thousand_packed_hosts_all_answer(crowd: RealLab, program: Callable[[str], str]) -> None:
     """Every single one answers the kernel's ARP and ping, and all of them live in one process."""

@@ -83,6 +83,7 @@ def test_an_uplink_without_root_is_refused_with_its_line(run: Callable[..., str]
     assert [file] == list(run_dir.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("namespaces", "tun_device")
 def test_the_whole_demo_works_without_root(
     run: Callable[..., str], run_dir: Path, program: Callable[[str], str]

@@ -11,6 +11,7 @@ import pytest
 from tests.support.lab import BROADCAST, Lab, Net, Station, numbered
 from tests.support.processes import GuestProcess
 from tests.support.waiting import PATIENCE, eventually
+from vbnet.devices.venet.driver import Nic
 from vbnet.errors import PeerGone, VbnetError
 
 WINDOW = 32
@@ -88,11 +89,16 @@ def test_neighbours_lose_nothing_while_cards_come_and_go(net: Net, pool: ThreadP
             ids += [device.dev_id for device in guest.devices]
             net.operator.device_unplug(f"{name}.eth0", name)
             with pytest.raises(PeerGone):
-                while True:
-                    nic.recv(1, PATIENCE)
+                drain(nic)
             net.operator.device_plug(f"{name}.eth0", name)
 
     assert ids == sorted(set(ids))
+
+
+def drain(nic: Nic) -> None:
+    """Receive until there is no NIC any more."""
+    while True:
+        nic.recv(1, PATIENCE)
 
 
 def test_card_unplugged_in_the_middle_of_its_own_flood_hurts_nobody(net: Net, pool: ThreadPoolExecutor) -> None:
@@ -132,6 +138,16 @@ def test_guest_killed_while_it_is_sent_to_leaves_no_port_and_no_gap(net: Net, po
         assert victim.mac == bytes(successor.nic("eth0", PATIENCE).mac)
 
 
+def wait_busy(net: Net, port: str) -> None:
+    """Wait until a port has sent a lot."""
+    eventually(lambda: net.lab.port_counters(port)["transmit_frames"] > 1000, "it is busy")
+
+
+def wait_no_port(net: Net, port: str) -> None:
+    """Wait until a port is gone."""
+    eventually(lambda: port not in net.lab.ports(), "its port is gone")
+
+
 def test_guest_killed_in_the_middle_of_sending_leaves_no_port_and_no_gap(net: Net, pool: ThreadPoolExecutor) -> None:
     """Killed at any instruction of a busy send loop: the host takes the port off, the stream loses nothing."""
     sink = net.station()
@@ -142,9 +158,9 @@ def test_guest_killed_in_the_middle_of_sending_leaves_no_port_and_no_gap(net: Ne
             frame = sink.mac + victim.mac + bytes(50)
             victim.begin("send", [frame] * 1_000_000)
             [port] = [name for name in before if net.lab.ports()[name]["mac"] == victim.mac.hex(":")]
-            eventually(lambda port=port: net.lab.port_counters(port)["transmit_frames"] > 1000, "it is busy")
+            wait_busy(net, port)
             victim.kill()
-            eventually(lambda port=port: port not in net.lab.ports(), "its port is gone")
+            wait_no_port(net, port)
             stream.wait_progress()
 
 

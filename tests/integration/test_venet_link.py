@@ -223,12 +223,17 @@ def test_card_that_is_disabled_comes_up_without_carrier(net: Net) -> None:
     assert next_link_state(station, stream)
 
 
+def wait_received(station: Station, frames: int) -> None:
+    """Wait until the host has given a station so many frames in all."""
+    eventually(lambda: station.counters["receive_frames"] == frames, "it came back")
+
+
 def test_flush_gives_buffers_back_and_traffic_goes_on(net: Net) -> None:
     """FLUSHRX returns every posted buffer empty; they are no frames, and are posted again as the guest receives."""
     station = net.station("venet-loopback", slots=16)
     for turn in range(3):
         station.nic.send([station.to(station, 64, turn)])
-        eventually(lambda turn=turn: station.counters["receive_frames"] == turn + 1, "it came back")
+        wait_received(station, turn + 1)
         station.run(station.nic.flush_receive())
 
         assert [turn] == [numbered(frame) for frame in station.nic.recv(32, 0)]

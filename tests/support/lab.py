@@ -7,6 +7,7 @@ that tests may share a host and never meet each other's guests.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -222,8 +223,6 @@ class EventTap:
         self._thread.close()
 
     async def _listen(self) -> None:
-        import asyncio  # noqa: PLC0415 - only the loop's own thread needs it
-
         self._operator = await Operator.connect(self._run_dir, deadline_s=PATIENCE)
         stream = self._operator.events("bus.created", *self._topics)
         # A subscription travels by itself; once a bus made here is heard of, it has arrived.

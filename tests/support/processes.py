@@ -11,17 +11,23 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Self
 
-
 from tests.support.programs import GuestProgram, host_program
 from tests.support.waiting import PATIENCE, eventually
+from vbnet.bus.limits import Limits
 
-__all__ = ["Child", "GuestProcess", "HostProcess", "ProcessState"]
+__all__ = ["Child", "GuestProcess", "HostProcess", "ProcessState", "warm_up"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.support.programs", "vbnet.guestnode.node", "vbnet.devices.echo.driver"])
+
+
+def warm_up() -> None:
+    """Start the fork server, whose descriptors in this process would otherwise appear with the first child."""
+    forkserver.ensure_running()
 
 
 class Child:
@@ -78,10 +84,11 @@ class HostProcess(Child):
 
     Args:
         path: its run directory, to be made.
+        limits: what it grants its guests.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(host_program, path)
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+        super().__init__(host_program, path, limits or Limits())
         assert self.hear() == "ready"
 
     def __exit__(self, *exc: object) -> None:

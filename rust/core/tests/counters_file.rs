@@ -280,7 +280,8 @@ proptest! {
                 }
                 (number.to_string(), values)
             }).collect();
-            let mut found: Vec<_> = file.reader().blocks().into_iter().map(|found| (found.labels, found.values)).collect();
+            let blocks = file.reader().blocks();
+            let mut found: Vec<_> = blocks.into_iter().map(|found| (found.labels, found.values)).collect();
             expected.sort();
             found.sort();
             prop_assert_eq!(expected, found);
@@ -289,7 +290,9 @@ proptest! {
 
     /// Any bytes behind a right header: reading ends, stays inside the file and never panics.
     #[test]
-    fn reader_of_nonsense_stops(words in vec(prop_oneof![4 => 0..4u64, 2 => 0..600u64, 1 => any::<u64>()], FILE_WORDS - HEADER)) {
+    fn reader_of_nonsense_stops(
+        words in vec(prop_oneof![4 => 0..4u64, 2 => 0..600u64, 1 => any::<u64>()], FILE_WORDS - HEADER),
+    ) {
         let mut bytes = [*b"VBNETCNT", 1u64.to_le_bytes(), (FILE_BYTES as u64).to_le_bytes(), [0; 8]].concat();
         bytes.resize(8 * HEADER, 0);
         bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
@@ -303,7 +306,9 @@ proptest! {
 
     /// A file of any size and content is opened or refused, never more.
     #[test]
-    fn opening_any_bytes_answers(mut bytes in vec(any::<u8>(), 0..5000), has_magic in any::<bool>(), has_size in any::<bool>()) {
+    fn opening_any_bytes_answers(
+        mut bytes in vec(any::<u8>(), 0..5000), has_magic in any::<bool>(), has_size in any::<bool>(),
+    ) {
         if has_magic && bytes.len() >= 24 {
             bytes[..8].copy_from_slice(b"VBNETCNT");
             bytes[8..16].copy_from_slice(&1u64.to_le_bytes());

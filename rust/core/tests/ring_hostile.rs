@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use proptest::collection::vec;
 use proptest::prelude::*;
 use vbnet_core::error::{Error, Fault};
 use vbnet_core::shm::region::Ram;
@@ -146,7 +147,9 @@ proptest! {
 
     /// However the end is asked, a ring with an impossible index answers with the fault, again and again.
     #[test]
-    fn corrupt_ring_is_never_reported_as_empty(first in first_index(), beyond in 1..=u32::MAX - SLOTS, asks in 1..5u32) {
+    fn corrupt_ring_is_never_reported_as_empty(
+        first in first_index(), beyond in 1..=u32::MAX - SLOTS, asks in 1..5u32,
+    ) {
         let ram = ram();
         let mut consumer = consumer(&ram, first, SLOTS, SLOTS, SLOTS);
         let head = first.wrapping_add(SLOTS);
@@ -186,7 +189,7 @@ proptest! {
 
     /// Garbage in the signal's words costs wake-ups at worst: nothing panics and no arming rings twice.
     #[test]
-    fn scribbled_signal_words_ring_at_most_once_an_arming(garbage in proptest::collection::vec((0..6usize, any::<u32>()), 1..50)) {
+    fn scribbled_signal_words_ring_at_most_once_an_arming(garbage in vec((0..6usize, any::<u32>()), 1..50)) {
         const FIELDS: [u32; 6] = [KICK_ENABLED, KICK_DIRTY, KICK_PENDING, CALL_ENABLED, CALL_DIRTY, CALL_PENDING];
         let ram = ram();
         let mut consumer = Consumer::new(attach(&ram));
@@ -218,8 +221,10 @@ proptest! {
 
     /// Whatever place and length a peer names, attaching answers, and accepts the one right pair only.
     #[test]
-    fn ring_is_attached_at_its_own_place_only(offset in prop_oneof![any::<u32>(), (0..100u32).prop_map(|line| line * 128)],
-                                              length in prop_oneof![any::<u32>(), Just(RING_BYTES), 0..2000u32]) {
+    fn ring_is_attached_at_its_own_place_only(
+        offset in prop_oneof![any::<u32>(), (0..100u32).prop_map(|line| line * 128)],
+        length in prop_oneof![any::<u32>(), Just(RING_BYTES), 0..2000u32],
+    ) {
         let ram = ram();
 
         let found = RingMemory::attach(&ram, offset, length).is_ok();
@@ -284,29 +289,47 @@ fn own_index_overwritten_by_the_peer_is_not_read_back() {
     assert_eq!(5, word(&ram, TAIL).load(Ordering::SeqCst));
 }
 
-/// Each thing that can be wrong with a ring's place or header is a fault that names it.
+/// A ring at a place or of a length that cannot be is a fault that names it.
 #[test]
-fn refused_ring_names_what_is_wrong() {
-    let cases: [(Option<(u32, u32)>, u32, u32, Fault); 11] = [
-        (None, RING + 64, RING_BYTES, Fault::BadSize { what: "ring alignment", found: 4160, limit: 128 }),
-        (None, 0, RING_BYTES, Fault::OverlapsControl { offset: 0, length: RING_BYTES, start: 0, end: 4096 }),
-        (None, 3 * 4096, RING_BYTES, Fault::OutsideRegion { offset: 12288, length: RING_BYTES, limit: 12288 }),
-        (None, 3 * 4096 - 128, RING_BYTES, Fault::OutsideRegion { offset: 12160, length: RING_BYTES, limit: 12288 }),
-        (None, 0xffff_ff80, u32::MAX, Fault::OutsideRegion { offset: 0xffff_ff80, length: u32::MAX, limit: 12288 }),
-        (None, RING, RING_BYTES - 8, bad_length(RING_BYTES - 8)),
-        (None, RING, RING_BYTES + 8, bad_length(RING_BYTES + 8)),
-        (Some((SLOT_COUNT, 0)), RING, RING_BYTES, bad_slots(0)),
-        (Some((SLOT_COUNT, 7)), RING, RING_BYTES, bad_slots(7)),
-        (Some((SLOT_COUNT, 1 << 16)), RING, RING_BYTES, bad_slots(1 << 16)),
-        (Some((VERSION, 2)), RING, RING_BYTES, Fault::BadHeader { what: "ring version", found: 2, expected: 1 }),
+fn refused_place_is_named() {
+    let outside = |offset, length| Fault::OutsideRegion { offset, length, limit: 12288 };
+    let cases = [
+        (RING + 64, RING_BYTES, Fault::BadSize { what: "ring alignment", found: 4160, limit: 128 }),
+        (0, RING_BYTES, Fault::OverlapsControl { offset: 0, length: RING_BYTES, start: 0, end: 4096 }),
+        (12288, RING_BYTES, outside(12288, RING_BYTES)),
+        (12160, RING_BYTES, outside(12160, RING_BYTES)),
+        (0xffff_ff80, u32::MAX, outside(0xffff_ff80, u32::MAX)),
+        (RING, RING_BYTES - 8, bad_length(RING_BYTES - 8)),
+        (RING, RING_BYTES + 8, bad_length(RING_BYTES + 8)),
+        (RING, 0, bad_length(0)),
     ];
-    for (written, offset, length, expected) in cases {
-        let ram = ram();
-        if let Some((field, value)) = written {
-            scribble(&ram, field, value);
-        }
+    for (offset, length, expected) in cases {
+        assert_eq!(Some(expected), RingMemory::attach(&ram(), offset, length).err());
+    }
+}
 
-        assert_eq!(Some(expected), RingMemory::attach(&ram, offset, length).err());
+/// A ring whose header is wrong is a fault that names the word.
+#[test]
+fn refused_header_word_is_named() {
+    let bad =
+        |what, found: u32, expected: u32| Fault::BadHeader { what, found: found.into(), expected: expected.into() };
+    let (ring_magic, signal_magic) = (u32::from_le_bytes(*b"vRNG"), u32::from_le_bytes(*b"vSIG"));
+    let cases = [
+        (MAGIC, 0, bad("ring magic", 0, ring_magic)),
+        (VERSION, 2, bad("ring version", 2, 1)),
+        (SIGNAL_MAGIC, ring_magic, bad("signal magic", ring_magic, signal_magic)),
+        (SIGNAL_VERSION, 0, bad("signal version", 0, 1)),
+        (SLOT_COUNT, 0, bad_slots(0)),
+        (SLOT_COUNT, 7, bad_slots(7)),
+        (SLOT_COUNT, 1 << 16, bad_slots(1 << 16)),
+        (SLOT_COUNT, 1 << 31, bad_slots(1 << 31)),
+        (SLOT_COUNT, u32::MAX, bad_slots(u32::MAX)),
+    ];
+    for (field, value, expected) in cases {
+        let ram = ram();
+        scribble(&ram, field, value);
+
+        assert_eq!(Some(expected), RingMemory::attach(&ram, RING, RING_BYTES).err());
     }
 }
 

@@ -1,9 +1,9 @@
 //! The ring against an obvious model: whatever order the two ends are used in, both tell the same story.
 //!
-//! The model keeps four queues (staged, published, in hand, returned) and what each end has looked at. It is driven with
-//! the same random steps as a ring on the heap and a ring that one end formatted and the other attached in guest RAM,
-//! from any first index, the last before the 32-bit wrap-around included.
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test ring_model` looks longer; failures are kept as seeds beside it.
+//! The model keeps four queues (staged, published, in hand, returned) and what each end has looked at. It is driven
+//! with the same random steps as a ring on the heap and a ring that one end formatted and the other attached in guest
+//! RAM, from any first index, the last before the 32-bit wrap-around included.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test ring_model` looks longer; failures leave seeds beside it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
@@ -191,8 +191,9 @@ proptest! {
 
     /// A ring that one end formatted and the other attached in guest RAM does what the model does.
     #[test]
-    fn ring_in_guest_ram_follows_the_model(slots in (0..6u32).prop_map(|exponent| 1 << exponent), first in first_index(),
-                                           steps in vec(step(), 0..400)) {
+    fn ring_in_guest_ram_follows_the_model(
+        slots in (0..6u32).prop_map(|exponent| 1 << exponent), first in first_index(), steps in vec(step(), 0..400),
+    ) {
         follow(slots, first, &steps, ends_in_ram(slots, first));
     }
 }

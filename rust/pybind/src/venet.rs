@@ -139,23 +139,39 @@ fn held<'a, T>(py: Python<'_>, half: &'a Mutex<Option<T>>, what: &str) -> PyResu
     }
 }
 
-fn seconds(py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Duration>> {
-    timeout
-        .map(|value| {
-            Duration::try_from_secs_f64(value).map_err(|_| {
-                raise_plain(py, "UsageError", &format!("a timeout is 0 or more seconds, or None to wait; got {value}"))
-            })
-        })
-        .transpose()
+fn seconds(py: Python<'_>, value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value).map_err(|_| {
+        raise_plain(py, "UsageError", &format!("a timeout is 0 or more seconds, or None to wait; got {value}"))
+    })
 }
 
-/// Time left until `deadline`; `None` waits for ever.
-fn left(deadline: Option<Instant>) -> Option<Duration> {
-    deadline.map(|end| end.saturating_duration_since(Instant::now()))
+/// How long a call may wait. The clock is read only once there is something to wait for.
+struct Patience {
+    limit: Option<Duration>,
+    end: Option<Instant>,
 }
 
-fn passed(deadline: Option<Instant>) -> bool {
-    deadline.is_some_and(|end| Instant::now() >= end)
+impl Patience {
+    fn new(py: Python<'_>, timeout: Option<f64>) -> PyResult<Self> {
+        let limit =
+            timeout.map(|value| if value == 0.0 { Ok(Duration::ZERO) } else { seconds(py, value) }).transpose()?;
+        Ok(Self { limit, end: None })
+    }
+
+    /// Time left; `None` waits for ever.
+    fn left(&mut self) -> Option<Duration> {
+        let limit = self.limit?;
+        let now = Instant::now();
+        Some(self.end.get_or_insert_with(|| now + limit).saturating_duration_since(now))
+    }
+
+    fn is_over(&mut self) -> bool {
+        match self.limit {
+            None => false,
+            Some(Duration::ZERO) => true,
+            Some(_) => self.left() == Some(Duration::ZERO),
+        }
+    }
 }
 
 impl Venet {
@@ -219,23 +235,25 @@ impl Venet {
     }
 
     /// Waits for room outside the interpreter. `false`: the time is up.
-    fn wait_room(&self, py: Python<'_>, sender: &mut core::Sender, deadline: Option<Instant>) -> PyResult<bool> {
-        if passed(deadline) {
+    fn wait_room(&self, py: Python<'_>, sender: &mut core::Sender, patience: &mut Patience) -> PyResult<bool> {
+        if patience.is_over() {
             return Ok(false);
         }
-        py.detach(|| sender.wait(left(deadline))).or_raise(py)?;
+        let left = patience.left();
+        py.detach(|| sender.wait(left)).or_raise(py)?;
         py.check_signals()?;
         self.alive(py)?;
         Ok(true)
     }
 
     /// Waits for frames outside the interpreter. `false`: the time is up.
-    fn wait_frames(&self, py: Python<'_>, receiver: &mut core::Receiver, deadline: Option<Instant>) -> PyResult<bool> {
-        if passed(deadline) {
+    fn wait_frames(&self, py: Python<'_>, receiver: &mut core::Receiver, patience: &mut Patience) -> PyResult<bool> {
+        if patience.is_over() {
             return Ok(false);
         }
         let poll = self.poll();
-        py.detach(|| receiver.wait(poll, left(deadline))).or_raise(py)?;
+        let left = patience.left();
+        py.detach(|| receiver.wait(poll, left)).or_raise(py)?;
         py.check_signals()?;
         self.alive(py)?;
         self.receiving.collect(receiver).or_raise(py)?;
@@ -281,7 +299,7 @@ impl Venet {
     #[pyo3(name = "set_poll_seconds")]
     fn set_poll(&self, py: Python<'_>, value: f64) -> PyResult<()> {
         self.alive(py)?;
-        let poll = seconds(py, Some(value))?.unwrap_or_default();
+        let poll = seconds(py, value)?;
         self.poll_ns.store(u64::try_from(poll.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         Ok(())
     }
@@ -317,17 +335,13 @@ impl Venet {
         self.alive(py)?;
         let mut guard = held(py, &self.sending, "sending")?;
         let sender = guard.as_mut().ok_or_else(|| lent(py))?;
-        let limit = seconds(py, timeout)?;
-        let mut deadline = None;
+        let mut patience = Patience::new(py, timeout)?;
         let mut sent = 0;
         let staged = (|| {
             let mut each = |frame: Bound<'_, PyAny>| {
                 while !Self::stage(sender, &frame)? {
                     sender.flush().or_raise(py)?;
-                    if deadline.is_none() {
-                        deadline = limit.map(|limit| Instant::now() + limit);
-                    }
-                    if !self.wait_room(py, sender, deadline)? {
+                    if !self.wait_room(py, sender, &mut patience)? {
                         return Ok(false);
                     }
                 }
@@ -359,9 +373,9 @@ impl Venet {
         let mut guard = held(py, &self.sending, "sending")?;
         let sender = guard.as_mut().ok_or_else(|| lent(py))?;
         if !Self::stage(sender, frame)? {
-            let deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
+            let mut patience = Patience::new(py, timeout)?;
             loop {
-                if !self.wait_room(py, sender, deadline)? {
+                if !self.wait_room(py, sender, &mut patience)? {
                     return Ok(false);
                 }
                 if Self::stage(sender, frame)? {
@@ -378,7 +392,7 @@ impl Venet {
         self.alive(py)?;
         let mut guard = held(py, &self.sending, "sending")?;
         let sender = guard.as_mut().ok_or_else(|| lent(py))?;
-        let deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
+        let mut patience = Patience::new(py, timeout)?;
         loop {
             if let Some(offset) = sender.claim(length as usize).or_raise(py)? {
                 // The half goes with the claim: nothing else can be staged before it is committed or cancelled.
@@ -392,7 +406,7 @@ impl Venet {
                     sender: Mutex::new(sender),
                 }));
             }
-            if !self.wait_room(py, sender, deadline)? {
+            if !self.wait_room(py, sender, &mut patience)? {
                 return Ok(None);
             }
         }
@@ -404,16 +418,13 @@ impl Venet {
         let mut guard = held(py, &self.receiving.half, "receiving")?;
         let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
         let mut frames = Vec::with_capacity(max.min(256) as usize);
-        let mut deadline = None;
+        let mut patience = Patience::new(py, timeout)?;
         loop {
             receiver.receive(max, |frame| frames.push(PyBytes::new(py, frame))).or_raise(py)?;
             if !frames.is_empty() {
                 break;
             }
-            if deadline.is_none() {
-                deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
-            }
-            if !self.wait_frames(py, receiver, deadline)? {
+            if !self.wait_frames(py, receiver, &mut patience)? {
                 break;
             }
         }
@@ -426,16 +437,13 @@ impl Venet {
         let mut guard = held(py, &self.receiving.half, "receiving")?;
         let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
         let mut found = None;
-        let mut deadline = None;
+        let mut patience = Patience::new(py, timeout)?;
         loop {
             receiver.receive(1, |frame| found = Some(PyBytes::new(py, frame))).or_raise(py)?;
             if found.is_some() {
                 return Ok(found);
             }
-            if deadline.is_none() {
-                deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
-            }
-            if !self.wait_frames(py, receiver, deadline)? {
+            if !self.wait_frames(py, receiver, &mut patience)? {
                 return Ok(None);
             }
         }
@@ -446,12 +454,12 @@ impl Venet {
         self.alive(py)?;
         let mut guard = held(py, &self.receiving.half, "receiving")?;
         let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
-        let deadline = seconds(py, timeout)?.map(|limit| Instant::now() + limit);
+        let mut patience = Patience::new(py, timeout)?;
         let mut frames = Vec::new();
         loop {
             self.receiving.collect(receiver).or_raise(py)?;
             receiver.hold(max, &mut frames).or_raise(py)?;
-            if !frames.is_empty() || !self.wait_frames(py, receiver, deadline)? {
+            if !frames.is_empty() || !self.wait_frames(py, receiver, &mut patience)? {
                 break;
             }
         }

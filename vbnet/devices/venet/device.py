@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vbnet.devices.venet import wire
-from vbnet.errors import BusyError, ExistsError, UnsupportedError, UsageError, VbnetError
+from vbnet.errors import BusyError, ExistsError, PeerFault, UnsupportedError, UsageError, VbnetError
 from vbnet.hostnode.device import (
     Attribute,
     AttributeTable,
@@ -218,19 +218,23 @@ class VenetConnection(Connection):
         tx, rx = self._regions[wire.Region.TX], self._regions[wire.Region.RX]
         if tx.signal is None or rx.signal is None:  # refused in shm() already
             raise UsageError("both rings need a signal")
-        return self._fabric.port_add_venet(
-            switch,
-            self._device.name,
-            tx.ram,
-            (tx.offset, tx.length),
-            (rx.offset, rx.length),
-            (tx.signal.kick_fd, tx.signal.call_fd, rx.signal.kick_fd, rx.signal.call_fd),
-            mac=str(attributes["mac"]),
-            mtu=attributes["mtu"],
-            tx_mitigation=attributes["txmitigation"],
-            burst_threshold_us=attributes["burstthresh"],
-            budget=attributes["budget"],
-        )
+        try:
+            return self._fabric.port_add_venet(
+                switch,
+                self._device.name,
+                tx.ram,
+                (tx.offset, tx.length),
+                (rx.offset, rx.length),
+                (tx.signal.kick_fd, tx.signal.call_fd, rx.signal.kick_fd, rx.signal.call_fd),
+                mac=str(attributes["mac"]),
+                mtu=attributes["mtu"],
+                tx_mitigation=attributes["txmitigation"],
+                burst_threshold_us=attributes["burstthresh"],
+                budget=attributes["budget"],
+            )
+        except PeerFault as fault:
+            self._opener.fault(fault)
+            raise
 
     def _link_down(self) -> None:
         if not self._is_up:

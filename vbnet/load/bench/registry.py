@@ -20,17 +20,15 @@ class Bench:
     Args:
         name: under which it is asked for.
         run: measures and yields rows as they come.
-        is_limit: it shows what the machine can do, not what vbnet does with it; ``all`` runs it last.
     """
 
     name: str
     run: Callable[[Context], Iterator[Row]]
-    is_limit: bool = False
 
     @property
     def summary(self) -> str:
         """One line: what it measures."""
-        return (self.run.__doc__ or "").strip().splitlines()[0]
+        return (self.run.__doc__ or "").strip().splitlines()[0].replace("``", "`")
 
 
 BENCHES: Final = {
@@ -44,6 +42,6 @@ BENCHES: Final = {
         Bench("idle", lab.idle),
         Bench("launch", lab.launch),
         Bench("scale", through.scale),
-        Bench("limit", native.limit, is_limit=True),
+        Bench("limit", native.limit),
     )
 }

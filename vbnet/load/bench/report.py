@@ -133,10 +133,11 @@ def _plain_table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """Write rows as the tables of the documentation have them."""
-    lines = ["| " + " | ".join(_COLUMNS[1:9]) + " |", "| " + " | ".join(["---"] * 8) + " |"]
-    lines += ["| " + " | ".join(_cells(row)[1:9]) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    """Write rows as the tables of the documentation have them; columns that say nothing are left out."""
+    used = [index for index in range(1, 9) if any(_cells(row)[index] for row in rows)]
+    lines = [[_COLUMNS[index] for index in used], ["---"] * len(used)]
+    lines += [[_cells(row)[index] for index in used] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def list_text() -> str:

@@ -13,12 +13,12 @@ from vbnet.load.bench.context import Context, Watch
 from vbnet.load.bench.machine import describe, two_cores
 from vbnet.load.bench.pace import FULL, QUICK
 from vbnet.load.bench.registry import BENCHES, Bench
-from vbnet.load.bench.report import Report, as_markdown, list_text
+from vbnet.load.bench.report import Report, list_text
 from vbnet.load.bench.row import Row
 
 __all__ = ["list_benches", "main", "run"]
 
-_FORMATS: Final = ("table", "json", "markdown")
+_FORMATS: Final = ("table", "json")
 _ALL: Final = "all"
 _LIST: Final = "list"
 
@@ -82,7 +82,7 @@ def main(names: Sequence[str], *, quick: bool = False, format: str = "table") ->
     Args:
         names: ``list``, ``all``, or names of benches.
         quick: short and rough.
-        format: ``table``, ``json`` or ``markdown`` (tables for the documentation).
+        format: ``table`` for people, ``json`` for programs.
 
     Returns:
         0, or 1 when a bench could not be measured. A figure that misses what is wanted of it is no failure: it is told.
@@ -97,6 +97,7 @@ def main(names: Sequence[str], *, quick: bool = False, format: str = "table") ->
             raise UsageError("`list` stands alone; name benches without it to run them", names=list(names))
         _print_list(format)
         return 0
+    _chosen(names)
     report = Report(format, describe())
     failures: list[str] = []
 
@@ -105,11 +106,8 @@ def main(names: Sequence[str], *, quick: bool = False, format: str = "table") ->
         sys.stderr.write(f"bench {name} failed: {error}\n")
 
     report.note(f"{describe()}\n")
-    rows = run(names, quick=quick, on_row=report.add, on_failure=on_failure)
-    if format == "markdown":
-        sys.stdout.write(as_markdown(rows))
-    else:
-        report.finish()
+    run(names, quick=quick, on_row=report.add, on_failure=on_failure)
+    report.finish()
     return 1 if failures else 0
 
 

@@ -175,6 +175,7 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
         ring: Producer::new(tx),
         arena: SendArena::new(layout.arena_offset, layout.arena_bytes, layout.tx_slots),
         limit,
+        limit_max: limit,
         bells: None,
         totals: Totals::default(),
     };
@@ -199,6 +200,8 @@ pub struct Sender {
     ring: Producer,
     arena: SendArena,
     limit: u32,
+    /// What the buffers were made for.
+    limit_max: u32,
     bells: Option<Bells>,
     totals: Totals,
 }
@@ -217,18 +220,24 @@ impl Sender {
 
     /// Lowers or restores the longest frame to that of `mtu`, at most what the buffers were made for.
     pub fn set_mtu(&mut self, mtu: u32) {
-        self.limit = frame_limit(mtu);
+        self.limit = frame_limit(mtu.min(MTU_MAX)).min(self.limit_max);
     }
 
     /// Refuses what no Ethernet carries, before any memory is touched.
+    #[inline]
     fn check(&self, length: usize) -> Result<u32> {
         match u32::try_from(length) {
             Ok(length) if (ETHERNET_HEADER..=self.limit).contains(&length) => Ok(length),
-            _ => Err(Error::Usage(format!(
-                "a frame here is {ETHERNET_HEADER} to {} bytes, header included; got {length}",
-                self.limit
-            ))),
+            _ => Err(self.no_frame(length)),
         }
+    }
+
+    #[cold]
+    fn no_frame(&self, length: usize) -> Error {
+        Error::Usage(format!(
+            "a frame here is {ETHERNET_HEADER} to {} bytes, header included; got {length}",
+            self.limit
+        ))
     }
 
     /// Makes room by taking back what the host is done with. `true`: some came back.
@@ -239,17 +248,27 @@ impl Sender {
         Ok(count != 0)
     }
 
+    #[inline]
     fn reserve(&mut self, length: u32) -> Result<Option<u32>> {
-        loop {
+        if self.ring.room() != 0
+            && let Some(offset) = self.arena.take(length)
+        {
+            return Ok(Some(offset));
+        }
+        self.reserve_after_reclaim(length)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn reserve_after_reclaim(&mut self, length: u32) -> Result<Option<u32>> {
+        while self.reclaim()? {
             if self.ring.room() != 0
                 && let Some(offset) = self.arena.take(length)
             {
                 return Ok(Some(offset));
             }
-            if !self.reclaim()? {
-                return Ok(None);
-            }
         }
+        Ok(None)
     }
 
     /// Claims room for one frame of `length` bytes, lets `fill` write it, and stages it. The host sees it after
@@ -290,7 +309,7 @@ impl Sender {
     /// As [`Self::stage_with`].
     #[inline]
     pub fn stage(&mut self, frame: &[u8]) -> Result<bool> {
-        self.stage_with(frame.len(), |room| room.copy_from_slice(frame))
+        self.stage_with(frame.len(), |room| copy_frame(room, frame))
     }
 
     /// Claims room for one frame and tells where: write there, then [`Self::commit`] or [`Self::cancel`] it, before
@@ -490,7 +509,8 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// [`Error::Peer`]: the host broke the ring; [`Error::Machine`]: the doorbell is broken.
+    /// [`Error::Peer`]: the host broke the ring, frames before the broken slot were handed over; [`Error::Machine`]: the
+    /// doorbell is broken.
     #[inline]
     pub fn receive(&mut self, max: u32, mut each: impl FnMut(&[u8])) -> Result<u32> {
         let ready = self.ring.completed()?.min(max);
@@ -501,9 +521,17 @@ impl Receiver {
             let slot = self.ring.reap_index().wrapping_add(ahead) as usize & (self.posted.len() - 1);
             prefetch(&self.ram, self.pool.offset(self.posted[slot]));
         }
-        let mut frames = 0;
-        for ahead in 0..ready {
-            let held = self.returned(ahead)?;
+        let (mut done, mut frames) = (0, 0);
+        let mut verdict = Ok(());
+        while done < ready {
+            let held = match self.returned(done) {
+                Ok(held) => held,
+                Err(fault) => {
+                    // Frames before the lie were handed over: they must not come up again.
+                    verdict = Err(fault);
+                    break;
+                }
+            };
             // A buffer that comes back empty was flushed, not received into.
             if held.length != 0 {
                 let place = self.ram.at(held.offset, held.length as usize)?;
@@ -513,8 +541,9 @@ impl Receiver {
                 frames += 1;
                 self.totals.bytes += u64::from(held.length);
             }
+            done += 1;
         }
-        for _ in 0..ready {
+        for _ in 0..done {
             let slot = self.ring.reap_index() as usize & (self.posted.len() - 1);
             let buffer = self.posted[slot];
             self.ring.reap(1);
@@ -522,6 +551,7 @@ impl Receiver {
         }
         self.totals.frames += u64::from(frames);
         self.announce()?;
+        verdict?;
         Ok(frames)
     }
 
@@ -640,6 +670,24 @@ impl Receiver {
 impl fmt::Debug for Receiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receiver").field("ring", &self.ring).field("totals", &self.totals).finish_non_exhaustive()
+    }
+}
+
+/// Copies a frame into its room, which is as long. Short ones line by line, here and now: calling the library costs more.
+#[inline]
+fn copy_frame(room: &mut [u8], frame: &[u8]) {
+    const LINE: usize = CACHE_LINE;
+    if (LINE..=4 * LINE).contains(&frame.len()) && room.len() == frame.len() {
+        let mut at = 0;
+        while at + LINE <= frame.len() {
+            room[at..at + LINE].copy_from_slice(&frame[at..at + LINE]);
+            at += LINE;
+        }
+        // What is left ends with the frame; some of it is copied twice.
+        let last = frame.len() - LINE;
+        room[last..].copy_from_slice(&frame[last..last + LINE]);
+    } else {
+        room.copy_from_slice(frame);
     }
 }
 

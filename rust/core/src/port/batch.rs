@@ -4,10 +4,11 @@
 //! payloads prefetched, then first lines are copied and destinations found, then buffers are claimed and prefetched for
 //! writing, then the rest is copied. Nothing here is allocated after the worker has started.
 
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use crate::net::frame::FrameStart;
 use crate::net::switch::Verdict;
+use crate::shm::line;
 
 /// Frames of one batch.
 pub(crate) const BATCH: usize = 64;
@@ -62,12 +63,7 @@ pub(crate) fn prefetch_read(place: *const u8) {
 /// Asks for a cache line that will be written soon. Any address is allowed.
 #[inline]
 pub(crate) fn prefetch_write(place: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(place.cast()) };
+    if let Some(place) = NonNull::new(place.cast_mut()) {
+        line::fetch_to_write(place, 1);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = place;
 }

@@ -54,6 +54,9 @@ impl<'a> Recorder<'a> {
 
     /// Counts `value` `times` times.
     pub fn record(&self, value: u64, times: u64) {
+        if times == 0 {
+            return;
+        }
         let add = |index: usize, amount: u64| {
             let word = &self.words[index];
             word.store(word.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
@@ -70,18 +73,19 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// Value below or at which `quantile` (0 to 1) of all counted values lie, from the words of a histogram.
+/// Value below or at which `quantile` (0 to 1) of all counted values lie, from the words of a histogram. Words that no
+/// recorder wrote give a meaningless value, nothing worse.
 #[must_use]
 pub fn quantile(words: &[u64], quantile: f64) -> u64 {
     let Some(buckets) = words.get(4..WORDS) else { return 0 };
-    let total: u64 = buckets.iter().sum();
+    let total = buckets.iter().fold(0u64, |total, &count| total.saturating_add(count));
     if total == 0 {
         return 0;
     }
     let rank = ((quantile.clamp(0.0, 1.0) * total as f64).ceil() as u64).max(1);
-    let mut seen = 0;
-    for (bucket, count) in buckets.iter().enumerate() {
-        seen += count;
+    let mut seen = 0u64;
+    for (bucket, &count) in buckets.iter().enumerate() {
+        seen = seen.saturating_add(count);
         if seen >= rank {
             return upper_bound(bucket).min(words[3]);
         }

@@ -143,10 +143,7 @@ impl SendArena {
             self.used -= *self.piece(first);
             self.first = first.wrapping_add(1);
         }
-        if self.pieces() == 0 {
-            // Start over at the warm end.
-            self.position = 0;
-        }
+        self.start_over_when_empty();
     }
 
     /// Gives the newest piece back unused.
@@ -158,6 +155,15 @@ impl SendArena {
             self.used -= used;
             self.position =
                 if self.position >= used { self.position - used } else { self.position + (self.size - used) };
+        }
+        self.start_over_when_empty();
+    }
+
+    /// Nothing is in flight: the next piece goes to the warm end, where the longest fits.
+    #[inline]
+    const fn start_over_when_empty(&mut self) {
+        if self.pieces() == 0 {
+            self.position = 0;
         }
     }
 

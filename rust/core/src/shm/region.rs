@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::fs::{self, FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{self, FallocateFlags, MemfdFlags, OFlags, SealFlags};
 use rustix::mm::{self, MapFlags, ProtFlags};
 
 use super::layout::{RAM_HEADER_BYTES, RAM_MAGIC, RAM_VERSION, RamHeader};
@@ -79,6 +79,13 @@ impl Ram {
         let seals = fs::fcntl_get_seals(&file).map_err(|_| Fault::NotMemfd { detail: "it takes no seals" })?;
         if !seals.contains(needed_seals()) {
             return Err(Fault::NotSealed { found: seals.bits(), expected: needed_seals().bits() }.into());
+        }
+        if seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE) {
+            return Err(Fault::NotMemfd { detail: "it is sealed against writing" }.into());
+        }
+        let mode = fs::fcntl_getfl(&file).map_err(|errno| Error::machine("inspect a memory region", errno))?;
+        if mode & OFlags::RWMODE != OFlags::RDWR {
+            return Err(Fault::NotMemfd { detail: "it is not open for reading and writing" }.into());
         }
         let status = fs::fstat(&file).map_err(|errno| Error::machine("inspect a memory region", errno))?;
         let size = u64::try_from(status.st_size).unwrap_or(0);

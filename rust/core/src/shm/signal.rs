@@ -119,7 +119,9 @@ impl Listener {
     /// Takes the receiving half, masked. One per direction: the caller keeps that promise.
     pub(crate) fn new(memory: SignalMemory) -> Self {
         memory.words().enabled.0.store(0, Ordering::Relaxed);
-        Self { memory, seen: Cell::new(0), arming: Cell::new(0) }
+        // A sender that was here before remembers the arming it rang for last: begin behind that one.
+        let arming = memory.words().sender.pending.load(Ordering::Relaxed);
+        Self { memory, seen: Cell::new(0), arming: Cell::new(arming) }
     }
 
     /// Notes what was signalled so far. Call it before draining the queue, never after.

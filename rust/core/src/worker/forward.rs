@@ -15,6 +15,7 @@
 //! returned. Both hold within a turn: ports come and go between turns, on this very thread.
 
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
@@ -24,12 +25,17 @@ use super::watchdog::Ringer;
 use crate::net::frame::{FrameStart, START_BYTES};
 use crate::net::mac_table::{PortSlot, Tick};
 use crate::net::switch::{RouteCache, Switch, Verdict};
-use crate::port::batch::{BATCH, Batch, Piece, prefetch_write};
+use crate::port::batch::{BATCH, Batch, Piece};
 use crate::port::tap::{Received, TapPort};
 use crate::port::venet::VenetPort;
 use crate::port::{PortCounter, PortEvent, PortId, PortPart, PortStatus, Refusal};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
+use crate::shm::line;
+
+/// Bytes of every receiver's buffer that are asked for as soon as it is claimed; the rest when its turn to be copied into
+/// is next, so that a batch of long frames does not push itself out of the first cache.
+const FIRST_LINES: u32 = 128;
 
 /// What is behind a port. A port is boxed as a whole, and the common kind shall be in one piece with it.
 #[derive(Debug)]
@@ -379,7 +385,7 @@ impl Plane {
             // SAFETY: the piece was loaded in this turn.
             match unsafe { port.offer(&batch.starts[index], piece) } {
                 Ok(target) => {
-                    prefetch_write(target);
+                    ask_for(target, piece.length.min(FIRST_LINES));
                     piece.target = target;
                 }
                 Err(refusal) => port.count(refusal.counter(), 1),
@@ -388,9 +394,15 @@ impl Plane {
     }
 
     #[inline]
-    fn copy(&mut self, start: usize, end: usize) {
+    fn copy(&mut self, first: usize, end: usize) {
         let Batch { starts, pieces, .. } = &*self.batch;
-        for (start, piece) in starts[start..end].iter().zip(&pieces[start..end]) {
+        for (index, (start, piece)) in starts[first..end].iter().zip(&pieces[first..end]).enumerate() {
+            if let Some(next) = pieces[first..end].get(index + 1)
+                && next.length > FIRST_LINES
+                && !next.target.is_null()
+            {
+                ask_for(next.target.wrapping_add(FIRST_LINES as usize), next.length - FIRST_LINES);
+            }
             if !piece.target.is_null() {
                 // SAFETY: source and target were checked in this turn, for this length and for at least 64 bytes.
                 unsafe { copy_frame(start, piece) };
@@ -515,6 +527,14 @@ const fn why_not_taken(verdict: Verdict, piece: &Piece) -> PortCounter {
         _ if piece.length == 0 => PortCounter::TransmitDropOversize,
         Verdict::ForgedSource => PortCounter::TransmitDropForgedSource,
         _ => PortCounter::TransmitDropSamePort,
+    }
+}
+
+/// Asks for the lines of a buffer that is about to be written; null is nobody's buffer.
+#[inline]
+fn ask_for(target: *mut u8, bytes: u32) {
+    if let Some(place) = NonNull::new(target) {
+        line::fetch_to_write(place, bytes as usize);
     }
 }
 

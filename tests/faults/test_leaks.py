@@ -1,0 +1,49 @@
+"""Guests that are killed leave nothing in the host, however many: descriptors, mappings, memory, ports, sessions."""
+
+import pytest
+
+from tests.support.lab import Lab, Net
+from tests.support.processes import Child, ProcessState
+from tests.support.programs import nic_program
+from tests.support.waiting import eventually
+
+WARM_UP = 10
+"""Cycles after which the host's own pools have their size."""
+RSS_KIB_A_CYCLE = 4
+"""What resident memory may grow by, as allocators keep pages; one guest's RAM alone is 2048 KiB."""
+
+
+def cycle(lab: Lab, names: list[str], count: int) -> ProcessState:
+    """Have guests connect, bring their NIC up and be killed, one after another; give what the host then has."""
+    for number in range(count):
+        name = names[number % len(names)]
+        with Child(nic_program, lab.run_dir.path, f"{name}-{next(lab.numbers)}", name) as guest:
+            assert guest.hear() == "up"
+            assert f"{name}.eth0" in lab.ports()
+            guest.kill()
+        eventually(lambda: not lab.operator.guest_list(), "the guest is gone")
+        assert lab.ports() == {}
+    return ProcessState.of(lab.host.pid)
+
+
+def check_cycles(lab: Lab, net: Net, count: int) -> None:
+    """Show that the host holds the same after ``count`` killed guests as before."""
+    names = [net.plug_nic(), net.plug_nic("venet-loopback")]
+    before = cycle(lab, names, WARM_UP)
+
+    after = cycle(lab, names, count)
+
+    assert (before.fds, before.maps) == (after.fds, after.maps)
+    assert after.rss_kib - before.rss_kib < RSS_KIB_A_CYCLE * count
+
+
+def test_a_hundred_killed_guests_leave_nothing_in_the_host(lab: Lab, net: Net) -> None:
+    """Connect, open, ``kill -9``, a hundred times: descriptors and mappings are constant, memory does not grow."""
+    check_cycles(lab, net, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_thousand_killed_guests_leave_nothing_in_the_host(lab: Lab, net: Net) -> None:
+    """The same a thousand times, so that a leak of a few KiB each shows."""
+    check_cycles(lab, net, 1000)

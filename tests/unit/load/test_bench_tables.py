@@ -1,0 +1,60 @@
+"""The tool that puts measured tables into the documentation."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from vbnet.load.bench.registry import BENCHES
+from vbnet.load.bench.row import Row
+from vbnet.load.bench.summary import AtLeast, Summary
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def tool() -> Any:
+    """The tool as a module."""
+    spec = importlib.util.spec_from_file_location("bench_tables", ROOT / "tools/bench_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_of_a_run_replace_those_of_the_page(tool: Any) -> None:
+    """What was measured is replaced, what was not stays, text between is left alone; JSON goes round unchanged."""
+    samples = Summary(minimum=1.0, median=2.0, maximum=3.0, count=3)
+    row = Row.of("ring", {"frame_bytes": 64}, "s", samples, "near", baseline=("bare", samples), wanted=AtLeast(0.8))
+    machine = {
+        "processor": "Example",
+        "cores": 2,
+        "is_virtual": False,
+        "caches": "L1 48K",
+        "memory_bytes": 1 << 30,
+        "huge_pages": 0,
+        "kernel": "6.1",
+        "python": "3.11",
+    }
+    run = msgspec.json.decode(msgspec.json.encode({"machine": machine, "rows": [row]}), type=tool.Run)
+    page = "a\n<!-- bench: ring -->\nold\n<!-- end -->\nb\n<!-- bench: idle -->\nkept\n<!-- end -->\n"
+
+    found = tool.filled_in(page, run)
+
+    assert [row] == run.rows
+    assert "old" not in found
+    assert "| frame_bytes 64 | 2 s |" in found
+    assert found.endswith("b\n<!-- bench: idle -->\nkept\n<!-- end -->\n")
+
+
+def test_the_page_has_a_place_for_every_bench() -> None:
+    """No bench is measured and never told."""
+    page = (ROOT / "docs/performance.md").read_text()
+
+    places = set(re.findall(r"<!-- bench: ([a-z.]+) -->", page))
+
+    assert set(BENCHES) | {"machine"} == places
