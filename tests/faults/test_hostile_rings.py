@@ -22,7 +22,7 @@ from vbnet._native import FAULT_REASONS, VenetLayout
 from vbnet.errors import PeerFault, VbnetError
 
 TAIL, HEAD, SIGNAL, SLOTS = 0x80, 0x100, 0x180, 0x400
-KICK_ENABLED, CALL_ENABLED, CALL_PENDING = SIGNAL + 0x80, SIGNAL + 0x180, SIGNAL + 0x204
+CALL_ENABLED = SIGNAL + 0x180
 TX, RX = 0, 1
 RAM_BYTES = 8 << 20
 FREE = 1 << 20
@@ -395,8 +395,7 @@ def test_doorbell_that_its_guest_blocked_does_not_stop_the_host(
     fd = hostile.call_fd(0 if ring == TX else 1)
     offset = hostile.tx if ring == TX else hostile.rx
     with blocking(fd):
-        hostile.word(offset + CALL_PENDING, 0)
-        hostile.word(offset + CALL_ENABLED, 1)
+        hostile.word(offset + CALL_ENABLED, 0x7FFF_FFFF)  # an arming the host has not rung for
         if ring == TX:
             hostile.write(FREE, station.to(BROADCAST))
             hostile.publish(descriptor(FREE, 64))

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import zmq
 
 from vbnet.bus.keys import KeyPair, TcpAddress, secure_client
+from vbnet.bus.limits import MAX_MESSAGE_BYTES
 from vbnet.bus.rundir import RunDir
 from vbnet.bus.transport import ConnectionWatch, Delivery, ZmqPort, new_socket, require_libzmq
 from vbnet.clock import Clock, Timer
@@ -21,6 +22,7 @@ from vbnet.errors import (
     NotPermittedError,
     PeerGone,
     ResourceError,
+    TooLargeError,
     VbnetError,
 )
 from vbnet.units import seconds_to_ns
@@ -166,9 +168,16 @@ class Link:
 
         Raises:
             ClosedError: closed here. PeerGone: the host ended, or left thousands of messages unread.
+            TooLargeError: the host would not look at it, and so could not say what it refuses.
         """
         if self._is_over:
             raise ClosedError(f"the connection to {self._where} is closed")
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise TooLargeError(
+                f"a message of {len(data)} bytes was not sent; the host takes {MAX_MESSAGE_BYTES}",
+                got=len(data),
+                limit=MAX_MESSAGE_BYTES,
+            )
         if self._port.send_nowait(data) is not Delivery.QUEUED:
             raise PeerGone(f"{self._where}: the host takes no more messages", where=self._where, limit=_OUTBOUND)
 

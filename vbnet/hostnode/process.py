@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from vbnet.bus.descriptors import raise_descriptor_limit
 from vbnet.bus.rundir import DEFAULT_NODE, RunDir
 from vbnet.errors import VbnetError
 from vbnet.hostnode.device import Log
@@ -43,19 +43,12 @@ def run_host(
         VbnetError: it could not start; nothing is left behind.
     """
     options.run_dir.create()
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("vbnet-host", encoding="ascii")
     with contextlib.ExitStack() as stack:
         writer = log if log is not None else stack.enter_context(_log_file(options.run_dir.logs / "host.log"))
         asyncio.run(_serve(options, make_fabric, on_ready, writer))
-
-
-def _raise_descriptor_limit() -> None:
-    """A guest costs the host its memory's descriptor and two for each signal: allow what this user may allow."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def native_fabric(run_dir: RunDir, workers: int = 1) -> Fabric:

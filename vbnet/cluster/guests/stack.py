@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from vbnet.bus.descriptors import raise_descriptor_limit
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import GuestPlan
@@ -25,6 +26,7 @@ SLOTS = 64
 
 def run(job: Job) -> int:
     """Run all ``stack`` guests of a process."""
+    raise_descriptor_limit()
     return asyncio.run(_serve(job))
 
 
