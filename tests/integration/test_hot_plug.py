@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.support.machine import LIMIT_S
-from tests.support.real_lab import RealLab, eventually, real_lab
+from tests.support.real_lab import RealLab, real_lab
+from tests.support.waiting import eventually
 
 FUNCTIONS = '''
 """A guest of the tests."""

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.support.machine import LIMIT_S, Machine
-from tests.support.real_lab import RealLab, eventually, lab_files, real_lab
+from tests.support.real_lab import RealLab, lab_files, real_lab
+from tests.support.waiting import eventually
 from vbnet.cluster import process
 from vbnet.cluster.process import Identity
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.machine import Machine
-from tests.support.real_lab import RealLab, eventually, real_lab
+from tests.support.real_lab import RealLab, real_lab
+from tests.support.waiting import eventually
 from vbnet.cluster import process
 
 PROCESSES = 64

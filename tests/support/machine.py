@@ -28,8 +28,7 @@ class Machine:
         )
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "ready\n"
-        entered = ["--net"] if os.geteuid() == 0 else ["--user", "--preserve-credentials", "--net"]
-        self.prefix = ["nsenter", f"--target={self._holder.pid}", *entered, "--"]
+        self.prefix = nsenter(self._holder.pid)
 
     def __enter__(self) -> Self:
         return self
@@ -44,6 +43,12 @@ class Machine:
     def start(self, *command: str, **how: Any) -> subprocess.Popen[str]:
         """Start a program in the namespace, its output on a pipe."""
         return subprocess.Popen([*self.prefix, *command], **{"stdout": subprocess.PIPE, "text": True, **how})
+
+
+def nsenter(pid: int) -> list[str]:
+    """Return the command under which another one runs in the network namespace of a process."""
+    entered = ["--net"] if os.geteuid() == 0 else ["--user", "--preserve-credentials", "--net"]
+    return ["nsenter", f"--target={pid}", *entered, "--"]
 
 
 def run(command: Sequence[str], code: int = 0, **how: Any) -> str:

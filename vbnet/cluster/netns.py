@@ -34,6 +34,15 @@ _PR_SET_DUMPABLE = 4
 _SIOCSIFHWADDR = 0x8924
 _ARPHRD_ETHER = 1
 
+QUEUE_FRAMES_MIN = 1000
+"""What the kernel gives a TAP by itself."""
+QUEUE_BYTES = 6 << 20
+"""How much may wait for the host node in an interface: the largest window that the kernel's TCP opens by default.
+
+With less, every TCP connection as fast as the host node overruns the queue: 4 % of its frames are sent twice, and it
+gets two thirds of the rate.
+"""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -144,7 +153,7 @@ def _set_mac(fd: int, nic: NicPlan) -> None:
 
 
 def configure(nic: NicPlan) -> None:
-    """Set MTU, address and routes of an interface of the current namespace, and bring it up.
+    """Set MTU, queue, address and routes of an interface of the current namespace, and bring it up.
 
     Raises:
         ResourceError: the kernel refused; the message names the interface and the step.
@@ -156,7 +165,8 @@ def configure(nic: NicPlan) -> None:
         with IPRoute() as route:
             index = route.link_lookup(ifname=nic.name)[0]
             step = f"set MTU {nic.mtu}"
-            route.link("set", index=index, mtu=nic.mtu, state="up")
+            queue_frames = max(QUEUE_FRAMES_MIN, QUEUE_BYTES // nic.mtu)
+            route.link("set", index=index, mtu=nic.mtu, txqlen=queue_frames, state="up")
             if nic.ip is not None:
                 step = f"add address {nic.ip}"
                 interface = ipaddress.ip_interface(nic.ip)
