@@ -122,7 +122,8 @@ def test_a_second_hello_on_one_session_is_refused_and_the_first_lives(peer: RawP
 def test_a_forged_handle_is_refused(peer: RawPeer, verb: int, handle: int) -> None:
     """No number made up finds anything."""
     peer.join(1, unique(), "lan")
-    rest = {RawPeer.CALL: [0, b"", 0], RawPeer.SHM: [0, 4096, 64, 0, -1, 0, 1]}.get(verb, [])
+    fields: dict[int, list[object]] = {RawPeer.CALL: [0, b"", 0], RawPeer.SHM: [0, 4096, 64, 0, -1, 0, 1]}
+    rest = fields.get(verb, [])
 
     reply = peer.ask(1, 9, [verb, handle, *rest])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vbnet.bus import fdpass
+from vbnet.bus import fdpass, messages
 from vbnet.bus.fdpass import FdChannel
 from vbnet.bus.messages import MessageFault
 from vbnet.testing.lab import eventually, one_turn
@@ -27,7 +27,7 @@ TOKEN = bytes(range(32))
         (fdpass.Given(3, 9), [67, 3, 9]),
     ],
 )
-def test_packets_are_as_documented(body: fdpass.Body, fields: list[Any]) -> None:
+def test_packets_are_as_documented(body: messages.Body, fields: list[Any]) -> None:
     """Each packet has exactly the bytes the table gives it."""
     assert pack([1, 42, fields]) == fdpass.encode_packet(42, body)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,11 @@ from vbnet.testing import ManualClock
 from vbnet.testing.lab import Lab, eventually
 
 RAM = 64 * 1024
+
+
+def has_devices(guest: GuestSession, expected: list[int]) -> bool:
+    """Whether the guest sees these devices, in this order."""
+    return expected == [device.dev_id for device in guest.devices]
 
 
 async def test_a_guest_sees_its_bus_and_no_other(run_root: Path) -> None:
@@ -75,7 +81,7 @@ async def test_every_device_is_replayed_exactly_once_then_live_ones_follow(run_r
         expected = [slot.dev_id for slot in lab.host.plugboard.model.slots("lan")]
 
         for guest in guests:
-            await eventually(lambda guest=guest: expected == [device.dev_id for device in guest.devices])
+            await eventually(functools.partial(has_devices, guest, expected))
 
 
 async def test_no_event_comes_before_ready(run_root: Path) -> None:
@@ -370,7 +376,7 @@ async def test_a_silent_process_is_stuck_then_heard_again(run_root: Path) -> Non
         for _ in range(3):
             clock.advance(5.0)
         assert lab.host.book.find("web").state == "ready"
-        node._link.send = lambda _data: None  # type: ignore[method-assign]
+        node._link.send = lambda _data: None  # type: ignore[method-assign, assignment]
         clock.advance(5.0)
         assert lab.host.book.find("web").state == "stuck"
         del node._link.send
@@ -492,6 +498,6 @@ async def test_hot_plug_under_load_disturbs_nobody_else(run_root: Path) -> None:
 
         assert [[b"%d" % index for index in range(100)]] * 4 == answers
         for guest, opener in zip(guests, openers, strict=True):
-            await eventually(lambda guest=guest: [1, 2] == [device.dev_id for device in guest.devices])
+            await eventually(functools.partial(has_devices, guest, [1, 2]))
             assert not opener.done()
             opener.cancel()
