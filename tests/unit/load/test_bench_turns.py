@@ -12,9 +12,16 @@ from vbnet.load.bench.turns import Contender, take_turns
 class FakeSurroundings:
     """Surroundings that say what the test wrote down: a placement a look, a disturbance a reading."""
 
-    def __init__(self, placements: Iterable[str] = (), disturbances: Iterable[bool] = ()) -> None:
+    def __init__(
+        self, placements: Iterable[str] = (), disturbances: Iterable[bool] = (), *, is_patient: bool = True
+    ) -> None:
+        self._is_patient = is_patient
         self._placements = iter(placements)
         self._disturbances = iter(disturbances)
+
+    def settle(self) -> bool:
+        """Nobody to wait for; patience as the test wants it."""
+        return self._is_patient
 
     def placement(self) -> str:
         """The next placement; ``near`` when the script is over."""
@@ -71,6 +78,16 @@ def test_a_disturbed_reading_is_taken_again() -> None:
 
     assert 2 == outcome.summaries["a"].median
     assert "near" == outcome.placement
+
+
+def test_nothing_is_tried_twice_once_waiting_was_given_up() -> None:
+    """A busy machine costs a label, not an hour."""
+    log: list[str] = []
+
+    outcome = take_turns([counted("a", log, [1, 2])], 1, FakeSurroundings(disturbances=[True], is_patient=False))
+
+    assert ["a"] == log
+    assert "near, busy" == outcome.placement
 
 
 def test_only_readings_of_one_placement_are_compared() -> None:

@@ -20,6 +20,7 @@ __all__ = ["Context", "Watch"]
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _OTHERS_SHARE: Final = 0.04
 """Share of both cores' time that others may take before a reading counts as disturbed."""
+_LOOK_SECONDS: Final = 0.05
 _OTHERS_TICKS: Final = 2
 """Ticks that may be miscounted: the clock of /proc/stat is coarse."""
 
@@ -29,15 +30,27 @@ class Watch:
     """Looks where two cores are, and whether others use them.
 
     What others used is what both cores were busy (or kept from running by the hypervisor), less what this process, its
-    children that ended and the helpers it tells of used.
+    children that ended and the helpers it tells of used. ``calm_seconds`` is what is left of the time that all readings
+    together may wait for calm.
     """
 
     cores: Cores
     probe_seconds: float
+    calm_seconds: float = 0.0
     helpers: set[int] = field(default_factory=set)
     _began: float = 0.0
     _times: CoreTimes = field(default_factory=lambda: CoreTimes(0, 0))
     _own: int = 0
+
+    def settle(self) -> bool:
+        """Wait until nobody else uses the cores, in all ``calm_seconds``. ``False``: they are spent."""
+        while self.calm_seconds > 0:
+            self.begin()
+            time.sleep(_LOOK_SECONDS)
+            if not self.is_disturbed():
+                return True
+            self.calm_seconds -= _LOOK_SECONDS
+        return False
 
     def placement(self) -> str:
         """Where the two cores are to each other, from a cache line's round trip."""

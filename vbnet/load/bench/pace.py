@@ -19,6 +19,8 @@ class Pace:
         attempts: how often a disturbed reading is tried.
         warm_up_seconds, window_seconds, windows: of one reading; one sample a window.
         probe_seconds: of one look at the placement.
+        calm_seconds: how long all readings of a bench together wait at most until nobody else uses the cores. Once that
+            is spent, nothing is tried twice either: the machine is busy, and the rows will say so.
         watch_seconds: how long idle guests are watched.
     """
 
@@ -28,6 +30,7 @@ class Pace:
     window_seconds: float
     windows: int
     probe_seconds: float
+    calm_seconds: float
     watch_seconds: float
 
     def native(self, least_window_seconds: float = 0.0) -> BenchWindows:
@@ -42,6 +45,7 @@ FULL: Final = Pace(
     window_seconds=0.1,
     windows=3,
     probe_seconds=0.05,
+    calm_seconds=60.0,
     watch_seconds=10.0,
 )
 QUICK: Final = Pace(
@@ -51,5 +55,6 @@ QUICK: Final = Pace(
     window_seconds=0.01,
     windows=2,
     probe_seconds=0.005,
+    calm_seconds=0.0,
     watch_seconds=1.0,
 )

@@ -53,7 +53,7 @@ def run(
     cores = two_cores()
     rows = []
     for bench in chosen:
-        context = Context(cores, pace, Watch(cores, pace.probe_seconds))
+        context = Context(cores, pace, Watch(cores, pace.probe_seconds, pace.calm_seconds))
         try:
             for row in bench.run(context):
                 rows.append(row)

@@ -46,6 +46,9 @@ class Contender:
 class Surroundings(Protocol):
     """What a reading is taken in."""
 
+    def settle(self) -> bool:
+        """Wait, within bounds, until nobody else uses the cores. ``False``: given up, and trying twice with it."""
+
     def placement(self) -> str:
         """Where the two cores are to each other, right now."""
 
@@ -149,9 +152,10 @@ def take_turns(
     for _ in range(turns):
         for contender in contenders:
             for _attempt in range(attempts):
+                is_patient = surroundings.settle()
                 reading = _read(contender, surroundings)
                 ledger.readings[contender.name].append(reading)
-                if reading.is_clean:
+                if reading.is_clean or not is_patient:
                     break
     return ledger.pick(names)
 
