@@ -31,6 +31,8 @@ pub const ETHERNET_HEADER: u32 = 14;
 pub const VLAN_TAG: u32 = 4;
 /// Largest MTU.
 pub const MTU_MAX: u32 = 65_535;
+/// Most posted buffers that the host is not shown at once.
+const ANNOUNCE_MAX: u32 = 32;
 /// How far ahead of the frame being written the lines of later ones are asked for: enough for the transfers between two
 /// cores to overlap, little enough to stay in the first cache.
 const ASK_AHEAD_BYTES: u32 = 512;
@@ -509,7 +511,7 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// [`Error::Peer`]: the host broke the ring, frames before the broken slot were handed over; [`Error::Machine`]: the
+    /// [`Error::Peer`]: the host broke the ring; frames before the broken slot were handed over; [`Error::Machine`]: the
     /// doorbell is broken.
     #[inline]
     pub fn receive(&mut self, max: u32, mut each: impl FnMut(&[u8])) -> Result<u32> {
@@ -592,10 +594,19 @@ impl Receiver {
         self.announce()
     }
 
+    /// Shows the host the buffers posted again, a few at a time while most are out there: with every single frame the
+    /// line of the index would go to the host and back, and the signal's fence would wait for it.
+    #[inline]
     fn announce(&mut self) -> Result<()> {
-        if self.ring.unpublished() == 0 {
-            return Ok(());
+        let slots = self.ring.slots();
+        let enough = (slots / 8).clamp(1, ANNOUNCE_MAX);
+        if self.ring.unpublished() >= enough || (self.ring.in_flight() < slots / 2 && self.ring.unpublished() != 0) {
+            return self.announce_all();
         }
+        Ok(())
+    }
+
+    fn announce_all(&mut self) -> Result<()> {
         self.ring.publish();
         if self.ring.notify()
             && let Some(bells) = &self.bells
