@@ -4,7 +4,8 @@
     python tools/bench_tables.py bench.json docs/performance.md
 
 Between ``<!-- bench: NAME -->`` and ``<!-- end -->`` the page gets the rows of that bench, and between
-``<!-- bench: machine -->`` and ``<!-- end -->`` the machine they were measured on. What the run did not measure stays.
+``<!-- bench: machine -->`` and ``<!-- end -->`` the machine they were measured on; ``<!-- bench: wanted -->`` gets
+every row that has to reach something, of all benches. What the run did not measure stays.
 """
 
 import re
@@ -34,6 +35,9 @@ def filled_in(page: str, run: Run) -> str:
         name = place[2]
         if name == "machine":
             return f"{place[1]}{run.machine}\n{place[3]}"
+        if name == "wanted":
+            rows = [row for row in run.rows if row.wanted is not None]
+            return f"{place[1]}\n{as_markdown(rows, with_names=True)}\n{place[3]}" if rows else place[0]
         rows = [row for row in run.rows if row.name == name]
         return f"{place[1]}\n{as_markdown(rows)}\n{place[3]}" if rows else place[0]
 

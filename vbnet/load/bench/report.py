@@ -132,9 +132,9 @@ def _plain_table(cells: Sequence[Sequence[str]]) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
+def as_markdown(rows: Sequence[Row], *, with_names: bool = False) -> str:
     """Write rows as the tables of the documentation have them; columns that say nothing are left out."""
-    used = [index for index in range(1, 9) if any(_cells(row)[index] for row in rows)]
+    used = [index for index in range(0 if with_names else 1, 9) if any(_cells(row)[index] for row in rows)]
     lines = [[_COLUMNS[index] for index in used], ["---"] * len(used)]
     lines += [[_cells(row)[index] for index in used] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
