@@ -4,16 +4,15 @@ The test's own process is the hostile guest: it owns its RAM and may write any w
 of honest guests exchanges frames during every attack, and afterwards the host is alive and holds what it held before.
 """
 
-import fcntl
 import os
 import random
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
 
+from tests.support.doorbells import blocking
 from tests.support.lab import BROADCAST, EventTap, Lab, Net, Station, numbered
 from tests.support.processes import ProcessState
 from tests.support.waiting import PATIENCE, eventually
@@ -404,18 +403,6 @@ def test_doorbell_that_its_guest_blocked_does_not_stop_the_host(
 
         assert_quarantined(hostile, faults, "transmit" if ring == TX else "receive", "doorbell_blocked")
         neighbours.talk()
-
-
-@contextmanager
-def blocking(fd: int) -> Iterator[None]:
-    """Fill an eventfd to the brim and have whoever writes to it wait."""
-    with suppress(BlockingIOError):
-        os.eventfd_read(fd)
-    os.eventfd_write(fd, 0xFFFF_FFFF_FFFF_FFFE)
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
-    yield
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 # --- rings that are not what they say ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ The peer here is made from the byte tables, shares no code with the bus, and run
 """
 
 import os
+import select
 import socket
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import zmq
 
+from tests.support.waiting import PATIENCE
 from vbnet.bus import admin
 from vbnet.bus.operator import SyncOperator
 from vbnet.sharedmem import Ram
@@ -401,6 +403,7 @@ def test_a_signal_comes_with_its_descriptors_and_both_ends_work(peer: RawPeer) -
     peer.ask(1, 11, [peer.CALL, handle, 0, b"", 0])
 
     assert [1, 0, [66, 1, signal]] == packet
+    assert [([fd], [], []) for fd in fds] == [select.select([fd], [], [], PATIENCE) for fd in fds]
     assert [1, 1] == [os.eventfd_read(fd) for fd in fds]
     peer.send(1, 12, [peer.CLOSE, handle])
     assert [peer.SHM_CLOSE, 1 << 63] == peer.receive()[3]

@@ -196,9 +196,12 @@ class AttributeTable:
 class SignalEnds:
     """The two eventfds of a signal; the host's session owns and closes them, after ``Connection.close``.
 
+    The guest shares both open files and can make any write to them block: a device rings with ``Opener.ring``, or gives
+    the descriptors to the fabric, and never writes to them itself.
+
     Attributes:
-        kick_fd: the guest writes, the device waits.
-        call_fd: the device writes, the guest waits.
+        kick_fd: the guest rings, the device waits.
+        call_fd: the device rings, the guest waits.
     """
 
     kick_fd: int
@@ -254,6 +257,20 @@ class Opener(ABC):
     @abstractmethod
     def link_state(self, *, is_up: bool) -> None:
         """Tell the guest that the carrier of this device went up or down."""
+
+    @abstractmethod
+    def ring(self, signal: SignalEnds) -> None:
+        """Wake the guest that waits on ``signal.call_fd``: soon, and without ever blocking.
+
+        Several rings may become one. When the guest made its doorbell block, ``fault`` is called with the rule
+        ``doorbell_blocked``, and this signal is not rung any more, nor is one whose connection was closed.
+
+        Args:
+            signal: of a region that this opener's connection was shown.
+
+        Raises:
+            ResourceError: the machine has no thread or descriptor left for it.
+        """
 
     @abstractmethod
     def fault(self, fault: PeerFault) -> None:

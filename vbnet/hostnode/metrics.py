@@ -22,9 +22,24 @@ ENDED: Final = Metric("vbnet_guest_ended_total", "sessions", "Sessions that ende
 SURPLUS_FDS: Final = Metric("vbnet_attach_fd_drop_total", "descriptors", "Descriptors that came uninvited; closed.")
 FAULTS: Final = Metric("vbnet_guest_faults_total", "faults", "Rules broken by guests, as their devices reported.")
 DEVICE_FAILURES: Final = Metric("vbnet_device_failures_total", "failures", "Bugs in device code that were contained.")
+LOST_RINGS: Final = Metric(
+    "vbnet_doorbell_drop_total", "rings", "Rings of guests' doorbells that were lost because too many waited."
+)
 GUESTS: Final = Metric("vbnet_guests", "guests", "Guests on this host now.", (), MetricKind.GAUGE)
 
-METRICS: Final = (REQUESTS, REFUSED, SILENCED, EVENTS, SESSIONS, ENDED, SURPLUS_FDS, FAULTS, DEVICE_FAILURES, GUESTS)
+METRICS: Final = (
+    REQUESTS,
+    REFUSED,
+    SILENCED,
+    EVENTS,
+    SESSIONS,
+    ENDED,
+    SURPLUS_FDS,
+    FAULTS,
+    DEVICE_FAILURES,
+    LOST_RINGS,
+    GUESTS,
+)
 
 
 class Tally:

@@ -34,6 +34,7 @@ from vbnet.clock import Clock, MonotonicClock
 from vbnet.errors import ClosedError, NotPermittedError, ResourceError
 from vbnet.hostnode.admin import AdminDesk, NodeFacts
 from vbnet.hostnode.attach import AttachDesk
+from vbnet.hostnode.bells import Bells
 from vbnet.hostnode.device import HostServices, Log
 from vbnet.hostnode.fabric import Fabric
 from vbnet.hostnode.log import LimitedLog
@@ -101,14 +102,21 @@ class HostNode:
         self._services = HostServices(self._clock, self._log, self.publish, fabric, counters)
         self.tally = Tally()
         self.plugboard = Plugboard(ClassRegistry(options.catalogue), self._services, self.tally)
+        self._bells = Bells(self.tally)
         self.book = SessionBook(
-            self._services, self.plugboard, options.limits, self.tally, options.run_dir.attach_socket
+            self._services,
+            self.plugboard,
+            options.limits,
+            self.tally,
+            self._bells,
+            attach_path=options.run_dir.attach_socket,
         )
         self._stopped = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._undo = contextlib.ExitStack()
         if fabric is not None:
             self._undo.callback(fabric.close)
+        self._undo.callback(self._bells.close)
         self._desks: list[BusDesk] = []
 
     async def __aenter__(self) -> Self:

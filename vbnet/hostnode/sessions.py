@@ -8,7 +8,6 @@ then memory, then the bus hears of it.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import os
 import secrets
@@ -35,6 +34,7 @@ from vbnet.errors import (
     UsageError,
 )
 from vbnet.hostnode import metrics
+from vbnet.hostnode.bells import Bells
 from vbnet.hostnode.device import Connection, HostServices, Interface, Opener, SharedRegion, SignalEnds
 from vbnet.hostnode.metrics import Tally
 from vbnet.hostnode.plugboard import Plugboard, contained
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from vbnet.sharedmem import Ram
 
 __all__ = ["Peer", "RefusalBudget", "Session", "SessionBook", "SessionState"]
+
+_BLOCKED = "doorbell_blocked"
 
 
 class RefusalBudget:
@@ -132,6 +134,7 @@ class _Region:
 @dataclass(slots=True)
 class _Open:
     slot: Slot[Interface]
+    opener: Opener
     connection: Connection
     regions: dict[int, _Region] = field(default_factory=dict)
 
@@ -157,7 +160,8 @@ class Session:
         self._host = host
         limits = host.limits
         self._handles: HandleTable[_Open] = HandleTable("device handle", limits.handles_per_session)
-        self._signals: HandleTable[SignalEnds] = HandleTable("signal handle", limits.regions_per_session)
+        self._signals: HandleTable[tuple[SignalEnds, Opener]] = HandleTable("signal handle", limits.regions_per_session)
+        self._ringable: set[SignalEnds] = set()
         self._gifts: dict[int, int] = {}
         self._region_count = 0
         self._shared_bytes = 0
@@ -219,7 +223,7 @@ class Session:
         opener = _SessionOpener(self, dev_id)
         with contained(self._host.services, self._host.tally, slot.device, "connect"):
             connection = interface.connect(opener, version)
-        handle = self._handles.add(_Open(slot, connection))
+        handle = self._handles.add(_Open(slot, opener, connection))
         plugboard.opened(slot, self, handle)
         return handle
 
@@ -258,6 +262,7 @@ class Session:
         ends, signal_offset = None, None
         if verb.signal_offset >= 0:
             ends, signal_offset = _new_signal(), verb.signal_offset
+            self._ringable.add(ends)
         region = SharedRegion(
             verb.id,
             ram,
@@ -273,9 +278,9 @@ class Session:
             with contained(self._host.services, self._host.tally, entry.slot.device, "shm"):
                 entry.connection.shm(region)
         except BaseException:
-            _close_signal(ends)
+            self._close_signal(ends)
             raise
-        signal = self._signals.add(ends) if ends is not None else 0
+        signal = self._signals.add((ends, entry.opener)) if ends is not None else 0
         entry.regions[verb.id] = _Region(region, signal)
         self._region_count += 1
         self._shared_bytes += verb.length
@@ -284,9 +289,29 @@ class Session:
         return signal
 
     def kick(self, signal: int) -> None:
-        """Kick a signal by message."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self._signals.find(signal).kick_fd, 1)
+        """Kick a signal by message.
+
+        Raises:
+            NotFoundError: no such signal. PeerFault: one of its doorbells blocked. ResourceError: nobody can ring.
+        """
+        ends, opener = self._signals.find(signal)
+        if ends not in self._ringable:
+            raise PeerFault("this guest made a doorbell of this signal block; it is not rung any more", rule=_BLOCKED)
+        self.ring(ends, ends.kick_fd, opener)
+
+    def ring(self, ends: SignalEnds, fd: int, opener: Opener) -> None:
+        """Have one doorbell of a signal rung, unless one of them blocked or the signal is closed.
+
+        Args:
+            ends: the signal.
+            fd: one of its descriptors.
+            opener: hears of it when the doorbell blocks.
+
+        Raises:
+            ResourceError: nobody can ring.
+        """
+        if ends in self._ringable:
+            self._host.bells.ring(fd, lambda: self._quarantine(ends, opener))
 
     def reset(self) -> None:
         """Close everything it opened; it stays attached and hears nothing until it is ready again."""
@@ -381,9 +406,22 @@ class Session:
         self._shared_bytes -= entry.region.length
         if entry.signal:
             self._signals.discard(entry.signal)
-        _close_signal(entry.region.signal)
+        self._close_signal(entry.region.signal)
         if not self.is_gone:
             self.post(messages.ShmClose(entry.region.cookie))
+
+    def _quarantine(self, ends: SignalEnds, opener: Opener) -> None:
+        if ends in self._ringable:  # its other doorbell may have blocked too
+            self._ringable.discard(ends)
+            opener.fault(PeerFault("a guest made its doorbell block", rule=_BLOCKED))
+
+    def _close_signal(self, ends: SignalEnds | None) -> None:
+        if ends is None:
+            return
+        self._ringable.discard(ends)
+        for fd in (ends.kick_fd, ends.call_fd):
+            self._host.bells.forget(fd)
+            os.close(fd)
 
 
 class _SessionOpener(Opener):
@@ -407,6 +445,9 @@ class _SessionOpener(Opener):
             self._session.post(messages.LinkState(self.dev_id, is_up))
         self._session.announce_link(self.dev_id, is_up=is_up)
 
+    def ring(self, signal: SignalEnds) -> None:
+        self._session.ring(signal, signal.call_fd, self)
+
     def fault(self, fault: PeerFault) -> None:
         self._session.report(fault, f"{self.bus}/{self.dev_id}")
 
@@ -419,17 +460,26 @@ class SessionBook:
         plugboard: buses and devices.
         limits: bounds of a session.
         tally: counts.
+        bells: rings guests' doorbells.
         attach_path: of the attach socket, told to guests.
     """
 
     def __init__(
-        self, services: HostServices, plugboard: Plugboard, limits: Limits, tally: Tally, attach_path: Path
+        self,
+        services: HostServices,
+        plugboard: Plugboard,
+        limits: Limits,
+        tally: Tally,
+        bells: Bells,
+        *,
+        attach_path: Path,
     ) -> None:
         self.services = services
         self.clock = services.clock
         self.plugboard = plugboard
         self.limits = limits
         self.tally = tally
+        self.bells = bells
         self._attach_path = str(attach_path)
         self._sessions: dict[str, Session] = {}
         self._tokens: dict[bytes, tuple[Session, int]] = {}
@@ -583,12 +633,6 @@ def _new_signal() -> SignalEnds:
             raise
     except OSError as error:
         raise ResourceError(f"no eventfd for the signal: {error.strerror}", errno=error.errno or 0) from error
-
-
-def _close_signal(ends: SignalEnds | None) -> None:
-    if ends is not None:
-        os.close(ends.kick_fd)
-        os.close(ends.call_fd)
 
 
 def _event_fields(fault: PeerFault) -> dict[str, object]:

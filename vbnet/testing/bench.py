@@ -14,6 +14,7 @@ does not check bounds and quotas.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ class FakeOpener(Opener):
 
     Attributes:
         links: every carrier change, oldest first.
+        rings: every signal it was called by, oldest first.
         faults: every rule it was reported to have broken.
         gifts: descriptors by ticket, as the guest gave them.
     """
@@ -68,6 +70,7 @@ class FakeOpener(Opener):
         self.is_remote = is_remote
         self.ram = ram
         self.links: list[bool] = []
+        self.rings: list[SignalEnds] = []
         self.faults: list[PeerFault] = []
         self.gifts: dict[int, int] = {}
 
@@ -81,6 +84,12 @@ class FakeOpener(Opener):
     def link_state(self, *, is_up: bool) -> None:
         """Remember the carrier."""
         self.links.append(is_up)
+
+    def ring(self, signal: SignalEnds) -> None:
+        """Remember the ring, and ring at once: the guest on a bench blocks nobody but itself."""
+        self.rings.append(signal)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(signal.call_fd, 1)
 
     def fault(self, fault: PeerFault) -> None:
         """Remember the fault."""

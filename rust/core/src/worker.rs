@@ -37,6 +37,7 @@ use crate::port::{PortCounter, PortId};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
 
+pub mod bellman;
 pub(crate) mod forward;
 mod parking;
 pub(crate) mod watchdog;

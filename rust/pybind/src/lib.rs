@@ -8,6 +8,7 @@ use vbnet_core::net::switch::SwitchCounter;
 use vbnet_core::port::PortCounter;
 use vbnet_core::worker::WorkerCounter;
 
+mod bellman;
 mod bench;
 mod counters;
 mod errors;
@@ -30,6 +31,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(counters::histogram_quantile, module)?)?;
     module.add_function(wrap_pyfunction!(counters::histogram_bounds, module)?)?;
     module.add_class::<fabric::Fabric>()?;
+    module.add_class::<bellman::Bellman>()?;
     module.add("PORT_COUNTERS", PortCounter::NAMES.to_vec())?;
     module.add("WORKER_COUNTERS", WorkerCounter::NAMES.to_vec())?;
     module.add("SWITCH_COUNTERS", SwitchCounter::NAMES.to_vec())?;

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import os
 import re
+import select
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,7 @@ async def test_memory_is_shared_with_and_without_a_signal(run_root: Path) -> Non
             memory[:5] = b"hello"
             await cell.call(0)
             assert signal is not None
+            await eventually(lambda: select.select([signal.call_fd], [], [], 0)[0])
             rung = os.eventfd_read(signal.call_fd)
         async with await guest.devices[1].open() as cell:
             silent = await cell.shm(0, 4096, 64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Sequence
 
 from vbnet.devices.echo import wire
@@ -151,14 +149,15 @@ class CellInterface(Interface):
         """Let one in; the link is up from the start."""
         del version
         opener.link_state(is_up=True)
-        return CellConnection(self._device)
+        return CellConnection(self._device, opener)
 
 
 class CellConnection(Connection):
     """The opener of ``cell0``. Its memory may change at any instant: it is copied once, then worked on."""
 
-    def __init__(self, device: EchoDevice) -> None:
+    def __init__(self, device: EchoDevice, opener: Opener) -> None:
         self._device = device
+        self._opener = opener
         self._cell: SharedRegion | None = None
 
     def shm(self, region: SharedRegion) -> None:
@@ -192,8 +191,7 @@ class CellConnection(Connection):
         memory[:] = content[::-1]
         memory.release()
         if cell.signal is not None:
-            with contextlib.suppress(BlockingIOError):  # rung so often that its counter is full: it is rung
-                os.eventfd_write(cell.signal.call_fd, 1)
+            self._opener.ring(cell.signal)
         return wire.LENGTH.pack(len(content))
 
     def _store(self, cell: SharedRegion, data: bytes) -> bytes:

@@ -1,8 +1,9 @@
 //! The eventfd that wakes a sleeper. The host makes every doorbell, so what is behind the number is certain.
 //!
 //! The danger: file flags belong to both holders, so a guest can fill the counter and clear O_NONBLOCK, and the host's
-//! next ring would block. [`Doorbell::ring`] therefore tells a watchdog what it is about to do (see `worker`), which
-//! empties the counter of a doorbell that does not return. The host never reads a kick doorbell at all: it waits
+//! next ring would block. [`Doorbell::ring`] is therefore for doorbells nobody else holds, and for guests, who wait for no
+//! one but themselves. The host rings a guest's doorbell where a watchdog ends what blocks: its workers do so themselves,
+//! everyone else has [`crate::worker::bellman`] do it. The host never reads a kick doorbell at all: it waits
 //! edge-triggered. Source: eventfd(2), epoll(7).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
