@@ -26,6 +26,8 @@ _AHEAD_BYTES: Final = 512
 _LAYOUTS: Final = ("inline", "lengths", "descriptors", "flags", "headers")
 _SLEEPS: Final = ("eventfd", "eventfd-poll", "futex", "pipe")
 _LARGE_BYTES: Final = 65536
+_BARE: Final = "bare ring"
+_BARE_AHEAD: Final = "bare ring, lines asked for ahead"
 
 
 def ahead_for(frame_bytes: int) -> int:
@@ -139,8 +141,8 @@ def _ring(context: Context, frame_bytes: int, batch: int) -> Iterator[Row]:
     ahead = ahead_for(frame_bytes)
     contenders = [
         Contender("vbnet", functools.partial(bench_ring, frame_bytes, context.cores.pair, windows, SLOTS, batch)),
-        Contender("bare ring", _bare(context, frame_bytes, batch=batch)),
-        Contender("bare ring, lines asked for ahead", _bare(context, frame_bytes, batch=batch, ahead=ahead)),
+        Contender(_BARE, _bare(context, frame_bytes, batch=batch)),
+        Contender(_BARE_AHEAD, _bare(context, frame_bytes, batch=batch, ahead=ahead)),
     ]
     missing = why_not_installed()
     with ExitStack() as stack:
@@ -151,12 +153,8 @@ def _ring(context: Context, frame_bytes: int, batch: int) -> Iterator[Row]:
         outcome = context.compete(contenders)
     params: dict[str, str | int | float] = {"frame_bytes": frame_bytes, "slots": SLOTS, "batch": batch}
     subject = outcome.summaries.pop("vbnet")
-    bare = {name: samples for name, samples in outcome.summaries.items() if name.startswith("bare")}
-    best = max(bare, key=lambda name: bare[name].median)
     for name, samples in outcome.summaries.items():
-        wanted = None
-        if batch == BATCH:
-            wanted = AtLeast(0.8) if name == best else None if name in bare else AtLeast(1.0)
+        wanted = {_BARE: AtLeast(0.8), _BARE_AHEAD: None}.get(name, AtLeast(1.0)) if batch == BATCH else None
         yield Row.of(
             "ring",
             params,
@@ -165,5 +163,5 @@ def _ring(context: Context, frame_bytes: int, batch: int) -> Iterator[Row]:
             outcome.placement,
             baseline=(name, samples),
             wanted=wanted,
-            note=f"{missing}" if missing and name == best else "",
+            note=missing if missing and name == _BARE else "",
         )
