@@ -25,7 +25,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::layout::SignalWords;
-use crate::sync::{Ordering, fence};
+#[cfg(any(vbnet_mutant = "signal_inject", vbnet_mutant = "signal_arm"))]
+use crate::sync::fence;
+use crate::sync::{Ordering, full_fence};
 
 /// Keeps mapped memory alive for as long as something points into it.
 pub(crate) type Owner = Arc<dyn Any + Send + Sync>;
@@ -87,7 +89,7 @@ impl Notifier {
         words.sender.dirty.store(injected, Ordering::Relaxed);
         // [SG-1 sleep or see] store of dirty before load of enabled; partner in Listener::arm.
         #[cfg(not(vbnet_mutant = "signal_inject"))]
-        fence(Ordering::SeqCst);
+        full_fence();
         #[cfg(vbnet_mutant = "signal_inject")]
         fence(Ordering::Release);
         let enabled = words.enabled.0.load(Ordering::Relaxed);
@@ -145,7 +147,7 @@ impl Listener {
         words.enabled.0.store(arming, Ordering::Relaxed);
         // [SG-1 sleep or see] store of enabled before load of dirty; partner in Notifier::inject.
         #[cfg(not(vbnet_mutant = "signal_arm"))]
-        fence(Ordering::SeqCst);
+        full_fence();
         #[cfg(vbnet_mutant = "signal_arm")]
         fence(Ordering::Release);
         if words.sender.dirty.load(Ordering::Relaxed) == self.seen.get() {
