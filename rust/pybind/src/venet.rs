@@ -335,6 +335,7 @@ impl Venet {
         self.alive(py)?;
         let mut guard = held(py, &self.sending, "sending")?;
         let sender = guard.as_mut().ok_or_else(|| lent(py))?;
+        sender.expect();
         let mut patience = Patience::new(py, timeout)?;
         let mut sent = 0;
         let staged = (|| {
@@ -372,6 +373,7 @@ impl Venet {
         self.alive(py)?;
         let mut guard = held(py, &self.sending, "sending")?;
         let sender = guard.as_mut().ok_or_else(|| lent(py))?;
+        sender.expect();
         if !Self::stage(sender, frame)? {
             let mut patience = Patience::new(py, timeout)?;
             loop {

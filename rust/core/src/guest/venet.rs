@@ -304,6 +304,13 @@ impl Sender {
         }
     }
 
+    /// Says that frames are about to be staged and flushed, while there is still something else to do: what the host
+    /// has looked at last comes back meanwhile. Costs two instructions and promises nothing.
+    #[inline]
+    pub fn expect(&self) {
+        self.ring.ask_ahead();
+    }
+
     /// Stages a copy of `frame`. `false`: no room now.
     ///
     /// # Errors
@@ -519,7 +526,8 @@ impl Receiver {
         if ready == 0 {
             return Ok(0);
         }
-        for ahead in 0..ready {
+        // One more than is taken now: for who takes them one at a time, the next is on its way meanwhile.
+        for ahead in 0..self.ring.completed()?.min(ready + 1) {
             let slot = self.ring.reap_index().wrapping_add(ahead) as usize & (self.posted.len() - 1);
             prefetch(&self.ram, self.pool.offset(self.posted[slot]));
         }

@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 #[cfg(not(loom))]
 use crate::shm::{
     layout::{self, RING_MAGIC, RING_VERSION, SIGNAL_MAGIC, SIGNAL_VERSION},
+    line,
     region::Ram,
 };
 use crate::sync::Ordering;
@@ -271,6 +272,14 @@ impl Producer {
         self.ring.slot(self.staged).store(descriptor.to_word(), Ordering::Relaxed);
         self.staged = self.staged.wrapping_add(1);
         true
+    }
+
+    /// Asks for the lines that the next publish writes, which the consumer has looked at last.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn ask_ahead(&self) {
+        line::fetch_to_write(NonNull::from(self.ring.slot(self.staged)).cast(), 1);
+        line::fetch_to_write(NonNull::from(&self.ring.header().tail).cast(), 1);
     }
 
     /// Slots filled since the last publish.
