@@ -282,6 +282,9 @@ impl Sender {
     #[inline]
     pub fn stage_with(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Result<bool> {
         let length = self.check(length)?;
+        if self.ring.unpublished() == 0 {
+            self.ring.prepare();
+        }
         let Some(offset) = self.reserve(length)? else { return Ok(false) };
         let place = self.ram.at(offset, length as usize)?;
         self.ask_ahead(offset, length);

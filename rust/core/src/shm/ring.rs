@@ -282,6 +282,14 @@ impl Producer {
         line::fetch_to_write(NonNull::from(&self.ring.header().tail).cast(), 1);
     }
 
+    /// Asks for the lines that staging and publishing the next slot will write: the consumer reads both all the time.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn prepare(&self) {
+        line::fetch_to_write(NonNull::from(&self.ring.header().tail.0).cast(), 1);
+        line::fetch_to_write(NonNull::from(self.ring.slot(self.staged)).cast(), 1);
+    }
+
     /// Slots filled since the last publish.
     #[must_use]
     pub const fn unpublished(&self) -> u32 {
