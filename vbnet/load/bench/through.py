@@ -23,8 +23,8 @@ from vbnet.load.bench.turns import Contender
 
 __all__ = ["UNDER_WAY", "python", "rtt", "rtt_asleep", "scale", "switch"]
 
-UNDER_WAY: Final = 512
-"""Frames between generator and sink at most: fewer than a ring's slots, so that none is dropped."""
+UNDER_WAY: Final = 960
+"""Frames between generator and sink at most: about what the peers have, and fewer than a ring has slots."""
 _CALL_SECONDS: Final = 60.0
 _IDLE_SLOTS: Final = 16
 """Rings of guests that are attached and do nothing."""
