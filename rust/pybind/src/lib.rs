@@ -15,10 +15,11 @@ mod errors;
 mod fabric;
 mod guests;
 mod memory;
+mod turnstile;
 mod venet;
 
 /// Filled in below; `_native.pyi` is held to it by stubtest.
-#[pymodule]
+#[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("FAULT_REASONS", vbnet_core::error::Fault::REASONS.to_vec())?;

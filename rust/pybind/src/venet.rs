@@ -6,7 +6,7 @@
 use std::ffi::c_int;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pyo3::buffer::PyBuffer;
@@ -19,6 +19,7 @@ use vbnet_core::shm::region;
 
 use crate::errors::{OrRaise, raise, raise_plain};
 use crate::memory::{Ram, duplicate, fill_buffer};
+use crate::turnstile::{Inside, Turnstile};
 
 /// Where the parts of one venet device lie in guest RAM.
 #[pyclass(frozen, get_all, module = "vbnet._native")]
@@ -76,7 +77,7 @@ impl From<core::Totals> for VenetTotals {
 
 /// The receiving half and what views of it need to come back.
 struct Receiving {
-    half: Mutex<Option<core::Receiver>>,
+    half: Turnstile<Option<core::Receiver>>,
     /// Buffers whose views ended while somebody else was receiving.
     returned: Mutex<Vec<u32>>,
     /// Wakes a receiver that waits without a single buffer posted.
@@ -84,8 +85,8 @@ struct Receiving {
 }
 
 impl Receiving {
-    fn give_back(&self, buffer: u32) {
-        if let Ok(mut half) = self.half.try_lock()
+    fn give_back(&self, py: Python<'_>, buffer: u32) {
+        if let Some(mut half) = self.half.enter(py)
             && let Some(receiver) = half.as_mut()
         {
             // A doorbell that fails here fails for the next receive too, and is reported there.
@@ -109,7 +110,7 @@ impl Receiving {
 pub(crate) struct Venet {
     ram: Arc<region::Ram>,
     layout: core::VenetLayout,
-    sending: Arc<Mutex<Option<core::Sender>>>,
+    sending: Arc<Turnstile<Option<core::Sender>>>,
     receiving: Arc<Receiving>,
     gone: AtomicBool,
     closed: Arc<AtomicBool>,
@@ -131,12 +132,9 @@ fn lent(py: Python<'_>) -> PyErr {
     )
 }
 
-fn held<'a, T>(py: Python<'_>, half: &'a Mutex<Option<T>>, what: &str) -> PyResult<MutexGuard<'a, Option<T>>> {
-    match half.try_lock() {
-        Ok(guard) => Ok(guard),
-        Err(TryLockError::WouldBlock) => Err(in_use(py, what)),
-        Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-    }
+#[inline]
+fn held<'a, T>(py: Python<'_>, half: &'a Turnstile<Option<T>>, what: &str) -> PyResult<Inside<'a, Option<T>>> {
+    half.enter(py).ok_or_else(|| in_use(py, what))
 }
 
 fn seconds(py: Python<'_>, value: f64) -> PyResult<Duration> {
@@ -272,9 +270,9 @@ impl Venet {
         Ok(Self {
             ram,
             layout,
-            sending: Arc::new(Mutex::new(Some(sender))),
+            sending: Arc::new(Turnstile::new(Some(sender))),
             receiving: Arc::new(Receiving {
-                half: Mutex::new(Some(receiver)),
+                half: Turnstile::new(Some(receiver)),
                 returned: Mutex::default(),
                 wake: Mutex::default(),
             }),
@@ -553,7 +551,7 @@ impl Venet {
 #[pyclass(frozen, module = "vbnet._native")]
 pub(crate) struct FrameClaim {
     ram: Arc<region::Ram>,
-    sending: Arc<Mutex<Option<core::Sender>>>,
+    sending: Arc<Turnstile<Option<core::Sender>>>,
     /// The device was closed: its memory may be another's by now.
     closed: Arc<AtomicBool>,
     offset: u32,
@@ -562,13 +560,14 @@ pub(crate) struct FrameClaim {
 }
 
 impl FrameClaim {
-    fn finish(&self, each: impl FnOnce(&mut core::Sender)) -> Option<()> {
+    fn finish(&self, py: Python<'_>, each: impl FnOnce(&mut core::Sender)) -> Option<()> {
         let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         if self.closed.load(Ordering::Relaxed) {
             return None;
         }
         each(&mut sender);
-        *self.sending.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        // Nobody stays there while the half is away: they find nothing and leave before another thread runs.
+        *self.sending.enter(py)? = Some(sender);
         Some(())
     }
 }
@@ -589,7 +588,7 @@ impl FrameClaim {
             return Err(raise_plain(py, "UsageError", &message));
         }
         let mut flushed = Ok(());
-        self.finish(|sender| {
+        self.finish(py, |sender| {
             sender.commit(self.offset, length);
             flushed = sender.flush();
         })
@@ -619,7 +618,7 @@ impl FrameClaim {
 
     /// Gives the room back unused.
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
-        self.finish(core::Sender::cancel)
+        self.finish(py, core::Sender::cancel)
             .ok_or_else(|| raise_plain(py, "ClosedError", "this claim was committed or cancelled before"))
     }
 
@@ -640,7 +639,7 @@ impl FrameClaim {
 
 impl Drop for FrameClaim {
     fn drop(&mut self) {
-        self.finish(core::Sender::cancel);
+        Python::try_attach(|py| self.finish(py, core::Sender::cancel));
     }
 }
 
@@ -667,7 +666,7 @@ impl FrameView {
             return Err(raise_plain(py, "BusyError", "a memoryview of this frame is still in use; release that first"));
         }
         if !self.returned.swap(true, Ordering::Relaxed) {
-            self.receiving.give_back(self.frame.buffer);
+            self.receiving.give_back(py, self.frame.buffer);
         }
         Ok(())
     }
@@ -721,7 +720,7 @@ impl FrameView {
 impl Drop for FrameView {
     fn drop(&mut self) {
         if !self.returned.swap(true, Ordering::Relaxed) {
-            self.receiving.give_back(self.frame.buffer);
+            Python::try_attach(|py| self.receiving.give_back(py, self.frame.buffer));
         }
     }
 }
