@@ -14,7 +14,7 @@ import select
 import subprocess
 import time
 import tty
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -35,9 +35,10 @@ class Program:
     Args:
         command: program and arguments.
         core: the core its main thread starts on; what it does later is its own affair.
+        environment: variables it gets besides our own.
     """
 
-    def __init__(self, command: Sequence[str], core: int) -> None:
+    def __init__(self, command: Sequence[str], core: int, environment: Mapping[str, str] | None = None) -> None:
         self._name = command[0]
         self._said = ""
         self._screen, terminal = pty.openpty()
@@ -48,7 +49,7 @@ class Program:
                 stdin=subprocess.PIPE,
                 stdout=terminal,
                 stderr=subprocess.STDOUT,
-                env=child_environment(),
+                env={**child_environment(), **(environment or {})},
             )
         except BaseException:
             os.close(self._screen)

@@ -147,6 +147,8 @@ class _Pair:
                 f"--txpkts={frame_bytes}",
             ],
             core,
+            # What it leaves behind, it leaves in our folder.
+            {"RUNTIME_DIRECTORY": str(self._folder)},
         )
         self._stack.push(program)
         program.hear(_STARTED, _START_SECONDS)
