@@ -17,6 +17,7 @@ pub(crate) fn full_fence() {
     unsafe {
         std::arch::asm!("lock or dword ptr [rsp], 0", options(nostack));
     }
+    // [SG-1 sleep or see] both ends of it call this; they are named where they do.
     #[cfg(not(all(target_arch = "x86_64", not(loom), not(miri))))]
     fence(Ordering::SeqCst);
 }
