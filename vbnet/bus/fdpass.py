@@ -35,6 +35,7 @@ __all__ = [
     "FdRefused",
     "Give",
     "Given",
+    "Lent",
     "PeerIdentity",
     "SignalFds",
     "decode_attach",
@@ -93,8 +94,15 @@ class Given(Body, tag=67, frozen=True):
     ticket: U64
 
 
+class Lent(Body, tag=68, frozen=True):
+    """One descriptor of a device follows, for this guest to take by ``ticket``. seq is 0."""
+
+    sid: U32
+    ticket: U64
+
+
 AttachBody = Attach | Give
-AttachReply = Attached | FdRefused | SignalFds | Given
+AttachReply = Attached | FdRefused | SignalFds | Given | Lent
 
 
 class _Packet(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -210,6 +218,11 @@ class FdChannel:
     def is_open(self) -> bool:
         """Whether packets can still be sent."""
         return self._sock.fileno() >= 0
+
+    @property
+    def waiting_packets(self) -> int:
+        """Packets that found no room yet, because the peer does not read them."""
+        return len(self._waiting)
 
     def pidfd(self, pid: int) -> int:
         """A descriptor that becomes readable when the peer's process ends; the caller's to close.

@@ -60,6 +60,7 @@ class Limits:
         shared_bytes_per_session: sum of the lengths of these regions.
         ram_bytes: largest memory a guest may hand over.
         gifts_per_session: descriptors given to the host and not yet taken by a device.
+        lends_waiting: packets that may wait for a process before no descriptor is lent to its guests any more.
         refusals_burst: refusals a connection gets at once before the rest is dropped and counted.
         refusals_per_second: how fast that allowance grows back.
         token_lifetime_s: how long a guest may take from Welcome to Attach.
@@ -77,6 +78,7 @@ class Limits:
     shared_bytes_per_session: int = 1024 * MIB
     ram_bytes: int = 1024 * MIB
     gifts_per_session: int = 16
+    lends_waiting: int = 256
     refusals_burst: int = 64
     refusals_per_second: float = 16.0
     token_lifetime_s: float = 10.0

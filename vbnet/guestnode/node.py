@@ -44,6 +44,7 @@ from vbnet.errors import (
 )
 from vbnet.guestnode.driver import Driver, DriverInstance, load_driver
 from vbnet.guestnode.memory import Memory
+from vbnet.guestnode.parcels import KEPT_LENDS, Key, Parcels, close_fds
 from vbnet.guestnode.proxy import ProxyDevice, RegionSpec, SharedSignal
 from vbnet.units import SECOND_NS, seconds_to_ns
 
@@ -56,6 +57,8 @@ _log = logging.getLogger("vbnet.guest")
 _LINGER_MS = 100
 _EVENT_BACKLOG = 4096
 _NIC_TYPE = "virtual-ethernet"
+_SIGNAL = "signal"
+_LEND = "lend"
 T = TypeVar("T")
 
 
@@ -72,9 +75,7 @@ class GuestNode:
         self._packets: Requests[fdpass.AttachReply] = Requests(clock)
         self._sessions: dict[int, GuestSession] = {}
         self._sids = itertools.count(1)
-        self._signals: dict[tuple[int, int], tuple[int, int]] = {}
-        self._signal_waiters: dict[tuple[int, int], int] = {}
-        self._signal_replies: Requests[tuple[int, int]] = Requests(clock)
+        self._parcels = Parcels(clock)
         self._heartbeat: Timer | None = None
         self._end: VbnetError | None = None
         self._channel: FdChannel | None = None
@@ -206,21 +207,21 @@ class GuestNode:
 
     async def signal_fds(self, sid: int, signal: int) -> tuple[int, int]:
         """The two descriptors of a signal, once they have come; they are the caller's."""
-        key = (sid, signal)
-        if key not in self._signals:
-            seq, future = self._signal_replies.begin("signal descriptors", self.deadline_s)
-            self._signal_waiters[key] = seq
-            try:
-                return await future
-            finally:
-                self._signal_waiters.pop(key, None)
-        return self._signals.pop(key)
+        kick_fd, call_fd = await self._parcels.take((_SIGNAL, sid, signal), self.deadline_s)
+        return kick_fd, call_fd
+
+    async def lent_fd(self, sid: int, ticket: int, deadline_s: float | None) -> int:
+        """A descriptor that a device lent, once it has come; it is the caller's."""
+        self._check()
+        if self._channel is None:
+            raise UnsupportedError("nothing can be lent from another machine")
+        [fd] = await self._parcels.take((_LEND, sid, ticket), self.deadline_s if deadline_s is None else deadline_s)
+        return fd
 
     def discard(self, sid: int) -> None:
         """A session is over: nothing of it is kept."""
         self._sessions.pop(sid, None)
-        for key in [key for key in self._signals if key[0] == sid]:
-            _close_fds(self._signals.pop(key))
+        self._parcels.discard(sid)
 
     def beat_every(self, seconds: float) -> None:
         """Say that this process lives, from now on, once in so many seconds."""
@@ -270,30 +271,31 @@ class GuestNode:
         try:
             seq, body = fdpass.decode_attach_reply(data)
         except MessageFault as fault:
-            _close_fds(fds)
+            close_fds(fds)
             _log.warning("the host sent a malformed packet: %s", fault)
             return
         if isinstance(body, fdpass.SignalFds):
-            if is_cut or len(fds) != 2:  # noqa: PLR2004 - kick and call
-                _close_fds(fds)
-                self._lost(ResourceError("a signal's descriptors did not arrive; this process has no room for them"))
-                return
-            self._signal_came((body.sid, body.signal), (fds[0], fds[1]))
+            self._parcel((_SIGNAL, body.sid, body.signal), fds, 2, is_cut=is_cut)
             return
-        _close_fds(fds)
+        if isinstance(body, fdpass.Lent):
+            self._parcel((_LEND, body.sid, body.ticket), fds, 1, is_cut=is_cut, kept_at_most=KEPT_LENDS)
+            return
+        close_fds(fds)
         if isinstance(body, fdpass.FdRefused):
             self._packets.refuse(seq, error_from_refusal(body.code, body.message, body.detail))
         else:
             self._packets.answer(seq, body)
 
-    def _signal_came(self, key: tuple[int, int], fds: tuple[int, int]) -> None:
-        waiter = self._signal_waiters.get(key)
-        if waiter is not None and self._signal_replies.answer(waiter, fds):
-            return
-        if key[0] in self._sessions:
-            self._signals[key] = fds
+    def _parcel(
+        self, key: Key, fds: list[int], expected: int, *, is_cut: bool, kept_at_most: int | None = None
+    ) -> None:
+        if is_cut or len(fds) != expected:
+            close_fds(fds)
+            self._lost(ResourceError(f"descriptors of {key[0]} did not arrive; this process has no room for them"))
+        elif key[1] in self._sessions:
+            self._parcels.came(key, fds, kept_at_most=kept_at_most)
         else:
-            _close_fds(fds)
+            close_fds(fds)
 
     def _lost(self, error: VbnetError) -> None:
         if self._end is None:
@@ -304,13 +306,11 @@ class GuestNode:
         self._end = error
         if self._heartbeat is not None:
             self._heartbeat.cancel()
-        for requests in (self._replies, self._packets, self._signal_replies):
-            requests.fail_all(error)
+        self._replies.fail_all(error)
+        self._packets.fail_all(error)
         for session in self.sessions:
             session.ended(error)
-        for fds in self._signals.values():
-            _close_fds(fds)
-        self._signals.clear()
+        self._parcels.fail_all(error)
         if self._channel is not None:
             self._channel.close()
 
@@ -556,6 +556,10 @@ class GuestSession:
         """Hand the host a descriptor for one of its devices; ``fd`` stays the caller's."""
         await self._node.hand_over(fdpass.Give(self.sid, ticket), [fd])
 
+    async def take_fd(self, ticket: int, deadline_s: float | None) -> int:
+        """Take a descriptor that one of its devices lent."""
+        return await self._node.lent_fd(self.sid, ticket, deadline_s)
+
     # ---- for the node ----------------------------------------------------------------------------------------------
 
     async def enter(self, bus: str | None, ram_bytes: int) -> None:
@@ -729,8 +733,3 @@ def _strange(what: str, got: object) -> PeerFault:
     return PeerFault(
         f"the host answered {what} with a {type(got).__name__}", rule="typed answers", got=type(got).__name__
     )
-
-
-def _close_fds(fds: list[int] | tuple[int, int]) -> None:
-    for fd in fds:
-        os.close(fd)

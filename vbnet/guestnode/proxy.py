@@ -77,6 +77,9 @@ class Carrier(Protocol):
     async def give_fd(self, ticket: int, fd: int) -> None:
         """Hand the host a descriptor that the device takes by ``ticket``."""
 
+    async def take_fd(self, ticket: int, deadline_s: float | None) -> int:
+        """Take a descriptor that the host lent under ``ticket``."""
+
 
 class ProxyDevice:
     """A device on the guest's bus.
@@ -137,6 +140,19 @@ class ProxyDevice:
             fd: what to hand over.
         """
         await self._carrier.give_fd(ticket, fd)
+
+    async def take_fd(self, ticket: int, *, deadline_s: float | None = None) -> int:
+        """Take a descriptor that this device lent; the caller owns and closes it.
+
+        Args:
+            ticket: as the device told it.
+            deadline_s: how long to wait for it to arrive; None: as the node was made.
+
+        Raises:
+            DeadlineError: nothing came under this ticket. BusyError: somebody else waits for it.
+            PeerGone: the host ended. UnsupportedError: it is on another machine.
+        """
+        return await self._carrier.take_fd(ticket, deadline_s)
 
     def forget(self, opened: OpenDevice) -> None:
         """An open of this device was closed."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vbnet.bus import fdpass
 from vbnet.bus.fdpass import FdChannel, FdListener, PeerIdentity
-from vbnet.errors import NotPermittedError, PeerFault, VbnetError, refusal_name
+from vbnet.errors import NotPermittedError, PeerFault, ResourceError, VbnetError, refusal_name
 from vbnet.hostnode import metrics
 from vbnet.hostnode.device import SignalEnds
 
@@ -59,6 +59,24 @@ class AttachPeer:
         """Hand the guest its ends of a signal."""
         packet = fdpass.encode_packet(0, fdpass.SignalFds(sid, signal))
         self._channel.send(packet, (ends.kick_fd, ends.call_fd))
+
+    def lend(self, sid: int, ticket: int, fd: int) -> None:
+        """Hand the guest a descriptor, which stays the caller's.
+
+        Raises:
+            ResourceError: the process does not read what it is sent, or this one has no room for a copy.
+        """
+        limit = self._desk.book.limits.lends_waiting
+        if self._channel.waiting_packets >= limit:
+            raise ResourceError(
+                "no descriptor is lent to a process that does not read what it is sent",
+                got=self._channel.waiting_packets,
+                limit=limit,
+            )
+        try:
+            self._channel.send(fdpass.encode_packet(0, fdpass.Lent(sid, ticket)), (fd,))
+        except OSError as error:
+            raise ResourceError(f"no descriptor to lend: {error.strerror}", errno=error.errno or 0) from error
 
     def hang_up(self) -> None:
         """Send the process away: everything it still holds ends."""

@@ -255,6 +255,23 @@ class Opener(ABC):
         """
 
     @abstractmethod
+    def lend_fd(self, fd: int) -> int:
+        """Hand the guest a descriptor, and so whatever it refers to, for as long as the guest likes.
+
+        It cannot be taken back: lend what may outlive the connection, and no right that the guest should not have.
+
+        Args:
+            fd: what to lend; stays the caller's, who may close it at once.
+
+        Returns:
+            The ticket by which the guest takes it, 1..2⁶⁴-1; the device tells it, for instance as a call's answer.
+
+        Raises:
+            UnsupportedError: the guest is on another machine. PeerGone: it ended.
+            ResourceError: it does not read what it is sent, or this process has no descriptor left.
+        """
+
+    @abstractmethod
     def link_state(self, *, is_up: bool) -> None:
         """Tell the guest that the carrier of this device went up or down."""
 

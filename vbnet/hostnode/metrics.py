@@ -20,6 +20,10 @@ EVENTS: Final = Metric("vbnet_bus_events_total", "events", "Events sent to guest
 SESSIONS: Final = Metric("vbnet_guest_sessions_total", "sessions", "Sessions that were opened.")
 ENDED: Final = Metric("vbnet_guest_ended_total", "sessions", "Sessions that ended, by cause.", ("cause",))
 SURPLUS_FDS: Final = Metric("vbnet_attach_fd_drop_total", "descriptors", "Descriptors that came uninvited; closed.")
+LENDS: Final = Metric("vbnet_attach_lends_total", "descriptors", "Descriptors of devices lent to guests.")
+LENDS_REFUSED: Final = Metric(
+    "vbnet_attach_lend_drop_total", "descriptors", "Descriptors not lent, as the guest does not read or none was left."
+)
 FAULTS: Final = Metric("vbnet_guest_faults_total", "faults", "Rules broken by guests, as their devices reported.")
 DEVICE_FAILURES: Final = Metric("vbnet_device_failures_total", "failures", "Bugs in device code that were contained.")
 LOST_RINGS: Final = Metric(
@@ -35,6 +39,8 @@ METRICS: Final = (
     SESSIONS,
     ENDED,
     SURPLUS_FDS,
+    LENDS,
+    LENDS_REFUSED,
     FAULTS,
     DEVICE_FAILURES,
     LOST_RINGS,

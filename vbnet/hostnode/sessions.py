@@ -9,6 +9,7 @@ then memory, then the bus hears of it.
 from __future__ import annotations
 
 import enum
+import itertools
 import os
 import secrets
 import uuid
@@ -28,6 +29,7 @@ from vbnet.errors import (
     NotFoundError,
     NotPermittedError,
     PeerFault,
+    PeerGone,
     ResourceError,
     TooLargeError,
     UnsupportedError,
@@ -163,6 +165,7 @@ class Session:
         self._signals: HandleTable[tuple[SignalEnds, Opener]] = HandleTable("signal handle", limits.regions_per_session)
         self._ringable: set[SignalEnds] = set()
         self._gifts: dict[int, int] = {}
+        self._lends = itertools.count(1)
         self._region_count = 0
         self._shared_bytes = 0
 
@@ -340,6 +343,25 @@ class Session:
         except KeyError:
             raise NotFoundError(f"nothing was given under ticket {ticket}", ticket=ticket) from None
 
+    def lend(self, fd: int) -> int:
+        """Hand a descriptor to the guest; gives the ticket it takes it by.
+
+        Raises:
+            UnsupportedError: from another machine. PeerGone: the guest ended. ResourceError: it does not read.
+        """
+        if self.is_gone:
+            raise PeerGone(f"guest {self.name!r} has ended", guest=self.name)
+        if self.attached is None:
+            raise UnsupportedError("descriptors cannot be lent to another machine", guest=self.name)
+        ticket = next(self._lends)
+        try:
+            self.attached.lend(self.sid, ticket, fd)
+        except ResourceError:
+            self._host.tally.add(metrics.LENDS_REFUSED)
+            raise
+        self._host.tally.add(metrics.LENDS)
+        return ticket
+
     def close_everything(self) -> None:
         """Close every handle, and every gift nobody took."""
         for handle, _ in self._handles:
@@ -439,6 +461,9 @@ class _SessionOpener(Opener):
 
     def take_fd(self, ticket: int) -> int:
         return self._session.take_gift(ticket)
+
+    def lend_fd(self, fd: int) -> int:
+        return self._session.lend(fd)
 
     def link_state(self, *, is_up: bool) -> None:
         if self._session.is_ready and not self._session.is_gone:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vbnet.bus.limits import RAM_HEADER_BYTES
-from vbnet.errors import BusyError, NotFoundError, PeerFault, PeerGone, UsageError
+from vbnet.errors import BusyError, DeadlineError, NotFoundError, PeerFault, PeerGone, UnsupportedError, UsageError
 from vbnet.guestnode.memory import Memory
 from vbnet.guestnode.proxy import ProxyDevice, RegionSpec, SharedSignal
 from vbnet.hostnode.device import (
@@ -51,6 +51,7 @@ class FakeOpener(Opener):
         rings: every signal it was called by, oldest first.
         faults: every rule it was reported to have broken.
         gifts: descriptors by ticket, as the guest gave them.
+        lends: descriptors by ticket, as the device lent them.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class FakeOpener(Opener):
         self.rings: list[SignalEnds] = []
         self.faults: list[PeerFault] = []
         self.gifts: dict[int, int] = {}
+        self.lends: dict[int, int] = {}
+        self._tickets = itertools.count(1)
 
     def take_fd(self, ticket: int) -> int:
         """Hand out a gift."""
@@ -80,6 +83,14 @@ class FakeOpener(Opener):
             return self.gifts.pop(ticket)
         except KeyError:
             raise NotFoundError(f"nothing was given under ticket {ticket}", ticket=ticket) from None
+
+    def lend_fd(self, fd: int) -> int:
+        """Keep a copy for the guest to take; to another machine none can be lent."""
+        if self.is_remote:
+            raise UnsupportedError("descriptors cannot be lent to another machine", guest=self.guest)
+        ticket = next(self._tickets)
+        self.lends[ticket] = os.dup(fd)
+        return ticket
 
     def link_state(self, *, is_up: bool) -> None:
         """Remember the carrier."""
@@ -202,6 +213,8 @@ class GuestBench:
         self._connections.clear()
         self._host.unplug()
         self._close_signals()
+        while self.opener.lends:
+            os.close(self.opener.lends.popitem()[1])
 
     def close(self) -> None:
         """Close everything."""
@@ -245,6 +258,13 @@ class GuestBench:
     async def give_fd(self, ticket: int, fd: int) -> None:
         """Put a copy of ``fd`` where the device can take it."""
         self.opener.gifts[ticket] = os.dup(fd)
+
+    async def take_fd(self, ticket: int, deadline_s: float | None) -> int:
+        """Take what the device lent; it is there at once, so no deadline passes but that of a ticket never given."""
+        try:
+            return self.opener.lends.pop(ticket)
+        except KeyError:
+            raise DeadlineError(f"nothing was lent under ticket {ticket}", deadline_s=deadline_s) from None
 
     def _connection(self, handle: int) -> Connection:
         try:

@@ -25,6 +25,7 @@ TOKEN = bytes(range(32))
         (fdpass.FdRefused("EPERM", "no", {}), [65, "EPERM", "no", {}]),
         (fdpass.SignalFds(3, 77), [66, 3, 77]),
         (fdpass.Given(3, 9), [67, 3, 9]),
+        (fdpass.Lent(3, (1 << 64) - 1), [68, 3, (1 << 64) - 1]),
     ],
 )
 def test_packets_are_as_documented(body: messages.Body, fields: list[Any]) -> None:

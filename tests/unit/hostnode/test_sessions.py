@@ -15,6 +15,7 @@ from vbnet.bus.limits import Limits
 from vbnet.errors import (
     BusyError,
     ClosedError,
+    DeadlineError,
     ExistsError,
     NotFoundError,
     NotPermittedError,
@@ -23,8 +24,11 @@ from vbnet.errors import (
     UsageError,
 )
 from vbnet.guestnode import GuestNode, GuestSession
+from vbnet.guestnode.parcels import KEPT_LENDS
+from vbnet.hostnode import metrics
 from vbnet.testing import ManualClock
-from vbnet.testing.lab import Lab, eventually
+from vbnet.testing.lab import Lab, eventually, one_turn
+from vbnet.testing.processes import count_fds
 
 RAM = 64 * 1024
 
@@ -364,6 +368,111 @@ async def test_a_descriptor_given_reaches_the_session_and_is_closed_with_it(run_
 
         assert os.read(reader, 1) == b""
         os.close(reader)
+
+
+async def test_a_descriptor_lent_reaches_the_guest_whoever_is_first(run_root: Path) -> None:
+    """The guest may ask before the descriptor comes or after it; it gets what the device lent, by its ticket."""
+    async with Lab.open(run_root) as lab:
+        guest = await lab.guest("web")
+        session = lab.host.book.find("web")
+        reader, writer = os.pipe()
+
+        early = asyncio.ensure_future(guest.take_fd(1, None))
+        await one_turn()
+        tickets = [session.lend(writer), session.lend(writer)]
+        os.close(writer)
+        taken = [await early, await guest.take_fd(tickets[1], None)]
+        for number, fd in enumerate(taken):
+            os.write(fd, bytes([number]))
+            os.close(fd)
+
+        assert [1, 2] == tickets
+        assert b"\x00\x01" == os.read(reader, 10)
+        assert b"" == os.read(reader, 1)
+        os.close(reader)
+
+
+async def test_a_ticket_nobody_gave_and_one_that_was_used_bring_nothing(run_root: Path) -> None:
+    """Waiting ends with the deadline, also for a second taker of one ticket."""
+    async with Lab.open(run_root) as lab:
+        guest = await lab.guest("web")
+        fd = os.eventfd(0)
+        ticket = lab.host.book.find("web").lend(fd)
+        os.close(fd)
+
+        os.close(await guest.take_fd(ticket, None))
+
+        for nothing in (ticket, 99):
+            with pytest.raises(DeadlineError):
+                await guest.take_fd(nothing, 0.01)
+
+
+async def test_lent_descriptors_nobody_takes_are_bounded_and_end_with_the_guest(run_root: Path) -> None:
+    """A guest keeps the newest few; the rest is closed on arrival, and those few when it leaves."""
+    async with Lab.open(run_root) as lab:
+        guest = await lab.guest("web")
+        session = lab.host.book.find("web")
+        fd = os.eventfd(0)
+        before = count_fds(os.getpid())
+
+        for _ in range(KEPT_LENDS + 36):
+            ticket = session.lend(fd)
+        os.close(await guest.take_fd(ticket, None))
+        await eventually(lambda: count_fds(os.getpid()) == before + KEPT_LENDS)
+        with pytest.raises(DeadlineError):
+            await guest.take_fd(1, 0.01)
+        await guest.close()
+
+        await eventually(lambda: count_fds(os.getpid()) == before)
+        os.close(fd)
+
+
+async def test_nothing_is_lent_to_a_process_that_does_not_read(run_root: Path) -> None:
+    """The host refuses and counts; what waits is bounded, arrives once the process reads, and then lending goes on."""
+    async with Lab.open(run_root) as lab:
+        guest = await lab.guest("web")
+        session = lab.host.book.find("web")
+        fd = os.eventfd(0)
+        before = count_fds(os.getpid())
+
+        lent = 0
+        with contextlib.suppress(ResourceError):
+            while lent < Limits().outbound_messages:  # the guest is on this event loop, which does not turn meanwhile
+                lent = session.lend(fd)
+        held = count_fds(os.getpid()) - before
+        os.close(await guest.take_fd(lent, None))
+        os.close(await guest.take_fd(session.lend(fd), None))
+
+        assert Limits().lends_waiting == held
+        assert [lent + 1, 1] == [lab.host.tally.value(metric) for metric in (metrics.LENDS, metrics.LENDS_REFUSED)]
+        os.close(fd)
+
+
+async def test_nothing_is_lent_to_a_guest_that_ended(run_root: Path) -> None:
+    """Its device hears that it is gone."""
+    async with Lab.open(run_root) as lab:
+        guest = await lab.guest("web")
+        session = lab.host.book.find("web")
+        await guest.close()
+        await eventually(lambda: session.is_gone)
+
+        with pytest.raises(PeerGone):
+            session.lend(0)
+
+
+async def test_a_lend_for_another_session_is_closed_at_once(run_root: Path) -> None:
+    """A packet that names a session this process does not have leaves no descriptor behind."""
+    async with Lab.open(run_root) as lab:
+        await lab.guest("web")
+        session = lab.host.book.find("web")
+        assert session.attached is not None
+        before = count_fds(os.getpid())
+        fd = os.eventfd(0)
+
+        session.attached.lend(session.sid + 7, 1, fd)
+        os.close(fd)
+
+        await eventually(lambda: count_fds(os.getpid()) == before)
 
 
 async def test_a_silent_process_is_stuck_then_heard_again(run_root: Path) -> None:
