@@ -22,6 +22,9 @@
 //! | `RG-2 slots returned` | completion and payload before `head` | `Consumer::release` | `Producer::completed` |
 //! | `SG-1 sleep or see` | `dirty` before `enabled` / `enabled` before `dirty` | `Notifier::inject` | `Listener::arm` |
 //! | `SG-2 seen means drained` | the work before its mark `dirty` | `Notifier::inject` | `Listener::acknowledge` |
+//! | `IC-1 raised means visible` | the work before its pending bit | `Raiser::raise` | `Taker::take` |
+//! | `IC-2 summary means look` | a pending bit before its summary bit | `Raiser::raise` | `Taker::take` |
+//! | `IC-3 masked or seen` | `pending` before `mask` / `mask` before `pending` | `Raiser::raise` | `Gate::unmask` |
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterReader::blocks` |
 //! | `CT-2 file ready` | a counter file's version and size before its magic | `CounterFile::create` | `CounterFile::open` |
 //! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |

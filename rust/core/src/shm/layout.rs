@@ -195,5 +195,6 @@ pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
         ("signal", "call.dirty", 0x200, 4),
         ("signal", "call.pending", 0x204, 4),
     ]);
+    rows.extend(super::intc::WIRE_ROWS);
     rows
 }

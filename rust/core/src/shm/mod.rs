@@ -19,6 +19,8 @@ pub mod counters;
 pub mod doorbell;
 #[cfg(not(loom))]
 pub mod histogram;
+#[cfg_attr(loom, allow(dead_code))]
+pub mod intc;
 pub mod layout;
 #[cfg(not(loom))]
 pub mod line;

@@ -25,9 +25,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::layout::SignalWords;
-#[cfg(any(vbnet_mutant = "signal_inject", vbnet_mutant = "signal_arm"))]
+#[cfg(any(vbnet_mutant = "signal_inject", vbnet_mutant = "signal_arm", vbnet_mutant = "shared_inject"))]
 use crate::sync::fence;
-use crate::sync::{Ordering, full_fence};
+use crate::sync::{AtomicU32, Ordering, full_fence};
 
 /// Keeps mapped memory alive for as long as something points into it.
 pub(crate) type Owner = Arc<dyn Any + Send + Sync>;
@@ -105,6 +105,54 @@ impl Notifier {
 impl fmt::Debug for Notifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Notifier").field("words", self.memory.words()).finish()
+    }
+}
+
+/// The sending half of one direction for senders on several threads, who all belong to one process.
+pub(crate) struct SharedNotifier {
+    memory: SignalMemory,
+    /// Arming the bell was last rung for; what `pending` says.
+    rung: AtomicU32,
+}
+
+impl SharedNotifier {
+    /// Takes the sending half. One per direction: the caller keeps that promise.
+    pub(crate) fn new(memory: SignalMemory) -> Self {
+        memory.words().sender.pending.store(0, Ordering::Relaxed);
+        Self { memory, rung: AtomicU32::new(0) }
+    }
+
+    /// Marks that something happened, as [`Notifier::inject`] does. `true`: the receiver sleeps, and the bell is this
+    /// caller's to ring; of all who find one arming, one does.
+    #[must_use = "true means the receiver sleeps until its doorbell is rung"]
+    pub(crate) fn inject(&self) -> bool {
+        let words = self.memory.words();
+        // [SG-2 seen means drained] release: the work before its mark; partner in Listener::acknowledge.
+        words.sender.dirty.fetch_add(1, Ordering::Release);
+        // [SG-1 sleep or see] store of dirty before load of enabled; partner in Listener::arm.
+        #[cfg(not(vbnet_mutant = "shared_inject"))]
+        full_fence();
+        #[cfg(vbnet_mutant = "shared_inject")]
+        fence(Ordering::Release);
+        let enabled = words.enabled.0.load(Ordering::Relaxed);
+        let mut rung = self.rung.load(Ordering::Relaxed);
+        // An arming older than the one rung for is over: armings are numbered upwards, modulo 2^32.
+        while enabled != 0 && enabled.wrapping_sub(rung).cast_signed() > 0 {
+            match self.rung.compare_exchange_weak(rung, enabled, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => {
+                    words.sender.pending.store(enabled, Ordering::Relaxed);
+                    return true;
+                }
+                Err(newer) => rung = newer,
+            }
+        }
+        false
+    }
+}
+
+impl fmt::Debug for SharedNotifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedNotifier").field("words", self.memory.words()).finish()
     }
 }
 
