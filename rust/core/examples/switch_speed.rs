@@ -48,9 +48,9 @@ impl Guest {
             tx: (4096, ring_bytes(slots) as u32),
             rx: (4096 + ring, ring_bytes(slots) as u32),
             tx_kick: Doorbell::from_fd(rustix::io::dup(&kick).unwrap()),
-            tx_call: bell(),
+            tx_call: bell().into(),
             rx_kick: bell(),
-            rx_call: bell(),
+            rx_call: bell().into(),
         };
         let params = VenetParams { mac, mtu, ..VenetParams::default() };
         fabric.port_add_venet("lan", name, queues, params).unwrap();

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::net::frame::MacAddress;
 use crate::net::switch::{Switch, SwitchCounter};
 use crate::port::tap::{self, TapPort};
-use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_mtu};
+use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_mtu, check_priority};
 use crate::port::{PortCounter, PortKind, PortPart, PortStatus};
 use crate::shm::counters::{Block, CounterFile};
 use crate::shm::doorbell::Doorbell;
@@ -67,6 +67,8 @@ pub struct PortInfo {
     pub burst_threshold_us: u32,
     /// See [`VenetParams::budget`].
     pub budget: u32,
+    /// See [`VenetParams::priority`].
+    pub priority: u32,
     /// The link is up.
     pub is_up: bool,
     /// Why nothing is taken from it any more, one of [`crate::error::Fault::REASONS`].
@@ -270,6 +272,7 @@ impl Fabric {
         let mut port = Box::new(Port::new(id, name.into(), end, block));
         port.switch = place.map(|(_, slot)| slot);
         port.budget = params.budget;
+        port.priority = params.priority;
         port.parking.set_threshold(params.burst_threshold_us);
         let status = port.status.clone();
         let added = registry.ask(worker, |reply| Command::AddPort(port, params.mac, reply)).and_then(|added| added);
@@ -290,6 +293,7 @@ impl Fabric {
             tx_mitigation: params.tx_mitigation,
             burst_threshold_us: params.burst_threshold_us,
             budget: params.budget,
+            priority: params.priority,
             is_up: true,
             transmit_fault: None,
             receive_fault: None,
@@ -329,6 +333,7 @@ impl Fabric {
         match param {
             Param::Mtu(mtu) => check_mtu(mtu)?,
             Param::Budget(budget) => check_budget(budget)?,
+            Param::Priority(priority) => check_priority(priority)?,
             Param::BurstThresholdUs(burst_threshold_us) => check_burst_threshold(burst_threshold_us)?,
             Param::TxMitigation(_) => {}
         }
@@ -341,6 +346,7 @@ impl Fabric {
                 Param::TxMitigation(frames) => info.tx_mitigation = frames,
                 Param::BurstThresholdUs(burst_threshold_us) => info.burst_threshold_us = burst_threshold_us,
                 Param::Budget(budget) => info.budget = budget,
+                Param::Priority(priority) => info.priority = priority,
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 //!   histograms that live in shared memory.
 //! * [`net`] is what an Ethernet switch knows: frames, MAC addresses, forwarding.
 //! * [`port`] joins the switch to a ring, a TAP device or itself.
+//! * [`signals`] are what devices and others raise: named lines, routed at will to guests and eventfds.
 //! * [`worker`] runs ports to completion on a thread of its own.
 //! * [`guest`] is the other side: the driver of a venet device, a small IP host, a traffic generator.
 //!
@@ -25,6 +26,7 @@
 //! | `IC-1 raised means visible` | the work before its pending bit | `Raiser::raise` | `Taker::take` |
 //! | `IC-2 summary means look` | a pending bit before its summary bit | `Raiser::raise` | `Taker::take` |
 //! | `IC-3 masked or seen` | `pending` before `mask` / `mask` before `pending` | `Raiser::raise` | `Gate::unmask` |
+//! | `LN-1 latched or routed` | `latched` before `target` / `target` before `latched` | `Line::deliver` | `Line::route` |
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterReader::blocks` |
 //! | `CT-2 file ready` | a counter file's version and size before its magic | `CounterFile::create` | `CounterFile::open` |
 //! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |
@@ -43,6 +45,8 @@ pub mod net;
 #[cfg(not(loom))]
 pub mod port;
 pub mod shm;
+#[cfg(not(loom))]
+pub mod signals;
 pub(crate) mod sync;
 #[cfg(not(loom))]
 pub mod worker;

@@ -86,6 +86,8 @@ pub enum Param {
     BurstThresholdUs(u32),
     /// Frames one turn may take.
     Budget(u32),
+    /// 0 to 7, 7 the most urgent.
+    Priority(u32),
 }
 
 /// What a worker is asked to do; each answers exactly once, or drops the answer when there is no such thing.
@@ -239,7 +241,11 @@ impl Worker {
         let mut unflushed = 0;
         let mut has_worked = false;
         let mut index = 0;
+        let is_mixed = self.is_mixed();
         while let Some(&slot) = self.active.get(index) {
+            if is_mixed {
+                has_worked |= self.serve_before(slot, index);
+            }
             let turn = self.plane.turn(slot);
             has_worked |= turn.cost != 0;
             unflushed += turn.cost;
@@ -249,7 +255,7 @@ impl Worker {
                 unflushed = 0;
             }
             if turn.is_dry && self.park(slot) {
-                self.active.swap_remove(index);
+                self.active.remove(index);
             } else {
                 index += 1;
             }
@@ -262,13 +268,43 @@ impl Worker {
         has_worked
     }
 
+    /// Whether active ports differ in priority; they are kept in its order, the most urgent first.
+    fn is_mixed(&self) -> bool {
+        match (self.active.first(), self.active.last()) {
+            (Some(&first), Some(&last)) => self.priority_of(first) != self.priority_of(last),
+            _ => false,
+        }
+    }
+
+    fn priority_of(&self, slot: PortSlot) -> u32 {
+        self.plane.ports.get(slot as usize).and_then(Option::as_ref).map_or(0, |port| port.priority)
+    }
+
+    /// Before the turn of the port at `index`, gives another to every one that is more urgent, and tells its receivers at
+    /// once: so an urgent frame waits for one turn of the less urgent, not for a round of theirs.
+    fn serve_before(&mut self, slot: PortSlot, index: usize) -> bool {
+        let priority = self.priority_of(slot);
+        let mut has_worked = false;
+        for ahead in 0..index {
+            let Some(&urgent) = self.active.get(ahead) else { break };
+            if self.priority_of(urgent) <= priority {
+                break;
+            }
+            has_worked |= self.plane.turn(urgent).cost != 0;
+        }
+        if has_worked {
+            self.plane.flush();
+        }
+        has_worked
+    }
+
     /// Parks every active port that has been idle for too long.
     fn park_idle(&mut self) {
         let mut index = 0;
         while let Some(&slot) = self.active.get(index) {
             let is_due = self.plane.port(slot).is_none_or(|port| port.is_mute() || port.parking.is_due(self.now_ns));
             if is_due && self.park(slot) {
-                self.active.swap_remove(index);
+                self.active.remove(index);
             } else {
                 index += 1;
             }
@@ -350,7 +386,16 @@ impl Worker {
         if let End::Venet(venet) = &port.end {
             venet.disarm();
         }
-        self.active.push(slot);
+        let priority = port.priority;
+        let place = self.active.partition_point(|&other| self.priority_of(other) >= priority);
+        self.active.insert(place, slot);
+    }
+
+    /// Puts active ports into the order of their priorities again.
+    fn sort_active(&mut self) {
+        let mut active = std::mem::take(&mut self.active);
+        active.sort_by_key(|&slot| std::cmp::Reverse(self.priority_of(slot)));
+        self.active = active;
     }
 
     fn obey(&mut self) {
@@ -371,6 +416,9 @@ impl Worker {
             Command::RemovePort(id, reply) => answer(&reply, self.remove_port(id)),
             Command::SetPort(id, param, reply) => {
                 self.with_port(id, |port| set_param(port, param));
+                if matches!(param, Param::Priority(_)) {
+                    self.sort_active();
+                }
                 answer(&reply, ());
             }
             Command::SetLink(id, is_up, reply) => {
@@ -499,5 +547,6 @@ fn set_param(port: &mut Port, param: Param) {
         (Param::TxMitigation(_), End::Tap(_)) => {}
         (Param::BurstThresholdUs(burst_threshold_us), _) => port.parking.set_threshold(burst_threshold_us),
         (Param::Budget(budget), _) => port.budget = budget,
+        (Param::Priority(priority), _) => port.priority = priority,
     }
 }

@@ -20,9 +20,11 @@ use super::batch::{Batch, prefetch_read, prefetch_write};
 use crate::error::{Error, Fault, Result};
 use crate::net::frame::{FRAME_BYTES_MAX, HEADER_BYTES, MTU_MAX, MTU_MIN, MacAddress, START_BYTES, frame_limit};
 use crate::shm::doorbell::Doorbell;
+use crate::shm::intc::PRIORITIES;
 use crate::shm::layout::{CACHE_LINE, RAM_HEADER_BYTES, RING_HEADER_BYTES};
 use crate::shm::region::Ram;
 use crate::shm::ring::{Consumer, Descriptor, RingMemory};
+use crate::signals::Caller;
 
 /// Slots of a ring on one cache line.
 const SLOTS_A_LINE: u32 = (CACHE_LINE / 8) as u32;
@@ -42,11 +44,11 @@ pub struct VenetQueues {
     /// Rung by the guest when it published frames and we sleep. Never read.
     pub tx_kick: Doorbell,
     /// Rung by us when frames were taken and the guest sleeps.
-    pub tx_call: Doorbell,
+    pub tx_call: Caller,
     /// Rung by the guest when it posted buffers; nobody waits for that, frames without a buffer are dropped.
     pub rx_kick: Doorbell,
     /// Rung by us when frames arrived and the guest sleeps.
-    pub rx_call: Doorbell,
+    pub rx_call: Caller,
 }
 
 /// What can be chosen for a venet port.
@@ -62,11 +64,13 @@ pub struct VenetParams {
     pub burst_threshold_us: u32,
     /// Frames one turn may take, at least 1.
     pub budget: u32,
+    /// 0 to 7: ports of a higher priority get a turn before each turn of one with a lower.
+    pub priority: u32,
 }
 
 impl Default for VenetParams {
     fn default() -> Self {
-        Self { mac: MacAddress::default(), mtu: 1500, tx_mitigation: 10, burst_threshold_us: 50, budget: 128 }
+        Self { mac: MacAddress::default(), mtu: 1500, tx_mitigation: 10, burst_threshold_us: 50, budget: 128, priority: 0 }
     }
 }
 
@@ -82,6 +86,7 @@ impl VenetParams {
         }
         check_mtu(self.mtu)?;
         check_budget(self.budget)?;
+        check_priority(self.priority)?;
         check_burst_threshold(self.burst_threshold_us)
     }
 }
@@ -91,6 +96,13 @@ pub(crate) fn check_mtu(mtu: u32) -> Result<()> {
         return Ok(());
     }
     Err(Error::Usage(format!("an MTU is {MTU_MIN} to {MTU_MAX} bytes; got {mtu}")))
+}
+
+pub(crate) fn check_priority(priority: u32) -> Result<()> {
+    if priority < PRIORITIES {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("a port's priority is 0 to {}; got {priority}", PRIORITIES - 1)))
 }
 
 pub(crate) fn check_budget(budget: u32) -> Result<()> {
@@ -189,8 +201,8 @@ pub(crate) struct VenetPort {
     tx_fault: Option<Fault>,
     rx_fault: Option<Fault>,
     tx_kick: Doorbell,
-    tx_call: Doorbell,
-    rx_call: Doorbell,
+    tx_call: Caller,
+    rx_call: Caller,
     _rx_kick: Doorbell,
 }
 
@@ -250,11 +262,11 @@ impl VenetPort {
         &self.tx_kick
     }
 
-    pub(crate) const fn tx_call_bell(&self) -> &Doorbell {
+    pub(crate) const fn tx_caller(&self) -> &Caller {
         &self.tx_call
     }
 
-    pub(crate) const fn rx_call_bell(&self) -> &Doorbell {
+    pub(crate) const fn rx_caller(&self) -> &Caller {
         &self.rx_call
     }
 

@@ -10,6 +10,7 @@
 //! kind means is declared beside its owner. A block that is freed is marked so and reused by one of the same size, under
 //! a new generation. A file is readable garbage to nobody: readers check every length. Source: aeron's counters file.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -49,6 +50,8 @@ struct Mapping {
     _file: OwnedFd,
     base: NonNull<AtomicU64>,
     words: usize,
+    /// Headers of freed blocks, by the number of their counters. Readers have none.
+    free: Mutex<HashMap<usize, Vec<usize>>>,
 }
 
 // SAFETY: shared memory accessed by atomics only.
@@ -63,7 +66,7 @@ impl Mapping {
             .map_err(|errno| Error::machine("map a counters file", errno))?;
         let base =
             NonNull::new(base.cast()).ok_or_else(|| Error::machine("map a counters file", rustix::io::Errno::NOMEM))?;
-        Ok(Self { _file: file, base, words: bytes / 8 })
+        Ok(Self { _file: file, base, words: bytes / 8, free: Mutex::default() })
     }
 
     fn words(&self) -> &[AtomicU64] {
@@ -152,15 +155,10 @@ impl CounterFile {
     pub fn allocate(&self, kind: &str, labels: &str, count: usize) -> Result<Block> {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         let words = self.mapping.words();
-        let mut header = FILE_HEADER_WORDS;
-        while header < *end {
-            let size = words[header + 1].load(Ordering::Relaxed) as usize;
-            // [CT-3 block freed] acquire: the old owner's last stores before our zeroes; partner in Block::drop.
-            if words[header].load(Ordering::Acquire) == STATE_FREE && size == count {
-                break;
-            }
-            header += BLOCK_HEADER_WORDS + size;
-        }
+        let freed = self.mapping.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&count).and_then(Vec::pop);
+        let header = freed.unwrap_or(*end);
+        // [CT-3 block freed] acquire: the old owner's last stores before our zeroes; partner in Block::drop.
+        words.get(header).map(|state| state.load(Ordering::Acquire));
         // The next block's state must stay in reach: readers stop at it.
         if count >= self.mapping.words.saturating_sub(header + BLOCK_HEADER_WORDS) {
             return Err(Error::machine("find room in the counters file", rustix::io::Errno::NOSPC));
@@ -308,6 +306,8 @@ impl Drop for Block {
     fn drop(&mut self) {
         // [CT-3 block freed] release: our last stores before the state; partner in CounterFile::allocate.
         self.mapping.words()[self.header].store(STATE_FREE, Ordering::Release);
+        let mut free = self.mapping.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.entry(self.count).or_default().push(self.header);
     }
 }
 

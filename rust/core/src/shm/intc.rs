@@ -236,6 +236,12 @@ impl LevelMemory {
         unsafe { SignalMemory::new(NonNull::from(half), self.owner.clone()) }
     }
 
+    /// Wake-ups that found nothing, as the taker says.
+    #[must_use]
+    pub fn spurious(&self) -> u64 {
+        self.words().taker.spurious.load(Ordering::Relaxed)
+    }
+
     /// What an onlooker can say of the level. Each word is read once; they need not belong together.
     #[must_use]
     pub fn snapshot(&self) -> LevelSnapshot {

@@ -41,6 +41,8 @@ pub(crate) struct SignalMemory {
 
 // SAFETY: the words are atomics, reachable for as long as `_owner` lives, and every access goes through them.
 unsafe impl Send for SignalMemory {}
+// SAFETY: as above; which thread may do what is the business of the halves.
+unsafe impl Sync for SignalMemory {}
 
 impl SignalMemory {
     /// # Safety

@@ -55,6 +55,7 @@ pub(crate) struct Port {
     pub switch: Option<u32>,
     pub is_up: bool,
     pub budget: u32,
+    pub priority: u32,
     pub parking: Parking,
     pub end: End,
     pub block: Block,
@@ -77,6 +78,7 @@ impl Port {
             switch: None,
             is_up: true,
             budget: BATCH as u32,
+            priority: 0,
             parking: Parking::new(0),
             end,
             block,
@@ -248,7 +250,7 @@ impl Plane {
         let End::Venet(venet) = &mut port.end else { return };
         if wants_call {
             port.block.add(PortCounter::CallsRung as usize, 1);
-            if let Err(fault) = self.ringer.ring(venet.tx_call_bell()) {
+            if let Err(fault) = venet.tx_caller().call(&self.ringer) {
                 venet.break_tx(fault);
             }
         }
@@ -455,7 +457,7 @@ impl Plane {
                         port.block.add(PortCounter::ReceiveBytes as usize, bytes);
                         let outcome = if wants_call { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
                         port.block.add(outcome as usize, 1);
-                        if wants_call && let Err(fault) = self.ringer.ring(venet.rx_call_bell()) {
+                        if wants_call && let Err(fault) = venet.rx_caller().call(&self.ringer) {
                             venet.break_rx(fault);
                         }
                     }

@@ -92,9 +92,9 @@ impl Guest {
             tx: self.shape.tx_ring(),
             rx: self.shape.rx_ring(),
             tx_kick: shared(&self.tx_kick),
-            tx_call: shared(&self.tx_call),
+            tx_call: shared(&self.tx_call).into(),
             rx_kick: shared(&self.rx_kick),
-            rx_call: shared(&self.rx_call),
+            rx_call: shared(&self.rx_call).into(),
         }
     }
 

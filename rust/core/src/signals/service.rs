@@ -1,0 +1,382 @@
+//! The signal thread: raises for those who may not ring themselves, and listens to what drives lines from outside.
+//!
+//! ```text
+//!   event loop, operator ── raise(line) ──┐
+//!   an eventfd or socket of anybody ──────┼──▶ signal thread ──▶ Line::raise ──▶ doorbells
+//!   outbox of a guest (guest → guest) ────┘     (enlisted: the watchdog frees it from a doorbell that blocks)
+//! ```
+//!
+//! Eventfds are waited for edge-triggered and never read, because whoever shares one could make a read block; each write
+//! is an edge. Sockets are drained without waiting, and their hang-up detaches them. An outbox is polled for a moment after
+//! its last signal and then parked, as a worker does with ports; each turn of it takes a bounded number of signals, so a
+//! guest that raises without end costs others one turn. Lines an outbox may raise are looked up by the number the guest
+//! gave: what was not granted is counted and nothing else. Source: KVM's irqfd; vbus `shm_signal_eventfd`.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use rustix::time::Timespec;
+
+use super::line::{Line, LineId};
+use crate::error::{Error, Fault, Result};
+use crate::net::counters::counters;
+use crate::shm::counters::Block;
+use crate::shm::doorbell::Doorbell;
+use crate::shm::intc::Taker;
+use crate::worker::watchdog::{Ringer, Watchdog};
+
+counters! {
+    /// What is counted for every outbox.
+    pub enum OutboxCounter {
+        /// Signals taken from it.
+        Taken = "taken",
+        /// Of those, how many named no line that was granted.
+        Refused = "refused",
+        /// Doorbells heard from the guest.
+        Kicks = "kicks",
+        /// Turns that ended with more waiting.
+        BudgetExhausted = "budget_exhausted",
+    }
+}
+
+/// Signals one turn of an outbox takes.
+const TURN: u32 = 64;
+/// How long an outbox is polled after its last signal.
+const PATIENCE: Duration = Duration::from_micros(50);
+/// Rounds over polled outboxes between two looks at everything else.
+const ROUNDS_A_LOOK: u32 = 16;
+/// Datagrams or bytes drained from a socket at one event.
+const DRAINS: u32 = 16;
+const EVENTS: usize = 64;
+const COMMAND_TOKEN: u64 = u64::MAX;
+
+/// Something that happened to a line and that somebody should hear of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SignalEvent {
+    /// A guest made the doorbell behind a line block.
+    Blocked {
+        /// The line.
+        line: LineId,
+        /// What happened.
+        fault: Fault,
+    },
+    /// What drove a line from outside hung up, and was let go of.
+    SourceGone {
+        /// The number of the source.
+        source: u64,
+        /// The line it drove.
+        line: LineId,
+    },
+}
+
+/// Lines an outbox may raise, by the numbers its guest knows them by.
+pub(crate) type Grants = Arc<Mutex<HashMap<u32, Arc<Line>>>>;
+
+pub(crate) enum Command {
+    Raise(Arc<Line>),
+    Redeliver(Arc<Line>),
+    AddSource { token: u64, file: OwnedFd, is_socket: bool, line: Arc<Line>, reply: Sender<Result<()>> },
+    AddOutbox { token: u64, outbox: Box<Outbox>, reply: Sender<Result<()>> },
+    /// Answered with what was held, so that the caller closes it, and not this thread.
+    Remove { token: u64, reply: Sender<Option<Held>> },
+    Stop,
+}
+
+/// A guest's outbox, as the signal thread holds it.
+pub(crate) struct Outbox {
+    pub taker: Taker,
+    pub kick: Doorbell,
+    pub grants: Grants,
+    pub block: Block,
+    pub is_active: bool,
+    pub last_work: Instant,
+}
+
+pub(crate) enum Held {
+    Source { file: OwnedFd, is_socket: bool, line: Arc<Line> },
+    Outbox(Box<Outbox>),
+}
+
+/// The hold others have on the thread.
+pub(crate) struct Service {
+    commands: Sender<Command>,
+    bell: Arc<Doorbell>,
+    thread: Option<JoinHandle<()>>,
+    _watchdog: Watchdog,
+}
+
+impl Service {
+    pub(crate) fn start(events: Sender<SignalEvent>, events_bell: Arc<Doorbell>) -> Result<Self> {
+        let watchdog = Watchdog::start()?;
+        let handle = watchdog.handle();
+        let (commands, queue) = crossbeam_channel::unbounded();
+        let bell = Arc::new(Doorbell::create()?);
+        let heard = bell.clone();
+        let (started, outcome) = crossbeam_channel::bounded(1);
+        let run = move || {
+            let begun = handle.enlist().and_then(|ringer| Loop::new(queue, heard, ringer, events, events_bell));
+            match begun {
+                Ok(service) => {
+                    let _ = started.send(Ok(()));
+                    service.run();
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("vbnet-signals".into())
+            .spawn(run)
+            .map_err(|error| Error::machine("start the signal thread", error))?;
+        let service = Self { commands, bell, thread: Some(thread), _watchdog: watchdog };
+        outcome.recv().map_err(|_| Error::PeerGone("the signal thread"))??;
+        Ok(service)
+    }
+
+    pub(crate) fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| Error::Closed("the signal thread"))?;
+        self.bell.ring()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Loop {
+    epoll: OwnedFd,
+    commands: Receiver<Command>,
+    bell: Arc<Doorbell>,
+    ringer: Ringer,
+    held: HashMap<u64, Held>,
+    /// Outboxes that are polled.
+    active: VecDeque<u64>,
+    events: Sender<SignalEvent>,
+    events_bell: Arc<Doorbell>,
+    heard: Vec<epoll::Event>,
+    is_over: bool,
+}
+
+impl Loop {
+    fn new(
+        commands: Receiver<Command>,
+        bell: Arc<Doorbell>,
+        ringer: Ringer,
+        events: Sender<SignalEvent>,
+        events_bell: Arc<Doorbell>,
+    ) -> Result<Self> {
+        let epoll =
+            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| Error::machine("create an epoll set", errno))?;
+        epoll::add(&epoll, &*bell, epoll::EventData::new_u64(COMMAND_TOKEN), epoll::EventFlags::IN)
+            .map_err(|errno| Error::machine("wait for commands", errno))?;
+        Ok(Self {
+            epoll,
+            commands,
+            bell,
+            ringer,
+            held: HashMap::new(),
+            active: VecDeque::new(),
+            events,
+            events_bell,
+            heard: Vec::with_capacity(EVENTS),
+            is_over: false,
+        })
+    }
+
+    fn run(mut self) {
+        while !self.is_over {
+            self.look(self.active.is_empty());
+            for _ in 0..ROUNDS_A_LOOK {
+                if !self.round() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Hears commands, sources and kicks.
+    fn look(&mut self, may_sleep: bool) {
+        self.heard.clear();
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let timeout = if may_sleep { None } else { Some(&at_once) };
+        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.heard), timeout).is_err() {
+            return;
+        }
+        let heard = std::mem::take(&mut self.heard);
+        for event in &heard {
+            match event.data.u64() {
+                COMMAND_TOKEN => self.obey(),
+                token => self.stir(token, event.flags),
+            }
+        }
+        self.heard = heard;
+    }
+
+    fn obey(&mut self) {
+        self.bell.quiet();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Raise(line) => {
+                    line.dequeue();
+                    self.raise(&line);
+                }
+                Command::Redeliver(line) => {
+                    let outcome = line.redeliver(&self.ringer);
+                    self.tell(&line, outcome.err());
+                }
+                Command::AddSource { token, file, is_socket, line, reply } => {
+                    let added = self.listen(file.as_fd(), token);
+                    if added.is_ok() {
+                        self.held.insert(token, Held::Source { file, is_socket, line });
+                    }
+                    let _ = reply.send(added);
+                }
+                Command::AddOutbox { token, outbox, reply } => {
+                    let added = self.listen(outbox.kick.as_fd(), token);
+                    if added.is_ok() {
+                        self.held.insert(token, Held::Outbox(outbox));
+                        // It may have been raised before we listened.
+                        self.activate(token);
+                    }
+                    let _ = reply.send(added);
+                }
+                Command::Remove { token, reply } => {
+                    let _ = reply.send(self.remove(token));
+                }
+                Command::Stop => self.is_over = true,
+            }
+        }
+    }
+
+    fn listen(&self, file: std::os::fd::BorrowedFd<'_>, token: u64) -> Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, file, epoll::EventData::new_u64(token), flags)
+            .map_err(|errno| Error::machine("wait for what drives a signal", errno))
+    }
+
+    fn remove(&mut self, token: u64) -> Option<Held> {
+        let held = self.held.remove(&token)?;
+        let _ = match &held {
+            Held::Source { file, .. } => epoll::delete(&self.epoll, file),
+            Held::Outbox(outbox) => epoll::delete(&self.epoll, outbox.kick.as_fd()),
+        };
+        self.active.retain(|&active| active != token);
+        Some(held)
+    }
+
+    /// Something happened at a source or an outbox.
+    fn stir(&mut self, token: u64, flags: epoll::EventFlags) {
+        match self.held.get(&token) {
+            Some(Held::Outbox(outbox)) => {
+                outbox.block.add(OutboxCounter::Kicks as usize, 1);
+                self.activate(token);
+            }
+            Some(Held::Source { file, is_socket, line }) => {
+                let is_over = *is_socket && drain(file);
+                let is_over = is_over || flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+                let line = line.clone();
+                if flags.contains(epoll::EventFlags::IN) && !(is_over && flags.contains(epoll::EventFlags::HUP)) {
+                    self.raise(&line);
+                }
+                if is_over {
+                    drop(self.remove(token));
+                    self.report(SignalEvent::SourceGone { source: token, line: line.id() });
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn activate(&mut self, token: u64) {
+        if let Some(Held::Outbox(outbox)) = self.held.get_mut(&token) {
+            outbox.last_work = Instant::now();
+            if !outbox.is_active {
+                outbox.is_active = true;
+                outbox.taker.disarm();
+                self.active.push_back(token);
+            }
+        }
+    }
+
+    /// Gives each polled outbox its turn. `false`: none is polled any more.
+    fn round(&mut self) -> bool {
+        for _ in 0..self.active.len() {
+            let Some(token) = self.active.pop_front() else { break };
+            if self.turn(token) {
+                self.active.push_back(token);
+            }
+        }
+        !self.active.is_empty()
+    }
+
+    /// `true`: go on polling it.
+    fn turn(&mut self, token: u64) -> bool {
+        let Some(Held::Outbox(outbox)) = self.held.get_mut(&token) else { return false };
+        let mut raised = Vec::new();
+        let taken = outbox.taker.take(TURN, |number| raised.push(number));
+        if taken != 0 {
+            outbox.last_work = Instant::now();
+            outbox.block.add(OutboxCounter::Taken as usize, taken.into());
+            if outbox.taker.has_more() {
+                outbox.block.add(OutboxCounter::BudgetExhausted as usize, 1);
+            }
+            let lines: Vec<_> = {
+                let grants = outbox.grants.lock().unwrap_or_else(PoisonError::into_inner);
+                raised.iter().filter_map(|number| grants.get(number).cloned()).collect()
+            };
+            outbox.block.add(OutboxCounter::Refused as usize, (raised.len() - lines.len()) as u64);
+            for line in &lines {
+                self.raise(line);
+            }
+            return true;
+        }
+        if outbox.last_work.elapsed() < PATIENCE || !outbox.taker.arm() {
+            return true;
+        }
+        outbox.is_active = false;
+        false
+    }
+
+    fn raise(&self, line: &Arc<Line>) {
+        let outcome = line.raise(&self.ringer);
+        self.tell(line, outcome.err());
+    }
+
+    fn tell(&self, line: &Line, fault: Option<Fault>) {
+        if let Some(fault) = fault {
+            self.report(SignalEvent::Blocked { line: line.id(), fault });
+        }
+    }
+
+    fn report(&self, event: SignalEvent) {
+        let _ = self.events.send(event);
+        let _ = self.events_bell.ring();
+    }
+}
+
+/// Takes what waits in a socket, without waiting. `true`: the other side has hung up.
+fn drain(file: &OwnedFd) -> bool {
+    let mut bytes = [0; 256];
+    for _ in 0..DRAINS {
+        match recv(file, &mut bytes[..], RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return true,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return false,
+            Err(_) => return true,
+        }
+    }
+    false
+}
