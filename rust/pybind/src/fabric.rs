@@ -8,10 +8,12 @@ use vbnet_core::error::Error;
 use vbnet_core::fabric as core;
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::shm::doorbell::Doorbell;
+use vbnet_core::signals::{Caller, LineId};
 
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise_plain};
 use crate::memory::{Ram, duplicate};
+use crate::signals::Signals;
 
 fn parse_mac(text: &str) -> Result<MacAddress, Error> {
     text.parse()
@@ -74,7 +76,8 @@ impl Fabric {
 
     /// Joins a guest's rings to a switch, or to themselves when `switch` is empty.
     #[pyo3(signature = (
-        switch, name, ram, tx, rx, bells, *, mac, mtu = 1500, tx_mitigation = 10, burst_threshold_us = 50, budget = 256
+        switch, name, ram, tx, rx, bells, *, mac, mtu = 1500, tx_mitigation = 10, burst_threshold_us = 50, budget = 256,
+        priority = 0, signals = None, lines = None
     ))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn port_add_venet(
@@ -91,19 +94,26 @@ impl Fabric {
         tx_mitigation: u32,
         burst_threshold_us: u32,
         budget: u32,
+        priority: u32,
+        signals: Option<&Signals>,
+        lines: Option<(u64, u64)>,
     ) -> PyResult<u64> {
         let bell = |fd| Ok::<_, PyErr>(Doorbell::from_fd(duplicate(py, fd)?));
+        let caller = |fd, line: Option<u64>| match (signals, line) {
+            (Some(signals), Some(line)) => Ok(Caller::Line(signals.inner.line(LineId(line)).or_raise(py)?)),
+            _ => bell(fd).map(Caller::Bell),
+        };
         let queues = core::VenetQueues {
             ram: ram.region(py)?,
             tx,
             rx,
             tx_kick: bell(bells.0)?,
-            tx_call: bell(bells.1)?,
+            tx_call: caller(bells.1, lines.map(|(tx, _)| tx))?,
             rx_kick: bell(bells.2)?,
-            rx_call: bell(bells.3)?,
+            rx_call: caller(bells.3, lines.map(|(_, rx)| rx))?,
         };
         let mac = parse_mac(mac).or_raise(py)?;
-        let params = core::VenetParams { mac, mtu, tx_mitigation, burst_threshold_us, budget };
+        let params = core::VenetParams { mac, mtu, tx_mitigation, burst_threshold_us, budget, priority };
         let port = py.detach(|| {
             if switch.is_empty() {
                 self.inner.port_add_loopback(name, queues, params)
@@ -124,7 +134,7 @@ impl Fabric {
         py.detach(|| self.inner.port_remove(core::PortId(port))).or_raise(py)
     }
 
-    /// Changes `mtu`, `tx_mitigation`, `burst_threshold_us`, `budget` or `link` (0 or 1) of a running port.
+    /// Changes `mtu`, `tx_mitigation`, `burst_threshold_us`, `budget`, `priority` or `link` (0 or 1) of a running port.
     fn port_set(&self, py: Python<'_>, port: u64, key: &str, value: &str) -> PyResult<()> {
         let number = parse_number(key, value).or_raise(py)?;
         let port = core::PortId(port);
@@ -134,8 +144,9 @@ impl Fabric {
             "tx_mitigation" => core::Param::TxMitigation(number),
             "burst_threshold_us" => core::Param::BurstThresholdUs(number),
             "budget" => core::Param::Budget(number),
+            "priority" => core::Param::Priority(number),
             _ => {
-                let known = "mtu, tx_mitigation, burst_threshold_us, budget, link (0 or 1)";
+                let known = "mtu, tx_mitigation, burst_threshold_us, budget, priority, link (0 or 1)";
                 let message = format!("a port has no {key} = {value}; there are {known}");
                 return Err(raise_plain(py, "UsageError", &message));
             }
@@ -165,6 +176,7 @@ impl Fabric {
                 row.set_item("tx_mitigation", port.tx_mitigation)?;
                 row.set_item("burst_threshold_us", port.burst_threshold_us)?;
                 row.set_item("budget", port.budget)?;
+                row.set_item("priority", port.priority)?;
                 row.set_item("is_up", port.is_up)?;
                 row.set_item("transmit_fault", port.transmit_fault)?;
                 row.set_item("receive_fault", port.receive_fault)?;

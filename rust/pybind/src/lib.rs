@@ -6,6 +6,7 @@
 use pyo3::prelude::*;
 use vbnet_core::net::switch::SwitchCounter;
 use vbnet_core::port::PortCounter;
+use vbnet_core::signals::{LineCounter, OutboxCounter};
 use vbnet_core::worker::WorkerCounter;
 
 mod bellman;
@@ -15,6 +16,7 @@ mod errors;
 mod fabric;
 mod guests;
 mod memory;
+mod signals;
 mod turnstile;
 mod venet;
 
@@ -33,6 +35,16 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(counters::histogram_bounds, module)?)?;
     module.add_class::<fabric::Fabric>()?;
     module.add_class::<bellman::Bellman>()?;
+    module.add_class::<signals::Signals>()?;
+    module.add_class::<signals::IntcLevel>()?;
+    module.add_class::<signals::IntcOutbox>()?;
+    module.add_function(wrap_pyfunction!(signals::format_level, module)?)?;
+    module.add("LEVEL_BYTES", vbnet_core::shm::intc::LEVEL_BYTES)?;
+    module.add("LEVEL_SIGNAL_OFFSET", vbnet_core::shm::intc::LEVEL_SIGNAL_OFFSET)?;
+    module.add("VECTORS", vbnet_core::shm::intc::VECTORS)?;
+    module.add("PRIORITIES", vbnet_core::shm::intc::PRIORITIES)?;
+    module.add("LINE_COUNTERS", LineCounter::NAMES.to_vec())?;
+    module.add("OUTBOX_COUNTERS", OutboxCounter::NAMES.to_vec())?;
     module.add("PORT_COUNTERS", PortCounter::NAMES.to_vec())?;
     module.add("WORKER_COUNTERS", WorkerCounter::NAMES.to_vec())?;
     module.add("SWITCH_COUNTERS", SwitchCounter::NAMES.to_vec())?;

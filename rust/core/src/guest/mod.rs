@@ -1,6 +1,7 @@
 //! The guest's side of the bus: code that runs in guest processes and trusts nobody's completions.
 //!
 //! * [`venet`]: the driver half of a venet device, everything else here sends and receives through it.
+//! * [`intc`]: the serving half of an interrupt controller, and the outbox for signals to others.
 //! * [`stack`]: many small IP hosts on one thread, made of [`stack_host`] (one of them), [`stack_config`] (what it is
 //!   and counts), [`stack_device`] (how it reaches the driver), `stack_service`, [`stack_udp`] and [`http`] (what it
 //!   serves) and [`stack_client`] (what it asks others).
@@ -10,6 +11,7 @@
 pub mod clock;
 pub mod http;
 pub mod imix;
+pub mod intc;
 pub mod row;
 pub mod sequence;
 pub mod stack;
