@@ -27,6 +27,7 @@
 //! | `IC-2 summary means look` | a pending bit before its summary bit | `Raiser::raise` | `Taker::take` |
 //! | `IC-3 masked or seen` | `pending` before `mask` / `mask` before `pending` | `Raiser::raise` | `Gate::unmask` |
 //! | `LN-1 latched or routed` | `latched` before `target` / `target` before `latched` | `Line::deliver` | `Line::route` |
+//! | `LN-2 queued means raised` | the work before a request to raise | `Line::enqueue` | `Line::dequeue` |
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterReader::blocks` |
 //! | `CT-2 file ready` | a counter file's version and size before its magic | `CounterFile::create` | `CounterFile::open` |
 //! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |

@@ -106,8 +106,7 @@ impl Level {
     #[must_use]
     pub fn new(memory: LevelMemory, bell: Doorbell) -> Self {
         let taker = Taker::new(memory, Way::ToGuest);
-        let hand =
-            LevelHand { gate: taker.gate(), bell: Arc::new(bell), was_nudged: Arc::new(AtomicBool::new(false)) };
+        let hand = LevelHand { gate: taker.gate(), bell: Arc::new(bell), was_nudged: Arc::new(AtomicBool::new(false)) };
         Self { taker, hand }
     }
 

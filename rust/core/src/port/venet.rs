@@ -70,7 +70,14 @@ pub struct VenetParams {
 
 impl Default for VenetParams {
     fn default() -> Self {
-        Self { mac: MacAddress::default(), mtu: 1500, tx_mitigation: 10, burst_threshold_us: 50, budget: 128, priority: 0 }
+        Self {
+            mac: MacAddress::default(),
+            mtu: 1500,
+            tx_mitigation: 10,
+            burst_threshold_us: 50,
+            budget: 128,
+            priority: 0,
+        }
     }
 }
 

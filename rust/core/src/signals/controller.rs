@@ -205,6 +205,9 @@ impl Level {
 
 impl fmt::Debug for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Controller").field("guest", &self.guest).field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
+        f.debug_struct("Controller")
+            .field("guest", &self.guest)
+            .field("vcpus", &self.vcpus.len())
+            .finish_non_exhaustive()
     }
 }

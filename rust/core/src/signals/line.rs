@@ -341,12 +341,14 @@ impl Line {
 
     /// `true`: it was not waiting for the signal thread yet, and is now.
     pub(crate) fn enqueue(&self) -> bool {
-        self.flags.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0
+        // [LN-2 queued means raised] release: the work before the request; partner in Line::dequeue.
+        self.flags.fetch_or(QUEUED, Ordering::Release) & QUEUED == 0
     }
 
     /// The signal thread has it in hand: another request is another raise.
     pub(crate) fn dequeue(&self) {
-        self.flags.fetch_and(!QUEUED, Ordering::AcqRel);
+        // [LN-2 queued means raised] acquire: requests before the raise that answers them; partner in Line::enqueue.
+        self.flags.fetch_and(!QUEUED, Ordering::Acquire);
     }
 }
 

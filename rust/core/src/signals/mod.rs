@@ -21,8 +21,8 @@ use rustix::fs::{FileType, fstat, readlink};
 
 pub use self::controller::{Controller, LevelPart, LevelStatus, VCPUS_MAX, WakeHook};
 pub use self::line::{Caller, Line, LineCounter, LineId, Outcome, Target};
-pub use self::service::{OutboxCounter, SignalEvent};
 use self::service::{Command, Grants, Held, Outbox, Service};
+pub use self::service::{OutboxCounter, SignalEvent};
 use crate::error::{Error, Result};
 use crate::shm::counters::CounterFile;
 use crate::shm::doorbell::Doorbell;
@@ -348,8 +348,7 @@ impl SignalTable {
     ///
     /// [`Error::NotFound`]: no such line. [`Error::Usage`]: the descriptor is neither.
     pub fn source_attach(&self, id: LineId, file: OwnedFd) -> Result<u64> {
-        let is_socket = fstat(&file)
-            .is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Socket);
+        let is_socket = fstat(&file).is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Socket);
         if !is_socket && !is_eventfd(&file) {
             return Err(Error::Usage("a signal is driven by an eventfd or a connected socket; this is neither".into()));
         }
@@ -413,7 +412,8 @@ impl SignalTable {
         }
         let book = self.book()?;
         let line = find(&book.lines, line)?;
-        let grants = book.outboxes.get(&outbox).ok_or_else(|| Error::NotFound(format!("there is no outbox {outbox}")))?;
+        let grants =
+            book.outboxes.get(&outbox).ok_or_else(|| Error::NotFound(format!("there is no outbox {outbox}")))?;
         match grants.lock().unwrap_or_else(PoisonError::into_inner).entry(number) {
             std::collections::hash_map::Entry::Occupied(_) => {
                 Err(Error::Exists(format!("number {number} of this outbox raises a signal already")))
@@ -518,7 +518,11 @@ fn check_priority(priority: u32) -> Result<()> {
     if priority < PRIORITIES {
         return Ok(());
     }
-    Err(Error::Usage(format!("a priority is 0 to {}, {} the most urgent; got {priority}", PRIORITIES - 1, PRIORITIES - 1)))
+    Err(Error::Usage(format!(
+        "a priority is 0 to {}, {} the most urgent; got {priority}",
+        PRIORITIES - 1,
+        PRIORITIES - 1
+    )))
 }
 
 fn is_eventfd(file: &OwnedFd) -> bool {

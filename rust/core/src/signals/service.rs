@@ -82,10 +82,23 @@ pub(crate) type Grants = Arc<Mutex<HashMap<u32, Arc<Line>>>>;
 pub(crate) enum Command {
     Raise(Arc<Line>),
     Redeliver(Arc<Line>),
-    AddSource { token: u64, file: OwnedFd, is_socket: bool, line: Arc<Line>, reply: Sender<Result<()>> },
-    AddOutbox { token: u64, outbox: Box<Outbox>, reply: Sender<Result<()>> },
+    AddSource {
+        token: u64,
+        file: OwnedFd,
+        is_socket: bool,
+        line: Arc<Line>,
+        reply: Sender<Result<()>>,
+    },
+    AddOutbox {
+        token: u64,
+        outbox: Box<Outbox>,
+        reply: Sender<Result<()>>,
+    },
     /// Answered with what was held, so that the caller closes it, and not this thread.
-    Remove { token: u64, reply: Sender<Option<Held>> },
+    Remove {
+        token: u64,
+        reply: Sender<Option<Held>>,
+    },
     Stop,
 }
 
