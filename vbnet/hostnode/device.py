@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vbnet.clock import Clock
 from vbnet.errors import BusyError, NotFoundError, PeerFault, UsageError
 from vbnet.hostnode.fabric import Fabric
+from vbnet.hostnode.signals import SignalBook
 
 if TYPE_CHECKING:
     from vbnet.sharedmem import Ram
@@ -71,6 +72,7 @@ class HostServices:
         publish: ``publish(topic, **fields)`` sends an event to everyone who subscribed.
         fabric: switches and ports; None when this host runs without them.
         counters: the host's counter file; None when this host runs without one.
+        signals: lines, their routes and grants, and guests' interrupt controllers.
     """
 
     clock: Clock
@@ -78,6 +80,7 @@ class HostServices:
     publish: Callable[..., None]
     fabric: Fabric | None = None
     counters: Any = None
+    signals: SignalBook = field(default_factory=SignalBook)
 
     def need_fabric(self) -> Fabric:
         """The fabric.
@@ -287,6 +290,27 @@ class Opener(ABC):
 
         Raises:
             ResourceError: the machine has no thread or descriptor left for it.
+        """
+
+    @abstractmethod
+    def line(self, signal: SignalEnds) -> int:
+        """The line that calls the guest for ``signal``: what native code raises, and what may be routed elsewhere.
+
+        It leads to ``signal.call_fd`` at first, has the region's priority, and ends with the region. ``ring`` raises it.
+
+        Args:
+            signal: of a region that this opener's connection was shown.
+
+        Raises:
+            ResourceError: the machine has no thread, descriptor or room for it left.
+        """
+
+    @abstractmethod
+    def signal_of(self, handle: int) -> SignalEnds:
+        """The signal that the guest knows by ``handle``, whichever of its devices it belongs to.
+
+        Raises:
+            NotFoundError: this guest has none of that number.
         """
 
     @abstractmethod

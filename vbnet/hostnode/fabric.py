@@ -19,6 +19,10 @@ __all__ = ["Fabric"]
 class Fabric(Protocol):
     """Switches and their ports. Unknown names raise NotFoundError, taken ones ExistsError."""
 
+    @property
+    def counters(self) -> Any:  # noqa: ANN401 - the native counter file, not known to this layer
+        """The file it counts into, where others of this host may count too; None: it counts nowhere."""
+
     def switch_create(self, name: str, ageing_s: float = 300) -> None:
         """Make a learning switch that forgets an address after ``ageing_s`` seconds without a frame from it."""
 
@@ -45,6 +49,9 @@ class Fabric(Protocol):
         tx_mitigation: int = ...,
         burst_threshold_us: int = ...,
         budget: int = ...,
+        priority: int = ...,
+        signals: Any = ...,  # noqa: ANN401 - the native signal table
+        lines: tuple[int, int] | None = ...,
     ) -> int:
         """Join a guest's rings to a switch, or to themselves when ``switch`` is empty; gives the port's id.
 

@@ -42,6 +42,7 @@ from vbnet.hostnode.metrics import Tally
 from vbnet.hostnode.plugboard import Plugboard
 from vbnet.hostnode.registry import ClassRegistry
 from vbnet.hostnode.sessions import SessionBook
+from vbnet.hostnode.signals import SignalBook
 from vbnet.hostnode.verbs import BusDesk
 from vbnet.units import seconds_to_ns
 
@@ -80,7 +81,7 @@ class HostNode:
         clock: the only source of time.
         log: where it writes; None uses structlog's default.
         fabric: switches and ports; None runs without. Becomes the node's: it is closed with it.
-        counters: the mapped counter file for devices; None runs without.
+        counters: the mapped counter file for devices; None takes the fabric's.
     """
 
     def __init__(
@@ -99,7 +100,10 @@ class HostNode:
         self._fabric = fabric
         self._event_seq = 0
         self._events: list[zmq.Socket[bytes]] = []
-        self._services = HostServices(self._clock, self._log, self.publish, fabric, counters)
+        if counters is None and fabric is not None:
+            counters = fabric.counters
+        signals = SignalBook(counters, self.publish)
+        self._services = HostServices(self._clock, self._log, self.publish, fabric, counters, signals)
         self.tally = Tally()
         self.plugboard = Plugboard(ClassRegistry(options.catalogue), self._services, self.tally)
         self._bells = Bells(self.tally)
@@ -116,6 +120,7 @@ class HostNode:
         self._undo = contextlib.ExitStack()
         if fabric is not None:
             self._undo.callback(fabric.close)
+        self._undo.callback(signals.close)
         self._undo.callback(self._bells.close)
         self._desks: list[BusDesk] = []
 

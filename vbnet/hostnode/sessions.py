@@ -8,6 +8,7 @@ then memory, then the bus hears of it.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 import os
@@ -40,6 +41,7 @@ from vbnet.hostnode.bells import Bells
 from vbnet.hostnode.device import Connection, HostServices, Interface, Opener, SharedRegion, SignalEnds
 from vbnet.hostnode.metrics import Tally
 from vbnet.hostnode.plugboard import Plugboard, contained
+from vbnet.hostnode.signals import SignalBook
 from vbnet.units import SECOND_NS, seconds_to_ns
 
 if TYPE_CHECKING:
@@ -134,6 +136,17 @@ class _Region:
 
 
 @dataclass(slots=True)
+class _Caller:
+    """How the guest is called for one signal: by a line, made when somebody needs it first."""
+
+    opener: Opener
+    name: str
+    device: str
+    priority: int
+    line: int | None = None
+
+
+@dataclass(slots=True)
 class _Open:
     slot: Slot[Interface]
     opener: Opener
@@ -164,6 +177,7 @@ class Session:
         self._handles: HandleTable[_Open] = HandleTable("device handle", limits.handles_per_session)
         self._signals: HandleTable[tuple[SignalEnds, Opener]] = HandleTable("signal handle", limits.regions_per_session)
         self._ringable: set[SignalEnds] = set()
+        self._callers: dict[SignalEnds, _Caller] = {}
         self._gifts: dict[int, int] = {}
         self._lends = itertools.count(1)
         self._region_count = 0
@@ -266,6 +280,8 @@ class Session:
         if verb.signal_offset >= 0:
             ends, signal_offset = _new_signal(), verb.signal_offset
             self._ringable.add(ends)
+            name = f"{entry.slot.interface.name}/{verb.id}"
+            self._callers[ends] = _Caller(entry.opener, name, entry.slot.device, verb.priority)
         region = SharedRegion(
             verb.id,
             ram,
@@ -315,6 +331,35 @@ class Session:
         """
         if ends in self._ringable:
             self._host.bells.ring(fd, lambda: self._quarantine(ends, opener))
+
+    def call_guest(self, ends: SignalEnds) -> None:
+        """Wake the guest for a signal, unless it is closed or one of its doorbells blocked.
+
+        Raises:
+            ResourceError: nobody can ring.
+        """
+        if ends in self._ringable:
+            self._host.services.signals.raise_soon(self.line(ends))
+
+    def line(self, ends: SignalEnds) -> int:
+        """The line that calls the guest for a signal; made when somebody asks first.
+
+        Raises:
+            NotFoundError: the signal is closed. ResourceError: no room for it.
+        """
+        caller = self._callers.get(ends)
+        if caller is None:
+            raise NotFoundError("this signal is closed")
+        if caller.line is None:
+            signals = self._host.services.signals
+            number = _named_line(signals, self.name, caller, lambda: self._quarantine(ends, caller.opener))
+            signals.route_to_fd(number, ends.call_fd)
+            caller.line = number
+        return caller.line
+
+    def signal_of(self, handle: int) -> SignalEnds:
+        """The signal with this handle; raises NotFoundError."""
+        return self._signals.find(handle)[0]
 
     def reset(self) -> None:
         """Close everything it opened; it stays attached and hears nothing until it is ready again."""
@@ -441,6 +486,9 @@ class Session:
         if ends is None:
             return
         self._ringable.discard(ends)
+        caller = self._callers.pop(ends, None)
+        if caller is not None and caller.line is not None:
+            self._host.services.signals.destroy(caller.line)
         for fd in (ends.kick_fd, ends.call_fd):
             self._host.bells.forget(fd)
             os.close(fd)
@@ -471,7 +519,13 @@ class _SessionOpener(Opener):
         self._session.announce_link(self.dev_id, is_up=is_up)
 
     def ring(self, signal: SignalEnds) -> None:
-        self._session.ring(signal, signal.call_fd, self)
+        self._session.call_guest(signal)
+
+    def line(self, signal: SignalEnds) -> int:
+        return self._session.line(signal)
+
+    def signal_of(self, handle: int) -> SignalEnds:
+        return self._session.signal_of(handle)
 
     def fault(self, fault: PeerFault) -> None:
         self._session.report(fault, f"{self.bus}/{self.dev_id}")
@@ -658,6 +712,15 @@ def _new_signal() -> SignalEnds:
             raise
     except OSError as error:
         raise ResourceError(f"no eventfd for the signal: {error.strerror}", errno=error.errno or 0) from error
+
+
+def _named_line(signals: SignalBook, guest: str, caller: _Caller, on_blocked: Callable[[], None]) -> int:
+    """A line under the caller's name; a device that a guest opened twice has two of them, told apart by a number."""
+    for twin in itertools.count(1):
+        name = caller.name if twin == 1 else f"{caller.name}~{twin}"
+        with contextlib.suppress(ExistsError):
+            return signals.create(guest, name, caller.priority, device=caller.device, on_blocked=on_blocked)
+    raise AssertionError  # counting never ends
 
 
 def _event_fields(fault: PeerFault) -> dict[str, object]:

@@ -33,6 +33,7 @@ from vbnet.hostnode.device import (
     SharedRegion,
     SignalEnds,
 )
+from vbnet.hostnode.signals import SignalBook
 from vbnet.testing.clock import ManualClock
 from vbnet.testing.fabric import FakeFabric
 from vbnet.testing.log import ListLog
@@ -52,6 +53,8 @@ class FakeOpener(Opener):
         faults: every rule it was reported to have broken.
         gifts: descriptors by ticket, as the guest gave them.
         lends: descriptors by ticket, as the device lent them.
+        handles: signals by the number the guest knows them by.
+        signals: the bench's signals.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class FakeOpener(Opener):
         dev_id: int = 1,
         is_remote: bool = False,
         ram: Ram | None = None,
+        signals: SignalBook | None = None,
     ) -> None:
         self.guest = guest
         self.bus = bus
@@ -75,6 +79,9 @@ class FakeOpener(Opener):
         self.faults: list[PeerFault] = []
         self.gifts: dict[int, int] = {}
         self.lends: dict[int, int] = {}
+        self.handles: dict[int, SignalEnds] = {}
+        self.signals = SignalBook() if signals is None else signals
+        self._lines: dict[SignalEnds, int] = {}
         self._tickets = itertools.count(1)
 
     def take_fd(self, ticket: int) -> int:
@@ -102,6 +109,27 @@ class FakeOpener(Opener):
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(signal.call_fd, 1)
 
+    def line(self, signal: SignalEnds) -> int:
+        """A line of the bench's own table, which leads to the call eventfd."""
+        if signal not in self._lines:
+            number = self.signals.create(self.guest, f"signal/{next(self._tickets)}", device="device")
+            self.signals.route_to_fd(number, signal.call_fd)
+            self._lines[signal] = number
+        return self._lines[signal]
+
+    def end_signal(self, signal: SignalEnds) -> None:
+        """A signal is closed: so are its line and its handle."""
+        if signal in self._lines:
+            self.signals.destroy(self._lines.pop(signal))
+        self.handles = {handle: ends for handle, ends in self.handles.items() if ends is not signal}
+
+    def signal_of(self, handle: int) -> SignalEnds:
+        """The signal that the bench gave this handle."""
+        try:
+            return self.handles[handle]
+        except KeyError:
+            raise NotFoundError(f"there is no signal handle {handle}", handle=handle) from None
+
     def fault(self, fault: PeerFault) -> None:
         """Remember the fault."""
         self.faults.append(fault)
@@ -116,7 +144,7 @@ class HostBench:
         bus: name of the bus.
 
     Attributes:
-        clock, log, fabric: what the device was lent.
+        clock, log, fabric, signals: what the device was lent.
         published: every event it published, as ``(topic, fields)``.
         device: the device.
         interfaces: what it shows, by name.
@@ -129,7 +157,8 @@ class HostBench:
         self.log = ListLog()
         self.fabric = FakeFabric()
         self.published: list[tuple[str, dict[str, object]]] = []
-        services = HostServices(self.clock, self.log, self._publish, self.fabric)
+        self.signals = SignalBook(publish=self._publish)
+        services = HostServices(self.clock, self.log, self._publish, self.fabric, signals=self.signals)
         self.device = device_class.create(services, "device")
         for name, text in (attributes or {}).items():
             self.device.attributes.set_text(name, text, is_open=False)
@@ -149,7 +178,8 @@ class HostBench:
             raise UsageError(f"{found.abi_type} does not speak version {wanted}", got=wanted)
         if found.exclusive and any(name == interface for name, _ in self._opens):
             raise BusyError(f"{interface!r} is open")
-        connection = found.connect(FakeOpener(bus=self._bus) if opener is None else opener, wanted)
+        opener = FakeOpener(bus=self._bus, signals=self.signals) if opener is None else opener
+        connection = found.connect(opener, wanted)
         self._opens.append((interface, connection))
         return connection
 
@@ -158,12 +188,17 @@ class HostBench:
         self._opens = [(name, opened) for name, opened in self._opens if opened is not connection]
         connection.close()
 
-    def unplug(self) -> None:
-        """Close every open, then take the device off its bus."""
+    def close_all(self) -> None:
+        """Close every open."""
         for _, connection in list(self._opens):
             self.close(connection)
+
+    def unplug(self) -> None:
+        """Close every open, then take the device off its bus."""
+        self.close_all()
         self.device.unplug(self._bus)
         self.interfaces.clear()
+        self.signals.close()
 
     def _publish(self, topic: str, **fields: object) -> None:
         self.published.append((topic, fields))
@@ -186,9 +221,10 @@ class GuestBench:
 
             self._ram = Ram.create(ram_bytes)
             self.memory = Memory(RAM_HEADER_BYTES, self._ram.size)
-        self.opener = FakeOpener(ram=self._ram)
+        self.opener = FakeOpener(ram=self._ram, signals=host.signals)
         self._names = dict(enumerate(host.interfaces, start=1))
         self._handles = itertools.count(1)
+        self._signal_handles = itertools.count(1)
         self._connections: dict[int, Connection] = {}
         self._signals: dict[int, list[SignalEnds]] = {}
         self.devices = [
@@ -211,8 +247,9 @@ class GuestBench:
         for device in self.devices:
             device.void(PeerGone(f"device {device.name!r} left the bus"))
         self._connections.clear()
-        self._host.unplug()
+        self._host.close_all()
         self._close_signals()
+        self._host.unplug()
         while self.opener.lends:
             os.close(self.opener.lends.popitem()[1])
 
@@ -248,7 +285,11 @@ class GuestBench:
                 region.id, self.ram, region.offset, region.length, region.flags, region.priority, 0, place, ends
             )
         )
-        return None if ends is None else SharedSignal(1, os.dup(ends.kick_fd), os.dup(ends.call_fd))
+        if ends is None:
+            return None
+        number = next(self._signal_handles)
+        self.opener.handles[number] = ends
+        return SharedSignal(number, os.dup(ends.kick_fd), os.dup(ends.call_fd))
 
     async def close_device(self, handle: int) -> None:
         """Close."""
@@ -275,5 +316,6 @@ class GuestBench:
     def _close_signals(self, handle: int | None = None) -> None:
         for key in list(self._signals) if handle is None else [handle]:
             for ends in self._signals.pop(key, []):
+                self.opener.end_signal(ends)
                 os.close(ends.kick_fd)
                 os.close(ends.call_fd)

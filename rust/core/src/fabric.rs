@@ -145,6 +145,12 @@ impl Fabric {
         Ok(Self { counters, registry: Mutex::new(registry), events, events_bell })
     }
 
+    /// The file it counts into.
+    #[must_use]
+    pub const fn counters(&self) -> &Arc<CounterFile> {
+        &self.counters
+    }
+
     /// Makes a switch. Learned stations are forgotten after `ageing_s` seconds of silence; 0 means never.
     ///
     /// # Errors

@@ -40,6 +40,12 @@ impl Fabric {
         Ok(Self { inner })
     }
 
+    /// The file it counts into.
+    #[getter]
+    fn counters(&self) -> CounterFile {
+        CounterFile { inner: self.inner.counters().clone() }
+    }
+
     #[pyo3(signature = (name, ageing_s = 300.0))]
     fn switch_create(&self, py: Python<'_>, name: &str, ageing_s: f64) -> PyResult<()> {
         if !(0.0..=f64::from(u32::MAX)).contains(&ageing_s) {

@@ -231,6 +231,9 @@ class VenetConnection(Connection):
                 tx_mitigation=attributes["txmitigation"],
                 burst_threshold_us=attributes["burstthresh"],
                 budget=attributes["budget"],
+                priority=max(tx.priority, rx.priority),
+                signals=self._device.services.signals.native,
+                lines=(self._opener.line(tx.signal), self._opener.line(rx.signal)),
             )
         except PeerFault as fault:
             self._opener.fault(fault)
