@@ -1,6 +1,6 @@
 """The native half of vbnet: shared memory, rings and everything on the data path. Logic lives in ``rust/core``."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, final
@@ -9,8 +9,14 @@ from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
     "FAULT_REASONS",
+    "LEVEL_BYTES",
+    "LEVEL_SIGNAL_OFFSET",
+    "LINE_COUNTERS",
+    "OUTBOX_COUNTERS",
     "PORT_COUNTERS",
+    "PRIORITIES",
     "SWITCH_COUNTERS",
+    "VECTORS",
     "WORKER_COUNTERS",
     "Bellman",
     "BenchExchange",
@@ -20,7 +26,10 @@ __all__ = [
     "Fabric",
     "FrameClaim",
     "FrameView",
+    "IntcLevel",
+    "IntcOutbox",
     "Ram",
+    "Signals",
     "StackGuests",
     "TrafficGuest",
     "Venet",
@@ -34,6 +43,7 @@ __all__ = [
     "bench_polled",
     "bench_probe",
     "bench_ring",
+    "format_level",
     "histogram_bounds",
     "histogram_quantile",
     "read_counters",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from vbnet.bus.limits import MAX_ADMIN_VERBS
+from vbnet.bus.limits import MAX_ADMIN_VERBS, MAX_PRIORITY
 from vbnet.bus.messages import PROTOCOL_VERSION, U16, U32, MessageFault, Name
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "NodeInfo",
     "PlugInfo",
     "Verb",
+    "WedgedLevel",
     "decode_reply",
     "decode_request",
     "encode_reply",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 Text = Annotated[str, Meta(max_length=4096)]
+SignalText = Annotated[str, Meta(min_length=1, max_length=256)]
+Priority = Annotated[int, Meta(ge=0, le=MAX_PRIORITY)]
 Port = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 
 
@@ -168,6 +171,60 @@ class PortRemove(_Verb, tag="port.remove", frozen=True):
     id: Port
 
 
+class SignalList(_Verb, tag="signal.list", frozen=True):
+    """All signals, with routes and counts."""
+
+
+class SignalCreate(_Verb, tag="signal.create", frozen=True):
+    """Make a signal of the operator's, which leads nowhere yet; answered with its number."""
+
+    name: SignalText
+    priority: Priority = 0
+
+
+class SignalRoute(_Verb, tag="signal.route", frozen=True):
+    """Lead a signal elsewhere.
+
+    Where ``like`` leads; or to ``vcpu`` and ``vector`` of ``guest``, each as it is if not given; or with ``nowhere``
+    nowhere, where its raises are kept as one.
+    """
+
+    signal: SignalText
+    like: SignalText | None = None
+    guest: Name | None = None
+    vcpu: U32 | None = None
+    vector: U32 | None = None
+    nowhere: bool = False
+
+
+class SignalSet(_Verb, tag="signal.set", frozen=True):
+    """Change a signal's priority, or mask or unmask it; what is None stays."""
+
+    signal: SignalText
+    priority: Priority | None = None
+    is_masked: bool | None = None
+
+
+class SignalRaise(_Verb, tag="signal.raise", frozen=True):
+    """Raise a signal."""
+
+    signal: SignalText
+
+
+class SignalGrant(_Verb, tag="signal.grant", frozen=True):
+    """Let a guest raise a signal; with ``revoke`` no more."""
+
+    signal: SignalText
+    guest: Name
+    revoke: bool = False
+
+
+class SignalDestroy(_Verb, tag="signal.destroy", frozen=True):
+    """Remove a signal that an operator or a guest named; those of devices go with their device."""
+
+    signal: SignalText
+
+
 class EventTopics(_Verb, tag="event.topics", frozen=True):
     """Which events are there, and where?"""
 
@@ -201,6 +258,13 @@ Verb = (
     | PortList
     | PortAdd
     | PortRemove
+    | SignalList
+    | SignalCreate
+    | SignalRoute
+    | SignalSet
+    | SignalRaise
+    | SignalGrant
+    | SignalDestroy
     | EventTopics
     | Apply
 )
@@ -263,8 +327,18 @@ class ClassInfo(Struct, frozen=True):
     abi_types: list[str]
 
 
+class WedgedLevel(Struct, frozen=True):
+    """A handler that has not returned for too long, by what its guest's controller says."""
+
+    vcpu: int
+    priority: int
+    vector: int
+    since_s: float
+    pending: int
+
+
 class GuestInfo(Struct, frozen=True):
-    """A guest: ``state`` is joining, joined, ready or stuck; ``devices`` is what it has open, by dev-id."""
+    """A guest: ``state`` is joining, joined, ready, stuck or wedged; ``devices`` is what it has open, by dev-id."""
 
     name: str
     bus: str
@@ -277,6 +351,7 @@ class GuestInfo(Struct, frozen=True):
     faults: int
     ram_bytes: int
     devices: list[int]
+    wedged: list[WedgedLevel] = []
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------

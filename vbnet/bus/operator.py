@@ -250,6 +250,43 @@ class Operator:
         """Take a port off its switch."""
         await self._ask(admin.PortRemove(port), NoneType)
 
+    async def signal_list(self) -> list[dict[str, Any]]:
+        """All signals: ``id``, ``name``, ``guest``, ``device``, ``priority``, ``route`` and where to, and counts."""
+        return await self._ask(admin.SignalList(), list[dict[str, Any]])
+
+    async def signal_create(self, name: str, priority: int = 0) -> int:
+        """Make a signal that leads nowhere yet; gives its number."""
+        return await self._ask(admin.SignalCreate(name, priority), int)
+
+    async def signal_route(
+        self,
+        signal: str,
+        *,
+        like: str | None = None,
+        guest: str | None = None,
+        vcpu: int | None = None,
+        vector: int | None = None,
+        nowhere: bool = False,
+    ) -> None:
+        """Lead a signal where ``like`` leads, to a guest's vCPU and vector (what is not given stays), or nowhere."""
+        await self._ask(admin.SignalRoute(signal, like, guest, vcpu, vector, nowhere), NoneType)
+
+    async def signal_set(self, signal: str, *, priority: int | None = None, is_masked: bool | None = None) -> None:
+        """Change a signal's priority, or mask or unmask it."""
+        await self._ask(admin.SignalSet(signal, priority, is_masked), NoneType)
+
+    async def signal_raise(self, signal: str) -> None:
+        """Raise a signal."""
+        await self._ask(admin.SignalRaise(signal), NoneType)
+
+    async def signal_grant(self, signal: str, guest: str, *, revoke: bool = False) -> None:
+        """Let a guest raise a signal, or no more."""
+        await self._ask(admin.SignalGrant(signal, guest, revoke), NoneType)
+
+    async def signal_destroy(self, signal: str) -> None:
+        """Remove a signal that somebody named."""
+        await self._ask(admin.SignalDestroy(signal), NoneType)
+
     async def event_topics(self) -> dict[str, Any]:
         """Every topic with its meaning, and the endpoint they are published at."""
         return await self._ask(admin.EventTopics(), dict[str, Any])
@@ -441,6 +478,45 @@ class SyncOperator:
     def port_remove(self, port: int) -> None:
         """See ``Operator.port_remove``."""
         self._thread.run(self._operator.port_remove(port))
+
+    def signal_list(self) -> list[dict[str, Any]]:
+        """See ``Operator.signal_list``."""
+        return self._thread.run(self._operator.signal_list())
+
+    def signal_create(self, name: str, priority: int = 0) -> int:
+        """See ``Operator.signal_create``."""
+        return self._thread.run(self._operator.signal_create(name, priority))
+
+    def signal_route(
+        self,
+        signal: str,
+        *,
+        like: str | None = None,
+        guest: str | None = None,
+        vcpu: int | None = None,
+        vector: int | None = None,
+        nowhere: bool = False,
+    ) -> None:
+        """See ``Operator.signal_route``."""
+        self._thread.run(
+            self._operator.signal_route(signal, like=like, guest=guest, vcpu=vcpu, vector=vector, nowhere=nowhere)
+        )
+
+    def signal_set(self, signal: str, *, priority: int | None = None, is_masked: bool | None = None) -> None:
+        """See ``Operator.signal_set``."""
+        self._thread.run(self._operator.signal_set(signal, priority=priority, is_masked=is_masked))
+
+    def signal_raise(self, signal: str) -> None:
+        """See ``Operator.signal_raise``."""
+        self._thread.run(self._operator.signal_raise(signal))
+
+    def signal_grant(self, signal: str, guest: str, *, revoke: bool = False) -> None:
+        """See ``Operator.signal_grant``."""
+        self._thread.run(self._operator.signal_grant(signal, guest, revoke=revoke))
+
+    def signal_destroy(self, signal: str) -> None:
+        """See ``Operator.signal_destroy``."""
+        self._thread.run(self._operator.signal_destroy(signal))
 
     def event_topics(self) -> dict[str, Any]:
         """See ``Operator.event_topics``."""

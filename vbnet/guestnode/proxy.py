@@ -77,6 +77,9 @@ class Carrier(Protocol):
     async def give_fd(self, ticket: int, fd: int) -> None:
         """Hand the host a descriptor that the device takes by ``ticket``."""
 
+    def new_ticket(self) -> int:
+        """A ticket under which nothing was given yet."""
+
     async def take_fd(self, ticket: int, deadline_s: float | None) -> int:
         """Take a descriptor that the host lent under ``ticket``."""
 
@@ -140,6 +143,12 @@ class ProxyDevice:
             fd: what to hand over.
         """
         await self._carrier.give_fd(ticket, fd)
+
+    async def give_new_fd(self, fd: int) -> int:
+        """Hand the host a descriptor under a new ticket, and give the ticket; ``fd`` stays the caller's."""
+        ticket = self._carrier.new_ticket()
+        await self._carrier.give_fd(ticket, fd)
+        return ticket
 
     async def take_fd(self, ticket: int, *, deadline_s: float | None = None) -> int:
         """Take a descriptor that this device lent; the caller owns and closes it.

@@ -7,6 +7,7 @@ message and stops at the first that is refused, saying which.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,14 +20,18 @@ from vbnet.bus.limits import Limits
 from vbnet.bus.messages import DevAdd, DevDrop, plain_fields
 from vbnet.bus.model import DeviceRecord
 from vbnet.bus.transport import ZmqPort
-from vbnet.errors import TooLargeError, UsageError, VbnetError, refusal_name
+from vbnet.errors import BusyError, TooLargeError, UsageError, VbnetError, refusal_name
 from vbnet.hostnode import metrics
 from vbnet.hostnode.device import HostServices
 from vbnet.hostnode.sessions import SessionBook
+from vbnet.hostnode.signals import OPERATOR, Vector
 from vbnet.hostnode.tap import open_tap
 from vbnet.units import SECOND_NS
 
 __all__ = ["TOPICS", "AdminDesk"]
+
+WEDGED_NS = SECOND_NS
+"""How long a handler may run before its guest is shown as wedged."""
 
 TOPICS = {
     "bus.created": "a bus was made",
@@ -44,6 +49,8 @@ TOPICS = {
     "guest.fault": "a guest broke a rule",
     "link.changed": "the carrier of a guest's device went up or down",
     "port.fault": "a port was quarantined; rule says why",
+    "signal.blocked": "a guest made the doorbell behind a signal block; it is not rung any more",
+    "signal.source_gone": "what drove a signal from outside hung up",
     "node.stopping": "this host node ends",
 }
 """Every topic this host publishes."""
@@ -113,6 +120,13 @@ class AdminDesk:
             admin.PortList: lambda _: [dict(row) for row in services.fabric.ports()] if services.fabric else [],
             admin.PortAdd: self._port_add,
             admin.PortRemove: lambda verb: services.need_fabric().port_remove(verb.id),
+            admin.SignalList: lambda _: services.signals.rows(),
+            admin.SignalCreate: lambda verb: services.signals.create(OPERATOR, verb.name, verb.priority),
+            admin.SignalRoute: self._signal_route,
+            admin.SignalSet: self._signal_set,
+            admin.SignalRaise: lambda verb: services.signals.raise_soon(services.signals.find(verb.signal)),
+            admin.SignalGrant: self._signal_grant,
+            admin.SignalDestroy: self._signal_destroy,
             admin.EventTopics: lambda _: {"endpoint": facts.events, "topics": TOPICS},
             admin.Apply: self._apply,
         }
@@ -264,6 +278,7 @@ class AdminDesk:
         ]
 
     def _guest_list(self, _verb: admin.GuestList) -> list[admin.GuestInfo]:
+        wedged = {session.name: self._wedged(session.name) for session in self._book.all()}
         return [
             admin.GuestInfo(
                 name=session.name,
@@ -271,12 +286,13 @@ class AdminDesk:
                 pid=session.pid,
                 uid=session.uid,
                 kind=session.kind,
-                state=str(session.state),
+                state="wedged" if wedged[session.name] and session.is_ready else str(session.state),
                 is_remote=session.is_remote,
                 age_s=self._age_s(session.since_ns),
                 faults=session.faults,
                 ram_bytes=session.ram.size if session.ram is not None else 0,
                 devices=[slot.dev_id for slot in session.open_devices()],
+                wedged=wedged[session.name],
             )
             for session in self._book.all()
         ]
@@ -299,6 +315,58 @@ class AdminDesk:
             return fabric.port_add_tap(verb.switch, verb.tap, fd, verb.mtu)
         finally:
             os.close(fd)
+
+    def _signal_route(self, verb: admin.SignalRoute) -> None:
+        signals = self._services.signals
+        number = signals.find(verb.signal)
+        if verb.nowhere:
+            signals.route_nowhere(number)
+            return
+        row = signals.row(signals.find(verb.like) if verb.like is not None else number)
+        guest = verb.guest if verb.guest is not None else row["to"]
+        vector = verb.vector if verb.vector is not None else row["vector"]
+        if guest is None or vector is None:
+            raise UsageError(
+                f"signal {verb.signal!r} leads to no guest's vector yet; say `like` which signal, or guest and vector",
+                signal=verb.signal,
+            )
+        vcpu = verb.vcpu if verb.vcpu is not None else row["vcpu"] or 0
+        signals.route_to_vector(number, Vector(guest, vcpu, vector))
+
+    def _signal_set(self, verb: admin.SignalSet) -> None:
+        signals = self._services.signals
+        number = signals.find(verb.signal)
+        if verb.priority is not None:
+            signals.set_priority(number, verb.priority)
+        if verb.is_masked is not None:
+            signals.set_masked(number, is_masked=verb.is_masked)
+
+    def _signal_grant(self, verb: admin.SignalGrant) -> None:
+        signals = self._services.signals
+        change = signals.revoke if verb.revoke else signals.grant
+        change(signals.find(verb.signal), verb.guest)
+
+    def _signal_destroy(self, verb: admin.SignalDestroy) -> None:
+        signals = self._services.signals
+        number = signals.find(verb.signal)
+        if signals.is_devices(number):
+            raise BusyError(f"signal {verb.signal!r} belongs to a device and goes with it", signal=verb.signal)
+        signals.destroy(number)
+
+    def _wedged(self, guest: str) -> list[admin.WedgedLevel]:
+        """Levels whose handler has not returned for longer than a second."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        return [
+            admin.WedgedLevel(
+                vcpu=level["vcpu"],
+                priority=level["priority"],
+                vector=level["in_service"],
+                since_s=round((now_ns - level["since_ns"]) / SECOND_NS, 3),
+                pending=level["pending"],
+            )
+            for level in self._services.signals.levels(guest)
+            if level["in_service"] is not None and now_ns - level["since_ns"] > WEDGED_NS
+        ]
 
     def _age_s(self, since_ns: int) -> float:
         return round((self._services.clock.now_ns() - since_ns) / SECOND_NS, 3)

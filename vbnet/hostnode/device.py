@@ -296,7 +296,7 @@ class Opener(ABC):
     def line(self, signal: SignalEnds) -> int:
         """The line that calls the guest for ``signal``: what native code raises, and what may be routed elsewhere.
 
-        It leads to ``signal.call_fd`` at first, has the region's priority, and ends with the region. ``ring`` raises it.
+        It leads to ``signal.call_fd`` at first, has the region's priority, and ends with it; ``ring`` raises it.
 
         Args:
             signal: of a region that this opener's connection was shown.

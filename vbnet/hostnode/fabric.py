@@ -67,6 +67,9 @@ class Fabric(Protocol):
             tx_mitigation: frames sent per completion signal; 0: one a batch.
             burst_threshold_us: how long the port is polled after its last frame, at most.
             budget: frames taken at a turn.
+            priority: 0..7; a more urgent port gets a turn before each turn of one that is less.
+            signals: the host's native signal table, with ``lines``.
+            lines: of the table, what to raise for TX and RX; None rings the call doorbells themselves.
 
         Raises:
             PeerFault: the rings are not what they should be (the guest's fault).

@@ -171,6 +171,11 @@ class SignalBook:
             return int(text)
         raise NotFoundError(f"there is no signal {text!r}; `vbnet signal list` shows all", signal=text)
 
+    def owner_of(self, number: int) -> str | None:
+        """Whose line it is; None when there is none of that number."""
+        line = self._lines.get(number)
+        return None if line is None else line.owner
+
     def route_to_fd(self, number: int, fd: int, by: str = OPERATOR) -> None:
         """Lead a line to an eventfd, which stays the caller's."""
         self._own(number, by)
@@ -220,6 +225,14 @@ class SignalBook:
             row["granted"] = sorted(line.granted) if line is not None else []
             row["sources"] = len(line.sources) if line is not None else 0
         return rows
+
+    def row(self, number: int) -> dict[str, Any]:
+        """One line as ``rows`` shows it."""
+        return next(row for row in self.rows() if row["id"] == number)
+
+    def is_devices(self, number: int) -> bool:
+        """Whether a line belongs to a device, and not to somebody who named it."""
+        return self._own(number, OPERATOR).device != _BY_HAND
 
     # ---- who may raise another's line --------------------------------------------------------------------------------
 

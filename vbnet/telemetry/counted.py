@@ -13,14 +13,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from vbnet._native import PORT_COUNTERS, SWITCH_COUNTERS, WORKER_COUNTERS
+from vbnet._native import LINE_COUNTERS, OUTBOX_COUNTERS, PORT_COUNTERS, SWITCH_COUNTERS, WORKER_COUNTERS
 from vbnet.errors import NotFoundError
 from vbnet.sharedmem import read_blocks
 
 __all__ = ["Counted", "read_counted"]
 
 _NAMES: Final[Mapping[str, Sequence[str]]] = MappingProxyType(
-    {"port": PORT_COUNTERS, "switch": SWITCH_COUNTERS, "worker": WORKER_COUNTERS}
+    {
+        "port": PORT_COUNTERS,
+        "switch": SWITCH_COUNTERS,
+        "worker": WORKER_COUNTERS,
+        "signal": LINE_COUNTERS,
+        "outbox": OUTBOX_COUNTERS,
+    }
 )
 
 

@@ -300,6 +300,10 @@ class GuestBench:
         """Put a copy of ``fd`` where the device can take it."""
         self.opener.gifts[ticket] = os.dup(fd)
 
+    def new_ticket(self) -> int:
+        """A ticket under which nothing was given yet."""
+        return next(self._signal_handles)
+
     async def take_fd(self, ticket: int, deadline_s: float | None) -> int:
         """Take what the device lent; it is there at once, so no deadline passes but that of a ticket never given."""
         try:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, Self
 
 from vbnet._native import Venet, VenetLayout
 from vbnet.devices.venet import wire
 from vbnet.errors import BusyError, PeerGone, VbnetError
 from vbnet.guestnode.memory import Block
-from vbnet.guestnode.proxy import OpenDevice, ProxyDevice
+from vbnet.guestnode.proxy import OpenDevice, ProxyDevice, SharedSignal
 from vbnet.net.mac import MacAddress
 
 __all__ = ["Nic", "VenetDriver"]
@@ -53,6 +53,8 @@ class Nic(Venet):
     ``vbnet/_native.pyi``. ``timeout`` is in seconds everywhere: None waits for as long as it takes, 0 not at all.
 
     Attributes:
+        receive_signal: what the host raises when frames came; an interrupt controller may be bound to it.
+        send_signal: what it raises when room came back.
         mac: this end's address.
         mtu: largest packet in bytes, Ethernet header not counted.
         name: as the host calls the interface, for instance ``"eth0"``.
@@ -61,6 +63,8 @@ class Nic(Venet):
     mac: MacAddress
     mtu: int
     name: str
+    receive_signal: SharedSignal
+    send_signal: SharedSignal
     _opened: OpenDevice
     _block: Block
 
@@ -101,6 +105,27 @@ class Nic(Venet):
         while True:
             for frame in await self.recv_async():
                 yield frame
+
+    def serve(self, on_frames: Callable[[list[bytes]], object], budget: int = 64) -> Callable[[], None]:
+        """Make what serves ``receive_signal`` at an interrupt controller: it hands frames on until there are none.
+
+            await intc.bind(nic.receive_signal, nic.serve(on_frames))
+
+        Args:
+            on_frames: called with up to ``budget`` frames, on the thread that serves the signal's priority.
+            budget: how many at a time, >= 1.
+        """
+
+        def drain() -> None:
+            while True:
+                frames = self.recv(budget, 0)
+                if frames:
+                    on_frames(frames)
+                elif self.arm_receive():
+                    return
+
+        drain()
+        return drain
 
     async def link_up(self) -> None:
         """Let frames through; raises ExistsError when they are let through already."""
@@ -174,17 +199,17 @@ class VenetDriver:
     async def _share(self, opened: OpenDevice, nic: Nic) -> None:
         layout = nic.layout
 
-        async def share(region: wire.Region, offset: int, length: int) -> tuple[int, int]:
+        async def share(region: wire.Region, offset: int, length: int) -> SharedSignal:
             signal = await opened.shm(
                 region, offset, length, priority=self._priority, signal_offset=wire.RING_SIGNAL_OFFSET
             )
             if signal is None:  # a ring is always shared with one
                 raise BusyError(f"the host gave region {region.name} no doorbell")
-            return signal.kick_fd, signal.call_fd
+            return signal
 
-        tx = await share(wire.Region.TX, layout.tx_offset, layout.tx_length)
-        rx = await share(wire.Region.RX, layout.rx_offset, layout.rx_length)
-        nic.connect(*tx, *rx)
+        tx = nic.send_signal = await share(wire.Region.TX, layout.tx_offset, layout.tx_length)
+        rx = nic.receive_signal = await share(wire.Region.RX, layout.rx_offset, layout.rx_length)
+        nic.connect(tx.kick_fd, tx.call_fd, rx.kick_fd, rx.call_fd)
 
 
 async def _readable(fd: int) -> None:
