@@ -29,6 +29,23 @@ def test_a_subject_is_measured_beside_its_baseline(name: str) -> None:
         assert row.value / row.baseline_value == row.ratio
 
 
+def test_signals_are_raised_without_waking_anybody_twice() -> None:
+    """A million raises, or here ten thousand, of one signal or of a thousand wake their sleeping handler once."""
+    rows = bench.run(["signal.raise"], quick=True)
+
+    woken = [row for row in rows if row.unit == "wake-ups"]
+    assert [1.0, 1.0] == [row.value for row in woken]
+    assert all(row.is_reached for row in woken)
+
+
+def test_an_urgent_signal_is_timed_beside_an_idle_one() -> None:
+    """``signal.priority`` tells the latency under a flood with priorities and without, both against idle."""
+    rows = bench.run(["signal.priority"], quick=True)
+
+    assert ["on", "off"] == [row.params["priorities"] for row in rows]
+    assert all(row.baseline == "idle" and row.value > 0 for row in rows)
+
+
 def test_frames_pass_the_switch_whatever_is_attached() -> None:
     """``scale`` measures the same two guests among more and more, the first of them without a baseline."""
     first, *others = bench.run(["scale"], quick=True)

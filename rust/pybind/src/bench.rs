@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use vbnet_core::bench::bare::{self, Layout, Transfer};
 use vbnet_core::bench::duo::Cores;
 use vbnet_core::bench::exchange::{Exchange, Waiting};
+use vbnet_core::bench::irq::{self, Flood};
 use vbnet_core::bench::pingpong::{self, Sleep};
 use vbnet_core::bench::probe::{self, Placement};
 use vbnet_core::bench::{Windows, ring};
@@ -194,4 +195,42 @@ impl BenchExchange {
 
 fn unknown(py: Python<'_>, what: &str, found: &str, known: &[&str]) -> PyErr {
     raise_plain(py, "UsageError", &format!("there is no {what} {found:?}; there are {}", known.join(", ")))
+}
+
+/// Nanoseconds of each raise until its handler ran, while `flooders` guests raise signals of priority 0.
+#[pyfunction]
+#[pyo3(signature = (cores, flooders, is_prioritised, pause_seconds, seconds))]
+pub(crate) fn bench_signal_latency(
+    py: Python<'_>,
+    cores: (usize, usize),
+    flooders: u32,
+    is_prioritised: bool,
+    pause_seconds: f64,
+    seconds: f64,
+) -> PyResult<Vec<u64>> {
+    let (pause, seconds) = (length(py, pause_seconds)?, length(py, seconds)?);
+    let flood = Flood { guests: flooders.min(64), is_prioritised };
+    py.detach(|| irq::latencies_ns(self::cores(cores), flood, pause, seconds)).or_raise(py)
+}
+
+/// Nanoseconds of a raise of what is pending already (`"pending"`), or of an eventfd write (`"eventfd"`).
+#[pyfunction]
+pub(crate) fn bench_signal_raise(
+    py: Python<'_>,
+    what: &str,
+    cores: (usize, usize),
+    windows: BenchWindows,
+) -> PyResult<Vec<f64>> {
+    let (cores, windows) = (self::cores(cores), windows.inner());
+    match what {
+        "pending" => py.detach(|| irq::raise_pending_ns(cores, windows)).or_raise(py),
+        "eventfd" => py.detach(|| irq::eventfd_write_ns(cores, windows)).or_raise(py),
+        _ => Err(raise_plain(py, "UsageError", &format!("a raise is measured as pending or eventfd; got {what:?}"))),
+    }
+}
+
+/// Doorbells rung for so many raises of so many signals in turn, while whoever serves them sleeps.
+#[pyfunction]
+pub(crate) fn bench_signal_wakeups(py: Python<'_>, raises: u64, signals: u32) -> PyResult<u64> {
+    py.detach(|| irq::wakeups_of(raises, signals.clamp(1, 4096))).or_raise(py)
 }

@@ -63,5 +63,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(bench::bench_ring, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_polled, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_asleep, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_signal_latency, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_signal_raise, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_signal_wakeups, module)?)?;
     Ok(())
 }

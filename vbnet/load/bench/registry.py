@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import lab, native, through
+from vbnet.load.bench import lab, native, signals, through
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -43,5 +43,7 @@ BENCHES: Final = {
         Bench("launch", lab.launch),
         Bench("scale", through.scale),
         Bench("limit", native.limit),
+        Bench("signal.raise", signals.raise_),
+        Bench("signal.priority", signals.priority),
     )
 }

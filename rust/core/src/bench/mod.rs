@@ -5,6 +5,7 @@
 //! * [`pingpong`] is the limit of latency: polled, asleep on an eventfd, asleep on a futex.
 //! * [`ring`] is the subject: the same frames through vbnet's ring, arena and checks, between two mappings.
 //! * [`exchange`] is the subject with a switch in between: frames and round trips from guest to guest.
+//! * [`irq`] is what signals cost: raises, wake-ups, and urgent ones under a flood.
 //! * [`duo`] puts the two sides of a measurement on two cores, as threads or as two processes.
 //!
 //! Every measurement answers a list of samples, one a window of time, so that median and spread can be told. Nothing
@@ -13,6 +14,7 @@
 pub mod bare;
 pub mod duo;
 pub mod exchange;
+pub mod irq;
 pub mod pingpong;
 pub mod probe;
 pub mod ring;

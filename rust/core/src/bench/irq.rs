@@ -1,0 +1,311 @@
+//! What signals cost: a raise, a wake-up, and how long an urgent one waits while others flood.
+//!
+//! ```text
+//!   near core: the guests                              far core: the host
+//!   flooders ×8 ── outboxes, numbers of their own ──▶  signal thread ── lines of priority 0 ──┐
+//!   level 0: a handler of 1 µs each  ◀─────────────────────────────────────────────────────────┤
+//!   level 7: notes now − raised_at   ◀── the line measured ── pacer, one at a time ─────────────┘
+//! ```
+//!
+//! The real things are measured: `SignalTable`, its thread, lines, controller, levels and outboxes, in one process whose
+//! threads are kept on their cores. The pacer stamps CLOCK_MONOTONIC and raises; the handler looks at the same clock. It
+//! raises again only when the last one was handled, so no sample hides behind another.
+
+use std::hint::spin_loop;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::duo::{Cores, pin};
+use super::{Meter, Windows};
+use crate::error::{Error, Result};
+use crate::guest::intc::{Level, LevelHand, Outbox, monotonic_ns};
+use crate::shm::counters::CounterFile;
+use crate::shm::doorbell::Doorbell;
+use crate::shm::intc::{LEVEL_BYTES, LevelMemory, PRIORITIES};
+use crate::shm::layout::RAM_HEADER_BYTES;
+use crate::shm::region::{RAM_MIN, Ram};
+use crate::signals::{LevelPart, Line, LineCounter, Outcome, SignalTable};
+use crate::worker::watchdog::{Ringer, Watchdog};
+
+/// Signals that each flooding guest raises, one after the other.
+const FLOOD_SIGNALS: u32 = 16;
+/// What a flooded handler does.
+const HANDLER: Duration = Duration::from_micros(1);
+/// How long the pacer waits for one raise to be handled; without priorities a flood may hold it up for long.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a server looks whether it is over.
+const LOOK: Duration = Duration::from_millis(100);
+const BUDGET: u32 = 64;
+const COUNTER_BYTES: usize = 1 << 20;
+const URGENT: u32 = PRIORITIES - 1;
+/// The vector that is measured; flooders' vectors follow it.
+const MEASURED: u32 = 0;
+const LOOK_EVERY: u32 = 1024;
+
+/// What happens while latencies are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flood {
+    /// Guests that raise signals of priority 0 without a pause.
+    pub guests: u32,
+    /// The signal measured has priority 7; otherwise it is one among those of priority 0.
+    pub is_prioritised: bool,
+}
+
+/// How long each raise took until its handler ran, in nanoseconds, as they came.
+///
+/// # Errors
+///
+/// [`Error::Machine`]: no thread, memory or core; [`Error::PeerGone`]: a raise was not handled within ten seconds.
+pub fn latencies_ns(cores: Cores, flood: Flood, pause: Duration, length: Duration) -> Result<Vec<u64>> {
+    on_core(cores.far, move || latencies(cores.near, flood, pause, length))
+}
+
+/// Nanoseconds of raising a signal that is pending already, one sample a window.
+///
+/// # Errors
+///
+/// As [`latencies_ns`].
+pub fn raise_pending_ns(cores: Cores, windows: Windows) -> Result<Vec<f64>> {
+    on_core(cores.far, move || {
+        let bench = Bench::new()?;
+        let line = bench.line("measured", 0, MEASURED)?;
+        bench.raise(&line)?;
+        let mut meter = Meter::start(windows, LOOK_EVERY);
+        while meter.count(1) {
+            bench.raise(&line)?;
+        }
+        if line.count(LineCounter::Wakeups) > 1 {
+            return Err(Error::Usage("a raise of what is pending woke somebody".into()));
+        }
+        Ok(meter.into_nanoseconds())
+    })
+}
+
+/// Nanoseconds of one write to an eventfd that nobody reads: what each raise costs without a controller.
+///
+/// # Errors
+///
+/// As [`latencies_ns`].
+pub fn eventfd_write_ns(cores: Cores, windows: Windows) -> Result<Vec<f64>> {
+    on_core(cores.far, move || {
+        let bell = Doorbell::create()?;
+        let mut meter = Meter::start(windows, LOOK_EVERY);
+        while meter.count(1) {
+            bell.ring()?;
+        }
+        Ok(meter.into_nanoseconds())
+    })
+}
+
+/// Doorbells rung for `raises` raises of `signals` signals in turn, while whoever serves them sleeps all the time.
+///
+/// # Errors
+///
+/// As [`latencies_ns`].
+pub fn wakeups_of(raises: u64, signals: u32) -> Result<u64> {
+    let run = move || {
+        let bench = Bench::new()?;
+        let lines =
+            (0..signals).map(|number| bench.line(&format!("s{number}"), 0, number)).collect::<Result<Vec<_>>>()?;
+        let level = bench.level(0)?;
+        if !level.arm() {
+            return Err(Error::Usage("a signal was pending before the first raise".into()));
+        }
+        for line in lines.iter().cycle().take(usize::try_from(raises).unwrap_or(usize::MAX)) {
+            bench.raise(line)?;
+        }
+        Ok(lines.iter().map(|line| line.count(LineCounter::Wakeups)).sum())
+    };
+    thread::spawn(run).join().map_err(|_| Error::PeerGone("the bench"))?
+}
+
+/// Runs `work` on a thread of its own that stays on `core`, as do the threads it starts unless they move.
+fn on_core<T: Send + 'static>(core: usize, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let run = move || pin(core).and_then(|()| work());
+    thread::spawn(run).join().map_err(|_| Error::PeerGone("the bench"))?
+}
+
+/// A host with one guest's controller, on the calling thread.
+struct Bench {
+    table: SignalTable,
+    controller: u64,
+    ram: Arc<Ram>,
+    bells: Vec<Doorbell>,
+    ringer: Ringer,
+    _watchdog: Watchdog,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let watchdog = Watchdog::start()?;
+        let ringer = watchdog.handle().enlist()?;
+        let table = SignalTable::new(Arc::new(CounterFile::create(None, COUNTER_BYTES)?))?;
+        let bytes = RAM_HEADER_BYTES as usize + LEVEL_BYTES * PRIORITIES as usize;
+        let ram = Ram::create("vbnet-bench", bytes as u64)?;
+        let bells = (0..PRIORITIES).map(|_| Doorbell::create()).collect::<Result<Vec<_>>>()?;
+        let parts = bells.iter().zip(0..).map(|(bell, priority)| {
+            let memory = LevelMemory::format(&ram, place(priority))?;
+            Ok(LevelPart { memory, bell: copy(bell)? })
+        });
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let parts = <[LevelPart; PRIORITIES as usize]>::try_from(parts)
+            .map_err(|_| Error::Usage("a vCPU has eight levels".into()))?;
+        let controller = table.controller_attach("bench", vec![parts])?;
+        Ok(Self { table, controller, ram, bells, ringer, _watchdog: watchdog })
+    }
+
+    fn line(&self, name: &str, priority: u32, vector: u32) -> Result<Arc<Line>> {
+        let line = self.table.create("bench", "bench", name, priority)?;
+        self.table.route_to_vector(line.id(), self.controller, 0, vector)?;
+        Ok(line)
+    }
+
+    fn raise(&self, line: &Arc<Line>) -> Result<Outcome> {
+        Ok(line.raise(&self.ringer)?)
+    }
+
+    fn level(&self, priority: u32) -> Result<Level> {
+        let memory = LevelMemory::attach(&self.ram, place(priority), LEVEL_BYTES as u32)?;
+        Ok(Level::new(memory, copy(&self.bells[priority as usize])?))
+    }
+}
+
+fn place(priority: u32) -> u32 {
+    RAM_HEADER_BYTES + priority * LEVEL_BYTES as u32
+}
+
+fn copy(bell: &Doorbell) -> Result<Doorbell> {
+    let file = bell.as_fd().try_clone_to_owned().map_err(|error| Error::machine("copy a doorbell", error))?;
+    Ok(Doorbell::from_fd(file))
+}
+
+/// What pacer and handlers share.
+#[derive(Default)]
+struct Board {
+    /// When the signal measured was raised; 0: it was handled.
+    raised_at_ns: AtomicU64,
+    taken_ns: AtomicU64,
+    is_over: AtomicBool,
+}
+
+fn latencies(near: usize, flood: Flood, pause: Duration, length: Duration) -> Result<Vec<u64>> {
+    let bench = Bench::new()?;
+    let board = Arc::new(Board::default());
+    let measured = bench.line("measured", if flood.is_prioritised { URGENT } else { 0 }, MEASURED)?;
+    let mut crew = Crew { board: board.clone(), hands: Vec::new(), threads: Vec::new() };
+    for priority in [0, URGENT] {
+        let level = bench.level(priority)?;
+        crew.hands.push(level.hand());
+        let board = board.clone();
+        crew.threads.push(thread::spawn(move || {
+            if pin(near).is_ok() {
+                become_realtime(priority);
+                serve(level, &board);
+            }
+        }));
+    }
+    for guest in 0..flood.guests {
+        let outbox = flooder(&bench, guest)?;
+        let board = board.clone();
+        crew.threads.push(thread::spawn(move || {
+            if pin(near).is_ok() {
+                while !board.is_over.load(Ordering::Relaxed) {
+                    for number in 0..FLOOD_SIGNALS {
+                        let _ = outbox.raise(number);
+                    }
+                }
+            }
+        }));
+    }
+    pace(&bench, &measured, &board, pause, length)
+}
+
+/// Raises one signal at a time and collects how long each took.
+fn pace(bench: &Bench, line: &Arc<Line>, board: &Board, pause: Duration, length: Duration) -> Result<Vec<u64>> {
+    let begun = Instant::now();
+    let mut samples = Vec::new();
+    while begun.elapsed() < length {
+        // Not in step with anything that runs in a cycle of its own.
+        let jitter = Duration::from_nanos(monotonic_ns() % (1 + pause.as_nanos() as u64 / 2));
+        thread::sleep(pause + jitter);
+        board.raised_at_ns.store(monotonic_ns(), Ordering::SeqCst);
+        bench.raise(line)?;
+        let raised = Instant::now();
+        while board.raised_at_ns.load(Ordering::SeqCst) != 0 {
+            if raised.elapsed() > PATIENCE {
+                return Err(Error::PeerGone("a handler"));
+            }
+            thread::yield_now();
+        }
+        samples.push(board.taken_ns.load(Ordering::SeqCst));
+    }
+    if samples.is_empty() { Err(Error::PeerGone("a handler")) } else { Ok(samples) }
+}
+
+fn serve(mut level: Level, board: &Board) {
+    let mut found = Vec::new();
+    while !board.is_over.load(Ordering::Relaxed) {
+        found.clear();
+        if level.wait(BUDGET, Duration::ZERO, Some(LOOK), |vector| found.push(vector)).is_err() {
+            return;
+        }
+        for &vector in &found {
+            level.begin(vector);
+            if vector == MEASURED {
+                let raised = board.raised_at_ns.load(Ordering::SeqCst);
+                board.taken_ns.store(monotonic_ns().saturating_sub(raised), Ordering::SeqCst);
+                board.raised_at_ns.store(0, Ordering::SeqCst);
+            } else {
+                let begun = Instant::now();
+                while begun.elapsed() < HANDLER {
+                    spin_loop();
+                }
+            }
+            level.end();
+        }
+    }
+}
+
+/// A guest with an outbox whose numbers raise lines of its own, all of priority 0.
+fn flooder(bench: &Bench, guest: u32) -> Result<Outbox> {
+    let ram = Ram::create("vbnet-bench", RAM_MIN)?;
+    let kick = Doorbell::create()?;
+    let theirs = LevelMemory::format(&ram, RAM_HEADER_BYTES)?;
+    let outbox = bench.table.outbox_attach(&format!("flooder{guest}"), theirs.clone(), copy(&kick)?)?;
+    for number in 0..FLOOD_SIGNALS {
+        let line = bench.line(&format!("flood{guest}.{number}"), 0, 1 + guest * FLOOD_SIGNALS + number)?;
+        bench.table.grant(outbox, number, line.id())?;
+    }
+    Ok(Outbox::new(theirs, kick))
+}
+
+/// The real-time class for urgent levels, where this process may; elsewhere nothing changes.
+fn become_realtime(priority: u32) {
+    if priority != 0 {
+        let parameter = libc::sched_param { sched_priority: priority.cast_signed() };
+        // SAFETY: a plain request about the calling thread.
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
+    }
+}
+
+/// The threads of a bench: ended and waited for, however it went.
+struct Crew {
+    board: Arc<Board>,
+    hands: Vec<LevelHand>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.board.is_over.store(true, Ordering::Relaxed);
+        for hand in &self.hands {
+            let _ = hand.nudge();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

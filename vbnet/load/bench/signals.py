@@ -1,0 +1,97 @@
+"""Benches of signals: raising them, how long an urgent one waits under a flood, and what its end costs.
+
+Host on the far core (signal thread and pacer), guests on the near one (handlers and flooders), all native; see
+``rust/core/src/bench/irq.rs``. A latency's contender answers its 99th percentile, one a reading.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from vbnet._native import bench_signal_latency, bench_signal_raise, bench_signal_wakeups
+from vbnet.load.bench.context import Context
+from vbnet.load.bench.row import Row
+from vbnet.load.bench.summary import AtMost, Summary
+from vbnet.load.bench.turns import Contender
+
+__all__ = ["priority", "raise_"]
+
+_EVENTFD: Final = "write to an eventfd"
+_RAISES: Final = 1_000_000
+_RAISES_QUICK: Final = 10_000
+_FLOODERS: Final = 8
+_PAUSE_SECONDS: Final = 300e-6
+_SECONDS: Final = 1.0
+_SECONDS_QUICK: Final = 0.05
+_IDLE: Final = "idle"
+_ON: Final = "priorities on"
+_OFF: Final = "priorities off"
+
+
+def raise_(context: Context) -> Iterator[Row]:
+    """Raise a signal that is pending already, against a write to an eventfd; count wake-ups of a sleeper."""
+    windows = context.pace.native()
+    outcome = context.compete(
+        [
+            Contender("pending", functools.partial(bench_signal_raise, "pending", context.cores.pair, windows)),
+            Contender(_EVENTFD, functools.partial(bench_signal_raise, "eventfd", context.cores.pair, windows)),
+        ]
+    )
+    pending = outcome.summaries["pending"]
+    params: dict[str, str | int | float] = {"signal": "pending already"}
+    yield Row.of("signal.raise", params, "ns", pending, outcome.placement, wanted=AtMost(50.0))
+    yield Row.of(
+        "signal.raise",
+        params,
+        "ns",
+        pending,
+        outcome.placement,
+        baseline=(_EVENTFD, outcome.summaries[_EVENTFD]),
+        note="no system call against one",
+    )
+    raises = _RAISES_QUICK if context.is_quick else _RAISES
+    for signals in (1, 1000):
+        woken = float(bench_signal_wakeups(raises, signals))
+        yield Row.of(
+            "signal.raise",
+            {"raises": raises, "signals": signals, "handler": "asleep"},
+            "wake-ups",
+            Summary.of([woken]),
+            "-",
+            wanted=AtMost(1.0),
+        )
+
+
+def priority(context: Context) -> Iterator[Row]:
+    """Time from raise to handler at priority 7 (99th percentile) while 8 guests flood priority 0, against idle."""
+    outcome = context.compete(
+        [
+            Contender(_IDLE, _p99(context, 0, is_prioritised=True)),
+            Contender(_ON, _p99(context, _FLOODERS, is_prioritised=True)),
+            Contender(_OFF, _p99(context, _FLOODERS, is_prioritised=False)),
+        ]
+    )
+    idle = (_IDLE, outcome.summaries[_IDLE])
+    for name, wanted in ((_ON, AtMost(1.5)), (_OFF, None)):
+        yield Row.of(
+            "signal.priority",
+            {"flooding_guests": _FLOODERS, "priorities": name.rpartition(" ")[2], "handler": "native"},
+            "ns",
+            outcome.summaries[name],
+            outcome.placement,
+            baseline=idle,
+            wanted=wanted,
+            note="99th percentile" if wanted else "the same signal among those of priority 0",
+        )
+
+
+def _p99(context: Context, flooders: int, *, is_prioritised: bool) -> Callable[[], Sequence[float]]:
+    seconds = _SECONDS_QUICK if context.is_quick else _SECONDS
+
+    def measure() -> Sequence[float]:
+        samples = sorted(bench_signal_latency(context.cores.pair, flooders, is_prioritised, _PAUSE_SECONDS, seconds))
+        return [float(samples[len(samples) * 99 // 100])]
+
+    return measure
