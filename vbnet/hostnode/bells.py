@@ -1,19 +1,20 @@
 """How the event loop rings guests' doorbells: never itself.
 
-    Session, Opener ── ring(fd) ──> Bells ── ring(fd, key) ──> native Bellman's thread ── write ──> eventfd
-                    <─ on_blocked ─ Bells <─ take_blocked() ──
+    Session, Opener ── ring(fd) ────────> Bells ── ring(fd, key, owner) ──> native Bellman's thread ── write ──> eventfd
+                    <─ doorbell_blocked ─ Bells <─ take_blocked() ──
 
 A doorbell is an open file that the guest shares: it can fill the counter and clear ``O_NONBLOCK``, and whoever writes
 next waits for as long as the guest likes. No look beforehand helps, for the guest may do so right after it. So a native
-thread rings, which is freed when a doorbell blocks, and which tells whose it was. It is started by the first ring; most
-hosts never need it, for their guests kick and are called by the fabric. Source: eventfd(2).
+thread rings, which is freed when a doorbell blocks, and which tells whose it was. Each that blocks delays the rings of
+everybody, so an owner gets to do it once: none of its doorbells is rung afterwards. The thread is started by the first
+ring; most hosts never need it, for their guests kick and are called by the fabric. Source: eventfd(2).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Protocol
 
 from vbnet.hostnode import metrics
 from vbnet.hostnode.metrics import Tally
@@ -21,7 +22,14 @@ from vbnet.hostnode.metrics import Tally
 if TYPE_CHECKING:
     from vbnet._native import Bellman
 
-__all__ = ["Bells"]
+__all__ = ["BellOwner", "Bells"]
+
+
+class BellOwner(Protocol):
+    """Whose doorbells are rung; found again by identity."""
+
+    def doorbell_blocked(self, fd: int) -> None:
+        """Hear, once and on the event loop, that the doorbell blocked; it may have been forgotten since."""
 
 
 class Bells:
@@ -35,27 +43,39 @@ class Bells:
         self._tally = tally
         self._bellman: Bellman | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._on_blocked: dict[int, Callable[[], None]] = {}
+        self._count = itertools.count(1)
+        self._numbers: dict[BellOwner, int] = {}
+        self._owners: dict[int, BellOwner] = {}
 
-    def ring(self, fd: int, on_blocked: Callable[[], None]) -> None:
-        """Have a doorbell rung soon; several rings may become one.
+    def ring(self, fd: int, owner: BellOwner) -> None:
+        """Have a doorbell rung soon; several rings may become one, and nothing is rung whose owner made one block.
 
         Args:
             fd: an eventfd, open until ``forget``.
-            on_blocked: called once, on the event loop, when its holder made it block; it is not rung again then.
+            owner: whose it is, until ``forget_owner``.
 
         Raises:
             ResourceError: the machine has no thread or descriptor left for it.
         """
         bellman = self._bellman if self._bellman is not None else self._start()
-        self._on_blocked[fd] = on_blocked
-        if not bellman.ring(fd, fd):
+        number = self._numbers.get(owner)
+        if number is None:
+            number = next(self._count)
+            self._numbers[owner], self._owners[number] = number, owner
+        if not bellman.ring(fd, fd, number):
             self._tally.add(metrics.LOST_RINGS)
 
     def forget(self, fd: int) -> None:
         """Let go of a doorbell; afterwards its number may mean another one."""
-        if self._bellman is not None and self._on_blocked.pop(fd, None) is not None:
+        if self._bellman is not None:
             self._bellman.forget(fd)
+
+    def forget_owner(self, owner: BellOwner) -> None:
+        """Let go of an owner and whatever of its doorbells waits; harmless for one that never rang."""
+        number = self._numbers.pop(owner, None)
+        if self._bellman is not None and number is not None:
+            del self._owners[number]
+            self._bellman.forget_owner(number)
 
     def close(self) -> None:
         """End the thread; harmless when it never started."""
@@ -63,7 +83,8 @@ class Bells:
             self._loop.remove_reader(self._bellman.fault_fd())
             self._bellman.close()
             self._bellman = None
-            self._on_blocked.clear()
+            self._numbers.clear()
+            self._owners.clear()
 
     def _start(self) -> Bellman:
         from vbnet._native import Bellman  # noqa: PLC0415 - hosts that ring nobody do without
@@ -75,5 +96,5 @@ class Bells:
     def _take_blocked(self) -> None:
         if self._bellman is None:
             return
-        for fd in self._bellman.take_blocked():
-            self._on_blocked[fd]()
+        for number, fd in self._bellman.take_blocked():
+            self._owners[number].doorbell_blocked(fd)

@@ -283,7 +283,7 @@ class Opener(ABC):
         """Wake the guest that waits on ``signal.call_fd``: soon, and without ever blocking.
 
         Several rings may become one. When the guest made its doorbell block, ``fault`` is called with the rule
-        ``doorbell_blocked``, and this signal is not rung any more, nor is one whose connection was closed.
+        ``doorbell_blocked``, and none of its signals is rung any more, nor is one whose connection was closed.
 
         Args:
             signal: of a region that this opener's connection was shown.

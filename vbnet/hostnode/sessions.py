@@ -176,8 +176,9 @@ class Session:
         limits = host.limits
         self._handles: HandleTable[_Open] = HandleTable("device handle", limits.handles_per_session)
         self._signals: HandleTable[tuple[SignalEnds, Opener]] = HandleTable("signal handle", limits.regions_per_session)
-        self._ringable: set[SignalEnds] = set()
+        self._open_signals: set[SignalEnds] = set()
         self._callers: dict[SignalEnds, _Caller] = {}
+        self._is_silenced = False
         self._gifts: dict[int, int] = {}
         self._lends = itertools.count(1)
         self._region_count = 0
@@ -279,7 +280,7 @@ class Session:
         ends, signal_offset = None, None
         if verb.signal_offset >= 0:
             ends, signal_offset = _new_signal(), verb.signal_offset
-            self._ringable.add(ends)
+            self._open_signals.add(ends)
             name = f"{entry.slot.interface.name}/{verb.id}"
             self._callers[ends] = _Caller(entry.opener, name, entry.slot.device, verb.priority)
         region = SharedRegion(
@@ -311,48 +312,61 @@ class Session:
         """Kick a signal by message.
 
         Raises:
-            NotFoundError: no such signal. PeerFault: one of its doorbells blocked. ResourceError: nobody can ring.
+            NotFoundError: no such signal. PeerFault: a doorbell of this session blocked. ResourceError: nobody can ring.
         """
-        ends, opener = self._signals.find(signal)
-        if ends not in self._ringable:
-            raise PeerFault("this guest made a doorbell of this signal block; it is not rung any more", rule=_BLOCKED)
-        self.ring(ends, ends.kick_fd, opener)
+        ends, _ = self._signals.find(signal)
+        if self._is_silenced:
+            raise PeerFault("this guest made a doorbell block; none of its own is rung any more", rule=_BLOCKED)
+        self.ring(ends, ends.kick_fd)
 
-    def ring(self, ends: SignalEnds, fd: int, opener: Opener) -> None:
-        """Have one doorbell of a signal rung, unless one of them blocked or the signal is closed.
+    def ring(self, ends: SignalEnds, fd: int) -> None:
+        """Have one doorbell of a signal rung, unless any of this session blocked or the signal is closed.
 
         Args:
             ends: the signal.
             fd: one of its descriptors.
-            opener: hears of it when the doorbell blocks.
 
         Raises:
             ResourceError: nobody can ring.
         """
-        if ends in self._ringable:
-            self._host.bells.ring(fd, lambda: self._quarantine(ends, opener))
+        if ends in self._open_signals and not self._is_silenced:
+            self._host.bells.ring(fd, self)
+
+    def doorbell_blocked(self, fd: int) -> None:
+        """Ring this guest no more: each of its doorbells that blocks would hold up the rings of others."""
+        if self._is_silenced:  # the bells and the signals may each have met one
+            return
+        self._is_silenced = True
+        for caller in self._callers.values():
+            self._end_line(caller)
+        fault = PeerFault("a guest made its doorbell block", rule=_BLOCKED)
+        opener = next((opener for _, (ends, opener) in self._signals if fd in (ends.kick_fd, ends.call_fd)), None)
+        if opener is None:
+            self.report(fault, self.bus)
+        else:
+            opener.fault(fault)
 
     def call_guest(self, ends: SignalEnds) -> None:
-        """Wake the guest for a signal, unless it is closed or one of its doorbells blocked.
+        """Wake the guest for a signal, unless it is closed or any doorbell of this session blocked.
 
         Raises:
             ResourceError: nobody can ring.
         """
-        if ends in self._ringable:
+        if ends in self._open_signals and not self._is_silenced:
             self._host.services.signals.raise_soon(self.line(ends))
 
     def line(self, ends: SignalEnds) -> int:
         """The line that calls the guest for a signal; made when somebody asks first.
 
         Raises:
-            NotFoundError: the signal is closed. ResourceError: no room for it.
+            NotFoundError: the signal is closed, or not rung any more. ResourceError: no room for it.
         """
         caller = self._callers.get(ends)
-        if caller is None:
+        if caller is None or self._is_silenced:
             raise NotFoundError("this signal is closed")
         if caller.line is None:
             signals = self._host.services.signals
-            number = _named_line(signals, self.name, caller, lambda: self._quarantine(ends, caller.opener))
+            number = _named_line(signals, self.name, caller, lambda: self.doorbell_blocked(ends.call_fd))
             signals.route_to_fd(number, ends.call_fd)
             caller.line = number
         return caller.line
@@ -477,21 +491,21 @@ class Session:
         if not self.is_gone:
             self.post(messages.ShmClose(entry.region.cookie))
 
-    def _quarantine(self, ends: SignalEnds, opener: Opener) -> None:
-        if ends in self._ringable:  # its other doorbell may have blocked too
-            self._ringable.discard(ends)
-            opener.fault(PeerFault("a guest made its doorbell block", rule=_BLOCKED))
-
     def _close_signal(self, ends: SignalEnds | None) -> None:
         if ends is None:
             return
-        self._ringable.discard(ends)
+        self._open_signals.discard(ends)
         caller = self._callers.pop(ends, None)
-        if caller is not None and caller.line is not None:
-            self._host.services.signals.destroy(caller.line)
+        if caller is not None:
+            self._end_line(caller)
         for fd in (ends.kick_fd, ends.call_fd):
             self._host.bells.forget(fd)
             os.close(fd)
+
+    def _end_line(self, caller: _Caller) -> None:
+        if caller.line is not None:
+            self._host.services.signals.destroy(caller.line)
+            caller.line = None
 
 
 class _SessionOpener(Opener):
@@ -643,6 +657,7 @@ class SessionBook:
         if session.attached is not None:
             session.attached.sessions.pop(session.sid, None)
         session.close_everything()
+        self.bells.forget_owner(session)
         if session.ram is not None:
             session.ram.close()
             session.ram = None

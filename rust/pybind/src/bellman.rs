@@ -30,17 +30,18 @@ impl Bellman {
     }
 
     /// Has a doorbell rung soon. `False`: too many wait; this ring is lost.
-    fn ring(&self, py: Python<'_>, fd: RawFd, key: u64) -> PyResult<bool> {
+    fn ring(&self, py: Python<'_>, fd: RawFd, key: u64, owner: u64) -> PyResult<bool> {
         if fd < 0 {
             return Err(raise_plain(py, "UsageError", &format!("a file descriptor is not negative; got {fd}")));
         }
         // SAFETY: borrowed for the length of this call only; a number that is no descriptor makes the copy fail cleanly.
         let bell = unsafe { BorrowedFd::borrow_raw(fd) };
-        self.bellman(py)?.ring(bell, key).or_raise(py)
+        self.bellman(py)?.ring(bell, key, owner).or_raise(py)
     }
 
-    fn take_blocked(&self, py: Python<'_>) -> PyResult<Vec<u64>> {
-        Ok(self.bellman(py)?.take_blocked())
+    /// Owner and key of each doorbell that blocked.
+    fn take_blocked(&self, py: Python<'_>) -> PyResult<Vec<(u64, u64)>> {
+        Ok(self.bellman(py)?.take_blocked().iter().map(|blocked| (blocked.owner, blocked.key)).collect())
     }
 
     fn fault_fd(&self, py: Python<'_>) -> PyResult<RawFd> {
@@ -49,6 +50,11 @@ impl Bellman {
 
     fn forget(&self, py: Python<'_>, key: u64) -> PyResult<()> {
         self.bellman(py)?.forget(key);
+        Ok(())
+    }
+
+    fn forget_owner(&self, py: Python<'_>, owner: u64) -> PyResult<()> {
+        self.bellman(py)?.forget_owner(owner);
         Ok(())
     }
 

@@ -1,14 +1,16 @@
 //! Ringing doorbells for code that must never block: an event loop, above all.
 //!
 //! ```text
-//!   caller   ring(bell, key) ─▶ queue, one entry a key ─┐                       ┌─▶ take_blocked() ─▶ caller
-//!   bellman                                             └─▶ Ringer::ring ─ blocked ─┘ fault bell
+//!   caller   ring(bell, key, owner) ─▶ queue, one entry a key ─┐                       ┌─▶ take_blocked() ─▶ caller
+//!   bellman                                                    └─▶ Ringer::ring ─ blocked ─┘ fault bell
 //! ```
 //!
 //! A guest shares the open file of its doorbells and can make any write to them block; what frees a thread from that is
 //! the watchdog's signal, and a thread that takes it takes no other. So the ringing is done by a thread of its own, and
-//! callers never touch a guest's doorbell. A doorbell that blocked holds up those behind it for one watchdog's limit; its
-//! key is then reported, and not rung again until it is forgotten.
+//! callers never touch a guest's doorbell. A doorbell that blocked holds up those behind it for one watchdog's limit. Its
+//! owner, who holds others and would block each in turn, is then reported and not rung again: whatever waits for it leaves
+//! the queue, and forgetting a doorbell while it blocks pardons nobody. Only when the owner itself is forgotten does its
+//! number mean somebody new.
 //!
 //! The queue is the only thing shared with the thread, and its lock is never held while a doorbell is rung. Each entry
 //! holds a copy of the descriptor, so the caller may close its own at any time. Source: eventfd(2).
@@ -29,16 +31,46 @@ pub const QUEUE_MAX: usize = 1024;
 /// What the callers and the thread know of each other.
 #[derive(Default)]
 struct Book {
-    queue: VecDeque<(u64, Doorbell)>,
+    queue: VecDeque<Waiting>,
     /// The keys in the queue.
     queued: HashSet<u64>,
-    /// The key that is being rung, unless it was forgotten meanwhile.
-    in_hand: Option<u64>,
-    /// Keys that blocked and were not forgotten.
+    /// Whose doorbell is being rung, and its key, unless the owner was forgotten meanwhile.
+    in_hand: Option<Blocked>,
+    /// Owners of whose doorbells one blocked, and who were not forgotten.
     blocked: HashSet<u64>,
     /// Those of them that nobody took yet, oldest first.
-    untold: Vec<u64>,
+    untold: Vec<Blocked>,
     is_over: bool,
+}
+
+/// A doorbell in the queue.
+struct Waiting {
+    key: u64,
+    owner: u64,
+    bell: Doorbell,
+}
+
+/// A doorbell that blocked, by its key, and whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocked {
+    /// Who made it block; none of its doorbells is rung any more.
+    pub owner: u64,
+    /// Which one it was. It may have been forgotten since.
+    pub key: u64,
+}
+
+impl Book {
+    /// Takes what `is_unwanted` finds out of the queue.
+    fn drop_waiting(&mut self, is_unwanted: impl Fn(&Waiting) -> bool) {
+        let Self { queue, queued, .. } = self;
+        queue.retain(|waiting| {
+            let is_kept = !is_unwanted(waiting);
+            if !is_kept {
+                queued.remove(&waiting.key);
+            }
+            is_kept
+        });
+    }
 }
 
 struct Shared {
@@ -56,16 +88,16 @@ impl Shared {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ring(&self, bell: BorrowedFd<'_>, key: u64) -> Result<bool> {
+    fn ring(&self, bell: BorrowedFd<'_>, key: u64, owner: u64) -> Result<bool> {
         let mut book = self.book();
-        if book.queued.contains(&key) || book.blocked.contains(&key) {
+        if book.queued.contains(&key) || book.blocked.contains(&owner) {
             return Ok(true);
         }
         if book.queue.len() >= QUEUE_MAX {
             return Ok(false);
         }
         let copy = bell.try_clone_to_owned().map_err(|error| Error::machine("copy a doorbell", error))?;
-        book.queue.push_back((key, Doorbell::from_fd(copy)));
+        book.queue.push_back(Waiting { key, owner, bell: Doorbell::from_fd(copy) });
         book.queued.insert(key);
         drop(book);
         self.work.notify_one();
@@ -110,20 +142,21 @@ impl Bellman {
         Ok(bellman)
     }
 
-    /// Has `bell` rung soon, and returns at once. A key that waits to be rung, or that blocked, is not queued again.
+    /// Has `bell` of `owner` rung soon, and returns at once. A key that waits to be rung is not queued again, nor is any of
+    /// an owner of whose doorbells one blocked.
     ///
     /// `false`: [`QUEUE_MAX`] other keys wait already; this ring is lost, which the caller counts.
     ///
     /// # Errors
     ///
     /// [`Error::Machine`]: the descriptor cannot be copied.
-    pub fn ring(&self, bell: BorrowedFd<'_>, key: u64) -> Result<bool> {
-        self.shared.ring(bell, key)
+    pub fn ring(&self, bell: BorrowedFd<'_>, key: u64, owner: u64) -> Result<bool> {
+        self.shared.ring(bell, key, owner)
     }
 
-    /// The keys whose doorbell blocked since the last call, oldest first, without those forgotten since.
+    /// The owners who made a doorbell block since the last call, oldest first, without those forgotten since.
     #[must_use]
-    pub fn take_blocked(&self) -> Vec<u64> {
+    pub fn take_blocked(&self) -> Vec<Blocked> {
         self.shared.fault_bell.quiet();
         std::mem::take(&mut self.shared.book().untold)
     }
@@ -140,17 +173,22 @@ impl Bellman {
         self.shared.fault_bell.raw()
     }
 
-    /// Lets go of everything known of a key: what waits is not rung, what blocked is not told, and it may be used anew.
+    /// Lets go of a key: if it waits, it is not rung, and it may be used anew. Its owner stays what it is.
     pub fn forget(&self, key: u64) {
         let mut book = self.shared.book();
-        if book.queued.remove(&key) {
-            book.queue.retain(|(queued, _)| *queued != key);
+        if book.queued.contains(&key) {
+            book.drop_waiting(|waiting| waiting.key == key);
         }
-        if book.in_hand == Some(key) {
-            book.in_hand = None;
-        }
-        if book.blocked.remove(&key) {
-            book.untold.retain(|told| *told != key);
+    }
+
+    /// Lets go of everything known of an owner: what waits is not rung, what blocked is not told, and the number may be
+    /// used anew.
+    pub fn forget_owner(&self, owner: u64) {
+        let mut book = self.shared.book();
+        book.drop_waiting(|waiting| waiting.owner == owner);
+        book.in_hand = book.in_hand.filter(|in_hand| in_hand.owner != owner);
+        if book.blocked.remove(&owner) {
+            book.untold.retain(|told| told.owner != owner);
         }
     }
 }
@@ -175,15 +213,12 @@ fn serve(shared: &Shared, ringer: &Ringer) {
     while let Some(bell) = next(shared) {
         let answer = ringer.ring(&bell);
         let mut book = shared.book();
-        // Nothing in hand: it was forgotten while it rang, and whatever its key means now is not what we rang.
-        let Some(key) = book.in_hand.take() else { continue };
+        // Nothing in hand: its owner was forgotten while it rang, and whoever has that number now did not make us wait.
+        let Some(blocked) = book.in_hand.take() else { continue };
         if answer.is_err() {
-            // A ring asked for meanwhile would block again.
-            if book.queued.remove(&key) {
-                book.queue.retain(|(queued, _)| *queued != key);
-            }
-            book.blocked.insert(key);
-            book.untold.push(key);
+            book.drop_waiting(|waiting| waiting.owner == blocked.owner);
+            book.blocked.insert(blocked.owner);
+            book.untold.push(blocked);
             drop(book);
             // Ours alone and never blocking; it cannot fail.
             let _ = shared.fault_bell.ring();
@@ -198,9 +233,9 @@ fn next(shared: &Shared) -> Option<Doorbell> {
         if book.is_over {
             return None;
         }
-        if let Some((key, bell)) = book.queue.pop_front() {
+        if let Some(Waiting { key, owner, bell }) = book.queue.pop_front() {
             book.queued.remove(&key);
-            book.in_hand = Some(key);
+            book.in_hand = Some(Blocked { owner, key });
             return Some(bell);
         }
         book = shared.work.wait(book).unwrap_or_else(PoisonError::into_inner);
@@ -228,8 +263,8 @@ mod tests {
         bell
     }
 
-    /// Waits for a key that blocked.
-    fn told(bellman: &Bellman) -> Vec<u64> {
+    /// Waits for an owner who made a doorbell block.
+    fn told(bellman: &Bellman) -> Vec<Blocked> {
         assert!(bellman.fault_bell().wait(Some(PATIENCE)).unwrap(), "nothing was told");
         bellman.take_blocked()
     }
@@ -237,54 +272,97 @@ mod tests {
     /// Waits until the thread is inside a ring.
     fn wait_in_hand(bellman: &Bellman, key: u64) {
         let start = Instant::now();
-        while bellman.shared.book().in_hand != Some(key) {
+        while bellman.shared.book().in_hand.is_none_or(|in_hand| in_hand.key != key) {
             assert!(start.elapsed() < PATIENCE, "key {key} was never rung");
             thread::yield_now();
         }
     }
 
     #[test]
-    fn blocked_doorbell_is_told_and_the_others_ring() {
+    fn blocked_doorbell_is_told_and_those_of_others_ring() {
         let bellman = Bellman::start().unwrap();
         let (blocked, fine) = (blocked_bell(), Doorbell::create().unwrap());
 
-        let asked = [bellman.ring(blocked.as_fd(), 1).unwrap(), bellman.ring(fine.as_fd(), 2).unwrap()];
+        let asked = [bellman.ring(blocked.as_fd(), 1, 10).unwrap(), bellman.ring(fine.as_fd(), 2, 20).unwrap()];
 
         assert_eq!([true, true], asked);
-        assert_eq!(vec![1], told(&bellman));
+        assert_eq!(vec![Blocked { owner: 10, key: 1 }], told(&bellman));
         assert!(fine.wait(Some(PATIENCE)).unwrap());
     }
 
     #[test]
-    fn key_that_blocked_is_not_rung_again_until_it_is_forgotten() {
+    fn owner_of_many_blocked_doorbells_holds_others_up_once() {
         let bellman = Bellman::start().unwrap();
         let (blocked, fine) = (blocked_bell(), Doorbell::create().unwrap());
-        bellman.ring(blocked.as_fd(), 1).unwrap();
+
+        for key in 0..100 {
+            bellman.ring(blocked.as_fd(), key, 10).unwrap();
+        }
+        bellman.ring(fine.as_fd(), 100, 20).unwrap();
+        assert!(fine.wait(Some(PATIENCE)).unwrap());
+
+        // Those behind the first one left the queue with it, so all that blocked has been told when others ring.
+        assert_eq!(vec![Blocked { owner: 10, key: 0 }], bellman.take_blocked());
+        assert!(bellman.shared.book().queued.is_empty());
+    }
+
+    #[test]
+    fn owner_that_blocked_is_not_rung_again_until_it_is_forgotten() {
+        let bellman = Bellman::start().unwrap();
+        let (blocked, fine) = (blocked_bell(), Doorbell::create().unwrap());
+        bellman.ring(blocked.as_fd(), 1, 10).unwrap();
         told(&bellman);
 
-        bellman.ring(fine.as_fd(), 1).unwrap();
-        let is_queued = bellman.shared.book().queued.contains(&1);
         bellman.forget(1);
-        bellman.ring(fine.as_fd(), 1).unwrap();
+        bellman.ring(fine.as_fd(), 1, 10).unwrap();
+        let is_queued = bellman.shared.book().queued.contains(&1);
+        bellman.forget_owner(10);
+        bellman.ring(fine.as_fd(), 1, 10).unwrap();
 
         assert!(!is_queued);
         assert!(fine.wait(Some(PATIENCE)).unwrap());
-        assert_eq!(Vec::<u64>::new(), bellman.take_blocked());
+        assert_eq!(Vec::<Blocked>::new(), bellman.take_blocked());
     }
 
     #[test]
-    fn key_that_is_forgotten_while_it_blocks_is_not_told() {
+    fn doorbell_that_is_forgotten_while_it_blocks_still_tells_on_its_owner() {
         let bellman = Bellman::start().unwrap();
-        let (blocked, other, fine) = (blocked_bell(), blocked_bell(), Doorbell::create().unwrap());
-        bellman.ring(blocked.as_fd(), 1).unwrap();
+        let blocked = blocked_bell();
+        bellman.ring(blocked.as_fd(), 1, 10).unwrap();
         wait_in_hand(&bellman, 1);
 
         bellman.forget(1);
-        bellman.ring(fine.as_fd(), 1).unwrap();
-        bellman.ring(other.as_fd(), 2).unwrap();
 
-        assert_eq!(vec![2], told(&bellman));
+        assert_eq!(vec![Blocked { owner: 10, key: 1 }], told(&bellman));
+    }
+
+    #[test]
+    fn owner_that_is_forgotten_while_its_doorbell_blocks_is_not_told() {
+        let bellman = Bellman::start().unwrap();
+        let (blocked, other, fine) = (blocked_bell(), blocked_bell(), Doorbell::create().unwrap());
+        bellman.ring(blocked.as_fd(), 1, 10).unwrap();
+        wait_in_hand(&bellman, 1);
+
+        bellman.forget_owner(10);
+        bellman.ring(fine.as_fd(), 1, 10).unwrap();
+        bellman.ring(other.as_fd(), 2, 20).unwrap();
+
+        assert_eq!(vec![Blocked { owner: 20, key: 2 }], told(&bellman));
         assert!(fine.wait(Some(PATIENCE)).unwrap());
+    }
+
+    #[test]
+    fn doorbell_that_is_forgotten_while_it_waits_is_not_rung() {
+        let shared = Arc::new(Shared::new().unwrap());
+        let bellman = Bellman { shared: shared.clone(), thread: None, _watchdog: Watchdog::start().unwrap() };
+        let bell = Doorbell::create().unwrap();
+        shared.ring(bell.as_fd(), 1, 10).unwrap();
+        shared.ring(bell.as_fd(), 2, 10).unwrap();
+
+        bellman.forget(1);
+
+        assert_eq!(vec![2], shared.book().queue.iter().map(|waiting| waiting.key).collect::<Vec<_>>());
+        assert_eq!(HashSet::from([2]), shared.book().queued);
     }
 
     #[test]
@@ -292,7 +370,7 @@ mod tests {
         let shared = Shared::new().unwrap();
         let bell = Doorbell::create().unwrap();
 
-        let answers = [(); 3].map(|()| shared.ring(bell.as_fd(), 1).unwrap());
+        let answers = [(); 3].map(|()| shared.ring(bell.as_fd(), 1, 10).unwrap());
 
         assert_eq!([true; 3], answers);
         assert_eq!(1, shared.book().queue.len());
@@ -304,8 +382,8 @@ mod tests {
         let bell = Doorbell::create().unwrap();
         let limit = QUEUE_MAX as u64;
 
-        let lost = (0..=limit).find(|&key| !shared.ring(bell.as_fd(), key).unwrap());
-        let is_rung_already = shared.ring(bell.as_fd(), 0).unwrap();
+        let lost = (0..=limit).find(|&key| !shared.ring(bell.as_fd(), key, 10).unwrap());
+        let is_rung_already = shared.ring(bell.as_fd(), 0, 10).unwrap();
 
         assert_eq!((Some(limit), true), (lost, is_rung_already));
     }
@@ -314,7 +392,7 @@ mod tests {
     fn drop_ends_the_thread_even_inside_a_doorbell_that_blocks() {
         let bellman = Bellman::start().unwrap();
         let blocked = blocked_bell();
-        bellman.ring(blocked.as_fd(), 1).unwrap();
+        bellman.ring(blocked.as_fd(), 1, 10).unwrap();
         wait_in_hand(&bellman, 1);
         let shared = Arc::downgrade(&bellman.shared);
 
