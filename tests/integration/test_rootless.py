@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ordinary_user import USER_ID, as_ordinary_user
+from tests.support.ordinary_user import OPEN_TO_ALL, USER_ID, as_ordinary_user
 from tests.support.vbnet_program import COMMAND, LIMIT_S
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +37,9 @@ def run(run_dir: Path, program: Callable[[str], str]) -> Callable[..., str]:
         pytest.skip("this Python cannot be run by an ordinary user here")
     environment = {**os.environ, "HOME": str(run_dir)}
 
-    def run_it(*arguments: str, code: int = 0) -> str:
+    def run_it(*arguments: str, code: int = 0, tun_mode: int = OPEN_TO_ALL) -> str:
         finished = subprocess.run(
-            as_ordinary_user([*COMMAND, *arguments]),
+            as_ordinary_user([*COMMAND, *arguments], tun_mode),
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -81,6 +81,22 @@ def test_an_uplink_without_root_is_refused_with_its_line(run: Callable[..., str]
     )
     assert said.startswith(expected)
     assert [file] == list(run_dir.iterdir())
+
+
+@pytest.mark.usefixtures("namespaces", "tun_device")
+def test_a_tap_device_of_root_alone_is_told_apart_from_none(run: Callable[..., str], run_dir: Path) -> None:
+    """Some distributions ship the device with mode 0600; loading a module would not help then."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a device that this user may not open")
+    file = run_dir / "lab.yaml"
+    file.write_text(LAB, encoding="utf-8")
+
+    said = run("up", str(file), code=2, tun_mode=0o600)
+    checked = run("doctor", tun_mode=0o600)
+
+    reason = "may not be opened by this user (mode 0600)"
+    assert said.startswith(f"{file}:5: guest `one` needs /dev/net/tun, which {reason}; ask root for: chmod 0666")
+    assert f"{reason}: no netns guests, no uplinks" in " ".join(checked.split())
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ async def _demo() -> int:
 def _fitting(lab_file: LabFile) -> tuple[LabFile, bool]:
     """Leave out the namespace where this machine does not allow one, and say so."""
     found = privileges.examine()
-    if found.has_namespaces and found.has_tun:
+    if found.has_namespaces and found.tun is None:
         return lab_file, True
     output.note(
         "Without network namespaces on this machine, the guest `ns` is left out; `vbnet doctor` says what helps."

@@ -132,10 +132,11 @@ def check_run_directory() -> Finding:
 
 def check_tun() -> Finding:
     """Can TAP devices be made?"""
-    if os.access(privileges.TUN_DEVICE, os.R_OK | os.W_OK):
-        return Finding("/dev/net/tun", "ok", "can be opened")
-    fix = "modprobe tun; in a container pass --device /dev/net/tun"
-    return Finding("/dev/net/tun", "limited", "cannot be opened: no netns guests, no uplinks", fix)
+    name = str(privileges.TUN_DEVICE)
+    obstacle = privileges.tun_obstacle()
+    if obstacle is None:
+        return Finding(name, "ok", "can be opened")
+    return Finding(name, "limited", f"{obstacle.what}: no netns guests, no uplinks", obstacle.fix)
 
 
 def check_namespaces() -> Finding:

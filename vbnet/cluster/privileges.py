@@ -1,11 +1,12 @@
 """What this machine allows: checked before anything of a lab is started.
 
 Each question is answered by looking, not by trying things that leave traces: capabilities from ``/proc/self/status``,
-the TAP control device by its mode, user namespaces by making one in a child that exits at once.
+the TAP control device by opening it, user namespaces by making one in a child that exits at once.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -25,18 +26,31 @@ _CLONE_NEWNET = 0x40000000
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """Why something cannot be used here.
+
+    Attributes:
+        what: as the rest of a sentence about the thing, for instance "is not there".
+        fix: what helps.
+    """
+
+    what: str
+    fix: str
+
+
+@dataclass(frozen=True)
 class Privileges:
     """What the calling process may do on this machine.
 
     Attributes:
         has_net_admin: may create and configure network interfaces of the machine (usually: is root).
         has_namespaces: may create network namespaces (as root, or in a user namespace of its own).
-        has_tun: may open the TAP control device.
+        tun: what keeps it from opening the TAP control device, or None.
     """
 
     has_net_admin: bool
     has_namespaces: bool
-    has_tun: bool
+    tun: Obstacle | None = None
 
 
 def capabilities() -> int:
@@ -58,8 +72,28 @@ def examine() -> Privileges:
     return Privileges(
         has_net_admin=is_net_admin,
         has_namespaces=(is_net_admin and has_capability(CAP_SYS_ADMIN)) or can_make_user_namespace(),
-        has_tun=os.access(TUN_DEVICE, os.R_OK | os.W_OK),
+        tun=tun_obstacle(),
     )
+
+
+def tun_obstacle() -> Obstacle | None:
+    """Return what keeps this process from opening the TAP control device; None when it can."""
+    try:
+        os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        match error.errno:
+            case errno.EACCES:
+                mode = f"mode {TUN_DEVICE.stat().st_mode & 0o777:04o}"
+                return Obstacle(f"may not be opened by this user ({mode})", f"ask root for: chmod 0666 {TUN_DEVICE}")
+            case errno.EPERM:
+                fix = f"run the container with --device {TUN_DEVICE}"
+                return Obstacle("is closed to this container by its device rules", fix)
+            case errno.ENOENT:
+                fix = f"load the `tun` module: modprobe tun; in a container pass --device {TUN_DEVICE}"
+                return Obstacle("is not there", fix)
+            case _:
+                return Obstacle(f"cannot be opened: {error.strerror}", "load the `tun` module: modprobe tun")
+    return None
 
 
 def can_make_user_namespace() -> bool:
@@ -100,8 +134,8 @@ def _uplink_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
     """Yield why uplinks cannot be made here."""
     for index, uplink in enumerate(lab.topology.uplinks):
         key = "tap"
-        if not found.has_tun:
-            what, fix = f"uplink `{uplink.tap}` needs {TUN_DEVICE}", "load the `tun` module"
+        if found.tun is not None:
+            what, fix = f"uplink `{uplink.tap}` needs {TUN_DEVICE}, which {found.tun.what}", found.tun.fix
         elif not found.has_net_admin and not tap_belongs_to_me(uplink.tap):
             what = f"uplink `{uplink.tap}` needs the right to make network interfaces"
             fix = f"run as root, or have it made for you: ip tuntap add {uplink.tap} mode tap user {os.geteuid()}"
@@ -124,8 +158,9 @@ def _namespace_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
         if not found.has_namespaces:
             fix = "run as root, or allow user namespaces (sysctl user.max_user_namespaces)"
             yield lab.source.problem(("guests", name), f"guest `{name}` needs a network namespace", fix)
-        elif not found.has_tun:
-            yield lab.source.problem(("guests", name), f"guest `{name}` needs {TUN_DEVICE}", "load the `tun` module")
+        elif found.tun is not None:
+            what = f"guest `{name}` needs {TUN_DEVICE}, which {found.tun.what}"
+            yield lab.source.problem(("guests", name), what, found.tun.fix)
 
 
 def open_tap(name: str) -> int:

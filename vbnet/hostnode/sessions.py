@@ -312,7 +312,7 @@ class Session:
         """Kick a signal by message.
 
         Raises:
-            NotFoundError: no such signal. PeerFault: a doorbell of this session blocked. ResourceError: nobody can ring.
+            NotFoundError: no such signal. PeerFault: one of its doorbells blocked. ResourceError: nobody can ring.
         """
         ends, _ = self._signals.find(signal)
         if self._is_silenced:

@@ -14,6 +14,7 @@ from vbnet.errors import NotFoundError, NotPermittedError, ResourceError
 __all__ = ["open_tap"]
 
 _TUNSETIFF: Final = 0x400454CA
+_TUN_DEVICE: Final = "/dev/net/tun"
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 
@@ -35,7 +36,10 @@ def open_tap(name: str) -> int:
         advice = f"make it with: ip tuntap add {name} mode tap"
         raise NotFoundError(f"there is no interface {name!r}; {advice}", tap=name) from None
     try:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(_TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        what = f"TAP {name!r} needs {_TUN_DEVICE}, which this user may not open; ask root to allow it"
+        raise NotPermittedError(what, tap=name) from error
     except OSError as error:
         raise _refusal(name, error) from error
     try:
