@@ -16,6 +16,9 @@ BUILT := $(VENV)/.built-$(PROFILE)
 RUST_SOURCES := $(shell find rust -type f \( -name '*.rs' -o -name '*.toml' \) -not -path '*/target/*') Cargo.toml $(wildcard Cargo.lock)
 MYPY_FILES := $(wildcard tests tools examples bench)
 
+# A whole run is shared out to workers; a narrowed one stays in one process, where -s and --pdb work.
+SHARED_OUT := $(if $(ARGS),,-n auto --dist worksteal)
+
 # Rust's tests run optimised, with overflow checks and debug assertions on.
 CARGO_TEST := CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2 cargo test --workspace --exclude vbnet-native
 
@@ -37,7 +40,7 @@ test-rust: ## Run the Rust tests alone
 
 test-python: $(DEV) $(BUILT) ## Run the Python tests alone, without the slow ones (ARGS="-k name" narrows)
 	@tools/system-packages.sh
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(SHARED_OUT) $(ARGS)
 
 test-slow: $(DEV) $(BUILT) ## Run only the slow tests: wheel, long stress, many guests
 	@tools/system-packages.sh

@@ -5,9 +5,14 @@ command lines; what leaked is then ended by its own id, so that the next test st
 Danger: processes detach on purpose here (`vbnet up -d`), and pytest itself may be killed by a timeout. So leaks are
 found by an inherited mark as well as by descent, and a small process that outlives pytest ends what it left (reaper).
 
+Tests run in several workers at once, and several runs may share a machine. Each worker is a run of its own, with its
+own mark and reaper; run directories are private; on the machine's network interfaces there is a lock (``makes_links``).
+
 With CI=true a skipped test counts as a failed one: a test that never runs proves nothing.
 """
 
+import contextlib
+import fcntl
 import gc
 import os
 import shutil
@@ -43,6 +48,11 @@ def pytest_configure() -> None:
     """Mark every process of this run, and let programs in the administrator's folders be found."""
     os.environ[reaper.MARK_VARIABLE] = MARK
     os.environ["PATH"] += ":/usr/sbin:/sbin"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one worker more than there are processors: somebody always waits for a process to start or to end."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 # --- a skip is a failure where everything can be installed ---------------------------------------------------------
@@ -133,12 +143,41 @@ def no_leaked_descriptors() -> Iterator[None]:
     assert len(after) <= len(before), f"descriptors left open: {new}"
 
 
+LINKS = Path("/sys/class/net")
+
+
+@contextlib.contextmanager
+def links_locked(kind: int) -> Iterator[None]:
+    """Hold a lock (``fcntl.LOCK_*``) on the machine's network interfaces, which every test run on it can see."""
+    fd = os.open(LINKS, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, kind)
+        yield
+    finally:
+        os.close(fd)
+
+
 @pytest.fixture
-def no_leaked_links() -> Iterator[None]:
+def makes_links() -> Iterator[None]:
+    """Give a test the right to make network interfaces on the machine itself: nobody else looks for leaks meanwhile."""
+    with links_locked(fcntl.LOCK_EX):
+        yield
+
+
+@pytest.fixture
+def no_leaked_links(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test if a network interface (a TAP, say) exists after it that was not there before."""
-    before = set(Path("/sys/class/net").iterdir())
+    is_maker = "makes_links" in request.fixturenames
+    if is_maker:
+        request.getfixturevalue("makes_links")
+
+    def look() -> set[Path]:
+        with contextlib.nullcontext() if is_maker else links_locked(fcntl.LOCK_SH):
+            return set(LINKS.iterdir())
+
+    before = look()
     yield
-    assert set() == set(Path("/sys/class/net").iterdir()) - before, "network interfaces left behind"
+    assert set() == look() - before, "network interfaces left behind"
 
 
 # --- what a test stands on ----------------------------------------------------------------------------------------

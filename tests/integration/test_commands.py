@@ -248,7 +248,7 @@ def test_a_guest_that_cannot_start_fails_up_with_its_reason(tmp_path: Path, run_
     assert [] == list(run_dir.iterdir())
 
 
-@pytest.mark.usefixtures("tun_device")
+@pytest.mark.usefixtures("tun_device", "makes_links")
 def test_an_uplink_joins_the_machine_itself_and_goes_with_the_lab(
     bring_up: Callable[[str], Path], program: Callable[[str], str]
 ) -> None:

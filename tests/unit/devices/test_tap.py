@@ -45,7 +45,7 @@ def bench() -> Iterator[HostBench]:
     bench.fabric.close()
 
 
-@pytest.mark.usefixtures("tun_device", "no_leaked_links")
+@pytest.mark.usefixtures("tun_device", "makes_links", "no_leaked_links")
 def test_a_given_tap_becomes_a_port_and_leaves_with_the_guest(bench: HostBench, tap: int) -> None:
     """The guest learns the MTU; when it closes, the port is gone."""
     guest = GuestBench(bench)
@@ -63,7 +63,7 @@ def test_a_given_tap_becomes_a_port_and_leaves_with_the_guest(bench: HostBench, 
     assert [] == bench.fabric.ports()
 
 
-@pytest.mark.usefixtures("tun_device", "no_leaked_links")
+@pytest.mark.usefixtures("tun_device", "makes_links", "no_leaked_links")
 def test_the_guests_end_removes_the_port(bench: HostBench, tap: int) -> None:
     """However the guest ends, the host closes what it had open."""
     opener = FakeOpener()

@@ -202,11 +202,12 @@ async def test_everything_that_happens_is_published(run_root: Path) -> None:
         await lab.plugged("e", "lan")
         guest = await lab.guest("web", "lan")
         await guest.close()
-        await lab.operator.device_unplug("e", "lan")
-
         topics = []
+
         async for event in stream:
             topics.append(event["topic"])
+            if event["topic"] == "guest.gone":
+                await lab.operator.device_unplug("e", "lan")
             if event["topic"] == "device.unplugged":
                 break
 
