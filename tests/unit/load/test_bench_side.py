@@ -70,8 +70,11 @@ def test_a_program_is_asked_and_heard() -> None:
 
 def test_a_program_that_says_nothing_is_given_up() -> None:
     """The deadline's error shows what it said last."""
-    with Program(["cat"], CORE) as program, pytest.raises(DeadlineError, match="said-this"):
-        program.ask("said-this", r"never", 0.2)
+    with Program(["cat"], CORE) as program:
+        program.ask("it-said-this", r"it-", 10)
+
+        with pytest.raises(DeadlineError, match="said-this"):
+            program.hear(r"never", 0.2)
 
 
 def test_a_program_that_ends_is_told_as_gone() -> None:
