@@ -42,7 +42,8 @@ def test_an_urgent_signal_is_timed_beside_an_idle_one() -> None:
     """``signal.priority`` tells the latency under a flood with priorities and without, both against idle."""
     rows = bench.run(["signal.priority"], quick=True)
 
-    assert ["on", "off"] == [row.params["priorities"] for row in rows]
+    assert ["native", "native", "Python", "Python"] == [row.params["handler"] for row in rows]
+    assert ["on", "off", "on", "on"] == [row.params["priorities"] for row in rows]
     assert all(row.baseline == "idle" and row.value > 0 for row in rows)
 
 

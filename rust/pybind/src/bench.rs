@@ -14,6 +14,7 @@ use vbnet_core::bench::{Windows, ring};
 use vbnet_core::guest::venet::{Receiver, Sender};
 
 use crate::errors::{OrRaise, raise_plain};
+use crate::signals::IntcLevel;
 use crate::venet::Venet;
 
 /// How long to measure: a warm-up, then `count` windows.
@@ -233,4 +234,57 @@ pub(crate) fn bench_signal_raise(
 #[pyfunction]
 pub(crate) fn bench_signal_wakeups(py: Python<'_>, raises: u64, signals: u32) -> PyResult<u64> {
     py.detach(|| irq::wakeups_of(raises, signals.clamp(1, 4096))).or_raise(py)
+}
+
+/// Where latencies of Python handlers are taken: a host, flooding guests, and levels for threads of Python to serve.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct BenchRange {
+    inner: Mutex<Option<irq::Range>>,
+    board: std::sync::Arc<irq::Board>,
+}
+
+#[pymethods]
+impl BenchRange {
+    #[new]
+    fn new(py: Python<'_>, cores: (usize, usize), flooders: u32, is_prioritised: bool) -> PyResult<Self> {
+        let flood = Flood { guests: flooders.min(64), is_prioritised };
+        let range = py.detach(|| irq::Range::new(self::cores(cores), flood)).or_raise(py)?;
+        Ok(Self { board: range.board().clone(), inner: Mutex::new(Some(range)) })
+    }
+
+    /// A level for one thread to serve.
+    fn level(&self, py: Python<'_>, priority: u32) -> PyResult<IntcLevel> {
+        self.with(py, |range| range.level(priority)).map(IntcLevel::wrap)
+    }
+
+    /// The handler of vector 0 runs.
+    fn handled(&self) {
+        self.board.handled();
+    }
+
+    /// Raises vector 0, one at a time; nanoseconds each took.
+    fn pace(&self, py: Python<'_>, pause_seconds: f64, seconds: f64) -> PyResult<Vec<u64>> {
+        let (pause, seconds) = (length(py, pause_seconds)?, length(py, seconds)?);
+        self.with(py, |range| range.pace(pause, seconds))
+    }
+
+    /// Ends the flood.
+    fn close(&self, py: Python<'_>) {
+        let range = self.inner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(move || drop(range));
+    }
+}
+
+impl BenchRange {
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&irq::Range) -> vbnet_core::error::Result<T> + Send,
+    ) -> PyResult<T> {
+        let done = py.detach(|| {
+            let range = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            range.as_ref().map(work)
+        });
+        done.ok_or_else(|| raise_plain(py, "ClosedError", "this range is closed"))?.or_raise(py)
+    }
 }

@@ -57,6 +57,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<venet::FrameClaim>()?;
     module.add_class::<bench::BenchWindows>()?;
     module.add_class::<bench::BenchExchange>()?;
+    module.add_class::<bench::BenchRange>()?;
     module.add_function(wrap_pyfunction!(bench::bench_probe, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_placement, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_bare, module)?)?;

@@ -222,6 +222,11 @@ pub(crate) struct IntcLevel {
 }
 
 impl IntcLevel {
+    pub(crate) fn wrap(level: guest::Level) -> Self {
+        let fd = level.bell().as_raw_fd();
+        Self { hand: level.hand(), level: Turnstile::new(level), fd }
+    }
+
     fn enter(&self, py: Python<'_>) -> PyResult<Inside<'_, guest::Level>> {
         self.level
             .enter(py)
@@ -236,9 +241,7 @@ impl IntcLevel {
     fn new(py: Python<'_>, ram: &Ram, offset: u32, call_fd: RawFd) -> PyResult<Self> {
         let length = vbnet_core::shm::intc::LEVEL_BYTES as u32;
         let memory = LevelMemory::attach(&ram.region(py)?, offset, length).or_raise(py)?;
-        let level = guest::Level::new(memory, Doorbell::from_fd(duplicate(py, call_fd)?));
-        let fd = level.bell().as_raw_fd();
-        Ok(Self { hand: level.hand(), level: Turnstile::new(level), fd })
+        Ok(Self::wrap(guest::Level::new(memory, Doorbell::from_fd(duplicate(py, call_fd)?))))
     }
 
     /// Waits for pending signals, without the interpreter; an empty list when the time was up or somebody nudged.

@@ -13,6 +13,7 @@ from typing import Final
 from vbnet._native import bench_signal_latency, bench_signal_raise, bench_signal_wakeups
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
+from vbnet.load.bench.side import Side
 from vbnet.load.bench.summary import AtMost, Summary
 from vbnet.load.bench.turns import Contender
 
@@ -25,6 +26,10 @@ _FLOODERS: Final = 8
 _PAUSE_SECONDS: Final = 300e-6
 _SECONDS: Final = 1.0
 _SECONDS_QUICK: Final = 0.05
+_CALL_SECONDS: Final = 60.0
+_SWITCH_DEFAULT: Final = 0.005
+"""What Python begins with."""
+_SWITCH_SHORT: Final = 0.0001
 _IDLE: Final = "idle"
 _ON: Final = "priorities on"
 _OFF: Final = "priorities off"
@@ -84,6 +89,47 @@ def priority(context: Context) -> Iterator[Row]:
             baseline=idle,
             wanted=wanted,
             note="99th percentile" if wanted else "the same signal among those of priority 0",
+        )
+    yield from _python_handlers(context)
+
+
+def _python_handlers(context: Context) -> Iterator[Row]:
+    """The same with handlers in Python, whose lock a flooded handler may hold when the urgent signal comes."""
+    seconds = _SECONDS_QUICK if context.is_quick else _SECONDS
+    params = {"near": context.cores.near, "far": context.cores.far}
+    with Side("vbnet.load.bench.handlers:Handlers", context.cores.near, params) as side, context.helpers([side.pid]):
+
+        def contender(name: str, flooders: int, interval: float) -> Contender:
+            def measure() -> Sequence[float]:
+                return [
+                    side.call(
+                        "p99_ns",
+                        _CALL_SECONDS,
+                        flooders=flooders,
+                        is_prioritised=True,
+                        switch_interval=interval,
+                        pause=_PAUSE_SECONDS,
+                        length=seconds,
+                    )
+                ]
+
+            return Contender(name, measure)
+
+        outcome = context.compete(
+            [
+                contender(_IDLE, 0, _SWITCH_DEFAULT),
+                *(contender(str(interval), _FLOODERS, interval) for interval in (_SWITCH_DEFAULT, _SWITCH_SHORT)),
+            ]
+        )
+    for interval in (_SWITCH_DEFAULT, _SWITCH_SHORT):
+        yield Row.of(
+            "signal.priority",
+            {"flooding_guests": _FLOODERS, "priorities": "on", "handler": "Python", "switch_interval_s": interval},
+            "ns",
+            outcome.summaries[str(interval)],
+            outcome.placement,
+            baseline=(_IDLE, outcome.summaries[_IDLE]),
+            note="99th percentile; the interpreter's lock changes hands once an interval",
         )
 
 

@@ -21,13 +21,13 @@ use std::time::{Duration, Instant};
 use super::duo::{Cores, pin};
 use super::{Meter, Windows};
 use crate::error::{Error, Result};
-use crate::guest::intc::{Level, LevelHand, Outbox, monotonic_ns};
+use crate::guest::intc::{Level, Outbox, monotonic_ns};
 use crate::shm::counters::CounterFile;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::intc::{LEVEL_BYTES, LevelMemory, PRIORITIES};
 use crate::shm::layout::RAM_HEADER_BYTES;
 use crate::shm::region::{RAM_MIN, Ram};
-use crate::signals::{LevelPart, Line, LineCounter, Outcome, SignalTable};
+use crate::signals::{LevelPart, Line, LineCounter, SignalTable};
 use crate::worker::watchdog::{Ringer, Watchdog};
 
 /// Signals that each flooding guest raises, one after the other.
@@ -40,9 +40,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
 const BUDGET: u32 = 64;
 const COUNTER_BYTES: usize = 1 << 20;
-const URGENT: u32 = PRIORITIES - 1;
+/// The priority of the signal measured, when there are priorities.
+pub const URGENT: u32 = PRIORITIES - 1;
 /// The vector that is measured; flooders' vectors follow it.
-const MEASURED: u32 = 0;
+pub const MEASURED: u32 = 0;
 const LOOK_EVERY: u32 = 1024;
 
 /// What happens while latencies are taken.
@@ -60,7 +61,25 @@ pub struct Flood {
 ///
 /// [`Error::Machine`]: no thread, memory or core; [`Error::PeerGone`]: a raise was not handled within ten seconds.
 pub fn latencies_ns(cores: Cores, flood: Flood, pause: Duration, length: Duration) -> Result<Vec<u64>> {
-    on_core(cores.far, move || latencies(cores.near, flood, pause, length))
+    let range = Range::new(cores, flood)?;
+    let servers = [0, URGENT].map(|priority| {
+        let level = range.level(priority);
+        let board = range.board.clone();
+        thread::spawn(move || {
+            if let Ok(level) = level
+                && pin(cores.near).is_ok()
+            {
+                become_realtime(priority);
+                serve(level, &board);
+            }
+        })
+    });
+    let samples = range.pace(pause, length);
+    drop(range);
+    for server in servers {
+        let _ = server.join();
+    }
+    samples
 }
 
 /// Nanoseconds of raising a signal that is pending already, one sample a window.
@@ -72,10 +91,11 @@ pub fn raise_pending_ns(cores: Cores, windows: Windows) -> Result<Vec<f64>> {
     on_core(cores.far, move || {
         let bench = Bench::new()?;
         let line = bench.line("measured", 0, MEASURED)?;
-        bench.raise(&line)?;
+        let ringer = bench.enlist()?;
+        line.raise(&ringer)?;
         let mut meter = Meter::start(windows, LOOK_EVERY);
         while meter.count(1) {
-            bench.raise(&line)?;
+            line.raise(&ringer)?;
         }
         if line.count(LineCounter::Wakeups) > 1 {
             return Err(Error::Usage("a raise of what is pending woke somebody".into()));
@@ -111,11 +131,12 @@ pub fn wakeups_of(raises: u64, signals: u32) -> Result<u64> {
         let lines =
             (0..signals).map(|number| bench.line(&format!("s{number}"), 0, number)).collect::<Result<Vec<_>>>()?;
         let level = bench.level(0)?;
+        let ringer = bench.enlist()?;
         if !level.arm() {
             return Err(Error::Usage("a signal was pending before the first raise".into()));
         }
         for line in lines.iter().cycle().take(usize::try_from(raises).unwrap_or(usize::MAX)) {
-            bench.raise(line)?;
+            line.raise(&ringer)?;
         }
         Ok(lines.iter().map(|line| line.count(LineCounter::Wakeups)).sum())
     };
@@ -134,14 +155,12 @@ struct Bench {
     controller: u64,
     ram: Arc<Ram>,
     bells: Vec<Doorbell>,
-    ringer: Ringer,
-    _watchdog: Watchdog,
+    watchdog: Watchdog,
 }
 
 impl Bench {
     fn new() -> Result<Self> {
         let watchdog = Watchdog::start()?;
-        let ringer = watchdog.handle().enlist()?;
         let table = SignalTable::new(Arc::new(CounterFile::create(None, COUNTER_BYTES)?))?;
         let bytes = RAM_HEADER_BYTES as usize + LEVEL_BYTES * PRIORITIES as usize;
         let ram = Ram::create("vbnet-bench", bytes as u64)?;
@@ -154,7 +173,7 @@ impl Bench {
         let parts = <[LevelPart; PRIORITIES as usize]>::try_from(parts)
             .map_err(|_| Error::Usage("a vCPU has eight levels".into()))?;
         let controller = table.controller_attach("bench", vec![parts])?;
-        Ok(Self { table, controller, ram, bells, ringer, _watchdog: watchdog })
+        Ok(Self { table, controller, ram, bells, watchdog })
     }
 
     fn line(&self, name: &str, priority: u32, vector: u32) -> Result<Arc<Line>> {
@@ -163,8 +182,9 @@ impl Bench {
         Ok(line)
     }
 
-    fn raise(&self, line: &Arc<Line>) -> Result<Outcome> {
-        Ok(line.raise(&self.ringer)?)
+    /// Lets the calling thread ring, and take no other signal from now on.
+    fn enlist(&self) -> Result<Ringer> {
+        self.watchdog.handle().enlist()
     }
 
     fn level(&self, priority: u32) -> Result<Level> {
@@ -183,48 +203,115 @@ fn copy(bell: &Doorbell) -> Result<Doorbell> {
 }
 
 /// What pacer and handlers share.
-#[derive(Default)]
-struct Board {
+#[derive(Debug, Default)]
+pub struct Board {
     /// When the signal measured was raised; 0: it was handled.
     raised_at_ns: AtomicU64,
     taken_ns: AtomicU64,
     is_over: AtomicBool,
 }
 
-fn latencies(near: usize, flood: Flood, pause: Duration, length: Duration) -> Result<Vec<u64>> {
-    let bench = Bench::new()?;
-    let board = Arc::new(Board::default());
-    let measured = bench.line("measured", if flood.is_prioritised { URGENT } else { 0 }, MEASURED)?;
-    let mut crew = Crew { board: board.clone(), hands: Vec::new(), threads: Vec::new() };
-    for priority in [0, URGENT] {
-        let level = bench.level(priority)?;
-        crew.hands.push(level.hand());
-        let board = board.clone();
-        crew.threads.push(thread::spawn(move || {
-            if pin(near).is_ok() {
-                become_realtime(priority);
-                serve(level, &board);
-            }
-        }));
+impl Board {
+    /// The handler of the signal measured runs.
+    pub fn handled(&self) {
+        let raised = self.raised_at_ns.load(Ordering::SeqCst);
+        self.taken_ns.store(monotonic_ns().saturating_sub(raised), Ordering::SeqCst);
+        self.raised_at_ns.store(0, Ordering::SeqCst);
     }
-    for guest in 0..flood.guests {
-        let outbox = flooder(&bench, guest)?;
-        let board = board.clone();
-        crew.threads.push(thread::spawn(move || {
-            if pin(near).is_ok() {
-                while !board.is_over.load(Ordering::Relaxed) {
-                    for number in 0..FLOOD_SIGNALS {
-                        let _ = outbox.raise(number);
+
+    /// Servers may go home.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+}
+
+/// A host, a guest whose levels somebody serves, and guests that flood them: where latencies are taken.
+///
+/// Whoever serves level 0 and [`URGENT`] calls [`Board::handled`] for vector [`MEASURED`]; dropping it ends the flood, and
+/// servers that look at [`Board::is_over`].
+pub struct Range {
+    bench: Arc<Bench>,
+    board: Arc<Board>,
+    measured: Arc<Line>,
+    far: usize,
+    flooders: Vec<JoinHandle<()>>,
+}
+
+impl Range {
+    /// Sets it up and starts the flood.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: no thread, memory or core.
+    pub fn new(cores: Cores, flood: Flood) -> Result<Self> {
+        let (bench, measured) = on_core(cores.far, move || {
+            let bench = Bench::new()?;
+            let measured = bench.line("measured", if flood.is_prioritised { URGENT } else { 0 }, MEASURED)?;
+            Ok((Arc::new(bench), measured))
+        })?;
+        let mut range = Self { bench, board: Arc::default(), measured, far: cores.far, flooders: Vec::new() };
+        for guest in 0..flood.guests {
+            let bench = range.bench.clone();
+            // The first outbox starts the signal thread, which stays where it was started.
+            let outbox = on_core(cores.far, move || flooder(&bench, guest))?;
+            let board = range.board.clone();
+            range.flooders.push(thread::spawn(move || {
+                if pin(cores.near).is_ok() {
+                    while !board.is_over() {
+                        for number in 0..FLOOD_SIGNALS {
+                            let _ = outbox.raise(number);
+                        }
                     }
                 }
-            }
-        }));
+            }));
+        }
+        Ok(range)
     }
-    pace(&bench, &measured, &board, pause, length)
+
+    /// A level, for whoever is to serve it; one taker each.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: no descriptor is free.
+    pub fn level(&self, priority: u32) -> Result<Level> {
+        self.bench.level(priority.min(URGENT))
+    }
+
+    /// What pacer and handlers share.
+    #[must_use]
+    pub const fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+
+    /// Raises the signal measured, one at a time for `length`, and answers how long each took, in nanoseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PeerGone`]: a raise was not handled within ten seconds.
+    pub fn pace(&self, pause: Duration, length: Duration) -> Result<Vec<u64>> {
+        let (bench, board, line) = (self.bench.clone(), self.board.clone(), self.measured.clone());
+        on_core(self.far, move || pace(&bench.enlist()?, &line, &board, pause, length))
+    }
+}
+
+impl Drop for Range {
+    fn drop(&mut self) {
+        self.board.is_over.store(true, Ordering::Relaxed);
+        for flooder in self.flooders.drain(..) {
+            let _ = flooder.join();
+        }
+    }
 }
 
 /// Raises one signal at a time and collects how long each took.
-fn pace(bench: &Bench, line: &Arc<Line>, board: &Board, pause: Duration, length: Duration) -> Result<Vec<u64>> {
+fn pace(
+    ringer: &Ringer,
+    line: &Arc<Line>,
+    board: &Board,
+    pause: Duration,
+    length: Duration,
+) -> Result<Vec<u64>> {
     let begun = Instant::now();
     let mut samples = Vec::new();
     while begun.elapsed() < length {
@@ -232,7 +319,7 @@ fn pace(bench: &Bench, line: &Arc<Line>, board: &Board, pause: Duration, length:
         let jitter = Duration::from_nanos(monotonic_ns() % (1 + pause.as_nanos() as u64 / 2));
         thread::sleep(pause + jitter);
         board.raised_at_ns.store(monotonic_ns(), Ordering::SeqCst);
-        bench.raise(line)?;
+        line.raise(ringer)?;
         let raised = Instant::now();
         while board.raised_at_ns.load(Ordering::SeqCst) != 0 {
             if raised.elapsed() > PATIENCE {
@@ -247,7 +334,7 @@ fn pace(bench: &Bench, line: &Arc<Line>, board: &Board, pause: Duration, length:
 
 fn serve(mut level: Level, board: &Board) {
     let mut found = Vec::new();
-    while !board.is_over.load(Ordering::Relaxed) {
+    while !board.is_over() {
         found.clear();
         if level.wait(BUDGET, Duration::ZERO, Some(LOOK), |vector| found.push(vector)).is_err() {
             return;
@@ -255,9 +342,7 @@ fn serve(mut level: Level, board: &Board) {
         for &vector in &found {
             level.begin(vector);
             if vector == MEASURED {
-                let raised = board.raised_at_ns.load(Ordering::SeqCst);
-                board.taken_ns.store(monotonic_ns().saturating_sub(raised), Ordering::SeqCst);
-                board.raised_at_ns.store(0, Ordering::SeqCst);
+                board.handled();
             } else {
                 let begun = Instant::now();
                 while begun.elapsed() < HANDLER {
@@ -288,24 +373,5 @@ fn become_realtime(priority: u32) {
         let parameter = libc::sched_param { sched_priority: priority.cast_signed() };
         // SAFETY: a plain request about the calling thread.
         unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
-    }
-}
-
-/// The threads of a bench: ended and waited for, however it went.
-struct Crew {
-    board: Arc<Board>,
-    hands: Vec<LevelHand>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Drop for Crew {
-    fn drop(&mut self) {
-        self.board.is_over.store(true, Ordering::Relaxed);
-        for hand in &self.hands {
-            let _ = hand.nudge();
-        }
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
     }
 }
