@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Final
 
-from vbnet._native import BenchRange
+from vbnet._native import BenchRange, IntcLevel
 
 __all__ = ["Handlers"]
 
@@ -41,7 +41,8 @@ class Handlers:
         bench = BenchRange(self._cores, flooders, is_prioritised)
         is_over = threading.Event()
         threads = [
-            threading.Thread(target=_serve, args=(bench, priority, is_over), daemon=True) for priority in (0, _URGENT)
+            threading.Thread(target=_serve, args=(bench, bench.level(priority), priority, is_over), daemon=True)
+            for priority in (0, _URGENT)
         ]
         for thread in threads:
             thread.start()
@@ -58,8 +59,7 @@ class Handlers:
         """Nothing outlives a measurement."""
 
 
-def _serve(bench: BenchRange, priority: int, is_over: threading.Event) -> None:
-    level = bench.level(priority)
+def _serve(bench: BenchRange, level: IntcLevel, priority: int, is_over: threading.Event) -> None:
     if priority:
         with contextlib.suppress(PermissionError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
