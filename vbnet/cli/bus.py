@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
-from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect
+from vbnet.cli.connection import on_host
 from vbnet.cli.output import Format, FormatOption
 
 app = output.application(
@@ -24,44 +25,38 @@ NameArgument = Annotated[str, typer.Argument(help="Name of the bus.", show_defau
 
 
 @app.command("list")
+@on_host
 def list_(
+    operator: SyncOperator,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """List buses with their devices and guests."""
-    with connect(node, keys, server_key) as operator:
-        output.print_rows(operator.bus_list(), ("name", "is_private", "devices", "guests"), how, empty="no bus yet")
+    output.print_rows(operator.bus_list(), ("name", "is_private", "devices", "guests"), how, empty="no bus yet")
 
 
 @app.command()
+@on_host
 def create(
+    operator: SyncOperator,
     name: NameArgument,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Create an empty bus."""
-    with connect(node, keys, server_key) as operator:
-        operator.bus_create(name)
+    operator.bus_create(name)
     output.print_done(f"bus {name} created", {"name": name, "result": "created"}, how)
 
 
 @app.command()
+@on_host
 def delete(
+    operator: SyncOperator,
     name: NameArgument,
     force: Annotated[bool, typer.Option("--force", help="End its guests and unplug its devices first.")] = False,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Delete a bus."""
-    with connect(node, keys, server_key) as operator:
-        operator.bus_delete(name, force=force)
+    operator.bus_delete(name, force=force)
     output.print_done(f"bus {name} deleted", {"name": name, "result": "deleted"}, how)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Concatenate
 
 import typer
 
@@ -48,6 +51,12 @@ ServerKeyOption = Annotated[
     typer.Option(
         "--server-key", envvar="VBNET_SERVER_KEY", help="Public key of the host node, for tcp.", show_default=False
     ),
+]
+
+
+_WHERE = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+    for name, option in (("node", NodeOption), ("keys", KeysOption), ("server_key", ServerKeyOption))
 ]
 
 
@@ -105,3 +114,21 @@ async def connect_async(node: str | None, keys: Path | None = None, server_key: 
     """Like :func:`connect`, for a running event loop."""
     address = resolve(node)
     return await Operator.connect(address, secrets=secrets(address, keys, server_key))
+
+
+def on_host(work: Callable[Concatenate[SyncOperator, ...], None]) -> Callable[..., None]:
+    """Turn a function of an operator into a command: with the options that say which host node, before its last one.
+
+    The operator is connected while the function runs, and never before the command line was found to be right.
+    """
+
+    @functools.wraps(work)
+    def command(*, node: str | None, keys: Path | None, server_key: str | None, **rest: object) -> None:
+        with connect(node, keys, server_key) as operator:
+            work(operator, **rest)
+
+    _, *own, last = inspect.signature(work, eval_str=True).parameters.values()
+    shown = [*own, *_WHERE, last]
+    command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # Typer reads it
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return command

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
-from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect
+from vbnet.cli.connection import on_host
 from vbnet.cli.output import Format, FormatOption
 from vbnet.errors import UsageError
 
@@ -30,132 +31,116 @@ BusArgument = Annotated[str, typer.Argument(help="Name of the bus.", show_defaul
 
 
 @app.command("list")
+@on_host
 def list_(
+    operator: SyncOperator,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """List devices with their attributes and plugs."""
-    with connect(node, keys, server_key) as operator:
-        rows = [_row(msgspec.to_builtins(device)) for device in operator.device_list()]
+    rows = [_row(msgspec.to_builtins(device)) for device in operator.device_list()]
     output.print_rows(rows, ("name", "type", "attributes", "buses"), how, empty="no device yet")
 
 
 @app.command()
+@on_host
 def show(
+    operator: SyncOperator,
     name: NameArgument,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Show one device."""
-    with connect(node, keys, server_key) as operator:
-        output.print_record(_row(msgspec.to_builtins(operator.device_get(name))), how)
+    output.print_record(_row(msgspec.to_builtins(operator.device_get(name))), how)
 
 
 @app.command()
+@on_host
 def classes(
+    operator: SyncOperator,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """List device classes: the values of `type`."""
-    with connect(node, keys, server_key) as operator:
-        output.print_rows(operator.class_list(), ("name", "kind", "abi_types"), how)
+    output.print_rows(operator.class_list(), ("name", "kind", "abi_types"), how)
 
 
 @app.command()
+@on_host
 def create(
+    operator: SyncOperator,
     name: NameArgument,
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="type=CLASS key=value...", help="Type and attributes.")
     ] = None,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Create a device, all or nothing."""
     attributes = _settings(settings or [])
     kind = attributes.pop("type", None)
-    with connect(node, keys, server_key) as operator:
-        operator.device_create(name, kind, attributes)
+    operator.device_create(name, kind, attributes)
     output.print_done(f"device {name} created", {"name": name, "result": "created"}, how)
 
 
 @app.command("set")
+@on_host
 def set_(
+    operator: SyncOperator,
     name: NameArgument,
     settings: Annotated[
         list[str], typer.Argument(metavar="key=value...", help="Attributes, set in order.", show_default=False)
     ],
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Set attributes; the type once, and first."""
     attributes = _settings(settings)
-    with connect(node, keys, server_key) as operator:
-        for attribute, value in attributes.items():
-            operator.device_set(name, attribute, value)
-        output.print_record(_row(msgspec.to_builtins(operator.device_get(name))), how)
+    for attribute, value in attributes.items():
+        operator.device_set(name, attribute, value)
+    output.print_record(_row(msgspec.to_builtins(operator.device_get(name))), how)
 
 
 @app.command()
+@on_host
 def plug(
+    operator: SyncOperator,
     name: NameArgument,
     bus: BusArgument,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Plug a device into a bus; its guests see it at once."""
-    with connect(node, keys, server_key) as operator:
-        ids = operator.device_plug(name, bus)
+    ids = operator.device_plug(name, bus)
     shown = ", ".join(str(number) for number in ids)
     output.print_done(f"device {name} plugged into {bus} as {shown}", {"name": name, "bus": bus, "dev_ids": ids}, how)
 
 
 @app.command()
+@on_host
 def unplug(
+    operator: SyncOperator,
     name: NameArgument,
     bus: BusArgument,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Unplug a device from a bus; guests that use it are told."""
-    with connect(node, keys, server_key) as operator:
-        operator.device_unplug(name, bus)
+    operator.device_unplug(name, bus)
     output.print_done(f"device {name} unplugged from {bus}", {"name": name, "bus": bus, "result": "unplugged"}, how)
 
 
 @app.command()
+@on_host
 def delete(
+    operator: SyncOperator,
     name: NameArgument,
     force: Annotated[bool, typer.Option("--force", help="Unplug it everywhere first.")] = False,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Delete a device."""
-    with connect(node, keys, server_key) as operator:
-        operator.device_delete(name, force=force)
+    operator.device_delete(name, force=force)
     output.print_done(f"device {name} deleted", {"name": name, "result": "deleted"}, how)
 
 

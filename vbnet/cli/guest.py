@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from vbnet.bus.operator import SyncOperator
 from vbnet.bus.rundir import RunDir
 from vbnet.cli import output
-from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, resolve
+from vbnet.cli.connection import NodeOption, on_host, resolve
 from vbnet.cli.output import Format, FormatOption
 from vbnet.errors import UnsupportedError
 
@@ -29,30 +30,26 @@ app = output.application(
 
 
 @app.command("list")
+@on_host
 def list_(
+    operator: SyncOperator,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """List guests."""
-    with connect(node, keys, server_key) as operator:
-        output.print_rows(operator.guest_list(), COLUMNS, how, empty="no guest yet")
+    output.print_rows(operator.guest_list(), COLUMNS, how, empty="no guest yet")
 
 
 @app.command()
+@on_host
 def reset(
+    operator: SyncOperator,
     name: Annotated[str, typer.Argument(help="Name of the guest.", show_default=False)],
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Reset a guest without restarting it: close all it has open and show it its devices anew."""
-    with connect(node, keys, server_key) as operator:
-        operator.guest_reset(name)
+    operator.guest_reset(name)
     output.print_done(f"guest {name} was reset", {"name": name, "result": "reset"}, how)
 
 

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from vbnet.bus.operator import SyncOperator
 from vbnet.bus.rundir import DEFAULT_NODE, RunDir
 from vbnet.cli import output
-from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, default_keys, resolve
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, default_keys, on_host, resolve
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cluster import clean
 from vbnet.errors import DeadlineError
@@ -48,16 +49,14 @@ def run(
 
 
 @app.command()
+@on_host
 def info(
+    operator: SyncOperator,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Show who the host node is and how it does."""
-    with connect(node, keys, server_key) as operator:
-        output.print_record(operator.node_info(), how)
+    output.print_record(operator.node_info(), how)
 
 
 @app.command()

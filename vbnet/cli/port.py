@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
-from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, resolve
+from vbnet.cli.connection import NodeOption, on_host, resolve
 from vbnet.cli.output import Format, FormatOption
 from vbnet.errors import NotFoundError, UnsupportedError
 
@@ -25,18 +26,16 @@ app = output.application(
 
 
 @app.command("list")
+@on_host
 def list_(
+    operator: SyncOperator,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """List ports."""
-    with connect(node, keys, server_key) as operator:
-        output.print_rows(
-            operator.port_list(), ("id", "name", "switch", "kind", "mac", "mtu", "is_up"), how, empty="no port yet"
-        )
+    output.print_rows(
+        operator.port_list(), ("id", "name", "switch", "kind", "mac", "mtu", "is_up"), how, empty="no port yet"
+    )
 
 
 @app.command()
@@ -69,32 +68,28 @@ def stats(
 
 
 @app.command()
+@on_host
 def add(
+    operator: SyncOperator,
     switch: Annotated[str, typer.Argument(help="Name of the switch.", show_default=False)],
     tap: Annotated[str, typer.Argument(help="Name of a TAP that is there.", show_default=False)],
     mtu: Annotated[int, typer.Option(min=68, max=65535, help="Largest IP packet in bytes.")] = 1500,
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Join a TAP of the host node's machine to a switch."""
-    with connect(node, keys, server_key) as operator:
-        number = operator.port_add(switch, tap, mtu=mtu)
+    number = operator.port_add(switch, tap, mtu=mtu)
     output.print_done(f"port {number} added: {tap} on {switch}", {"id": number, "switch": switch, "tap": tap}, how)
 
 
 @app.command()
+@on_host
 def remove(
+    operator: SyncOperator,
     number: Annotated[int, typer.Argument(help="The port's id.", show_default=False)],
     *,
-    node: NodeOption = None,
-    keys: KeysOption = None,
-    server_key: ServerKeyOption = None,
     how: FormatOption = Format.table,
 ) -> None:
     """Take a port off its switch."""
-    with connect(node, keys, server_key) as operator:
-        operator.port_remove(number)
+    operator.port_remove(number)
     output.print_done(f"port {number} removed", {"id": number, "result": "removed"}, how)
