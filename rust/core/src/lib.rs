@@ -5,6 +5,7 @@
 //! * [`net`] is what an Ethernet switch knows: frames, MAC addresses, forwarding.
 //! * [`port`] joins the switch to a ring, a TAP device or itself.
 //! * [`signals`] are what devices and others raise: named lines, routed at will to guests and eventfds.
+//! * [`fastcall`] serves synchronous calls of guests through shared memory.
 //! * [`worker`] runs ports to completion on a thread of its own.
 //! * [`guest`] is the other side: the driver of a venet device, a small IP host, a traffic generator.
 //!
@@ -28,6 +29,8 @@
 //! | `IC-3 masked or seen` | `pending` before `mask` / `mask` before `pending` | `Raiser::raise` | `Gate::unmask` |
 //! | `LN-1 latched or routed` | `latched` before `target` / `target` before `latched` | `Line::deliver` | `Line::route` |
 //! | `LN-2 queued means raised` | the work before a request to raise | `Line::enqueue` | `Line::dequeue` |
+//! | `FC-1 request visible` | a fastcall's request before its sequence | `Caller::begin` | `Server::take` |
+//! | `FC-2 answer visible` | a fastcall's answer before its sequence | `Server::answer` | `Caller::poll` |
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterReader::blocks` |
 //! | `CT-2 file ready` | a counter file's version and size before its magic | `CounterFile::create` | `CounterFile::open` |
 //! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |
@@ -39,6 +42,8 @@ pub mod bench;
 pub mod error;
 #[cfg(not(loom))]
 pub mod fabric;
+#[cfg(not(loom))]
+pub mod fastcall;
 #[cfg(not(loom))]
 pub mod guest;
 #[cfg(not(loom))]

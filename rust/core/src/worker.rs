@@ -39,7 +39,7 @@ use crate::shm::doorbell::Doorbell;
 
 pub mod bellman;
 pub(crate) mod forward;
-mod parking;
+pub(crate) mod parking;
 pub(crate) mod watchdog;
 
 /// How often a worker looks for kicks and commands while it moves frames.

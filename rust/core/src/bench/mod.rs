@@ -6,6 +6,7 @@
 //! * [`ring`] is the subject: the same frames through vbnet's ring, arena and checks, between two mappings.
 //! * [`exchange`] is the subject with a switch in between: frames and round trips from guest to guest.
 //! * [`irq`] is what signals cost: raises, wake-ups, and urgent ones under a flood.
+//! * [`fastcall`] is a call of the host and its answer: alone, asleep, and with several callers at once.
 //! * [`duo`] puts the two sides of a measurement on two cores, as threads or as two processes.
 //!
 //! Every measurement answers a list of samples, one a window of time, so that median and spread can be told. Nothing
@@ -15,6 +16,7 @@ pub mod bare;
 pub mod duo;
 pub mod exchange;
 pub mod irq;
+pub mod fastcall;
 pub mod pingpong;
 pub mod probe;
 pub mod ring;

@@ -5,10 +5,12 @@
 //! * [`stack`]: many small IP hosts on one thread, made of [`stack_host`] (one of them), [`stack_config`] (what it is
 //!   and counts), [`stack_device`] (how it reaches the driver), `stack_service`, [`stack_udp`] and [`http`] (what it
 //!   serves) and [`stack_client`] (what it asks others).
+//! * [`fastcall`]: the calling half of a fastcall slot.
 //! * [`traffic`]: generator, sink, reflector and requester for measuring, with [`imix`] and [`sequence`] under them.
 //! * [`row`]: where their statistics are counted; [`clock`]: the time they live by.
 
 pub mod clock;
+pub mod fastcall;
 pub mod http;
 pub mod imix;
 pub mod intc;

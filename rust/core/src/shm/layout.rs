@@ -35,6 +35,19 @@ pub const SIGNAL_VERSION: u32 = 1;
 /// Bytes of a signal pair.
 pub const SIGNAL_PAIR_BYTES: usize = 0x280;
 
+/// First four bytes of a fastcall slot: `vFCL`.
+pub const FASTCALL_MAGIC: u32 = u32::from_le_bytes(*b"vFCL");
+/// Version of [`FastcallSlot`].
+pub const FASTCALL_VERSION: u32 = 1;
+/// Bytes of a fastcall slot.
+pub const FASTCALL_SLOT_BYTES: usize = 0x600;
+/// Where the signal of a fastcall slot begins.
+pub const FASTCALL_SIGNAL_OFFSET: usize = 0x380;
+/// Most bytes that go into a request or an answer of a fastcall.
+pub const FASTCALL_DATA_BYTES: usize = 368;
+/// Words that hold them. A model checks every access, so it has as few as show the same.
+pub(crate) const FASTCALL_DATA_WORDS: usize = if cfg!(loom) { 2 } else { FASTCALL_DATA_BYTES / 8 };
+
 /// The first page of a guest's RAM. Written by the guest before the memory is sealed and handed over.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +123,69 @@ impl SignalPair {
     }
 }
 
+/// What a guest asks in a fastcall. The first 48 bytes of data share a cache line with everything else.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct FastcallRequest {
+    /// Calls begun so far, modulo 2^32; stored last.
+    pub(crate) sequence: AtomicU32,
+    /// Upper half of the handle of the device that is called.
+    pub(crate) device: AtomicU32,
+    /// Function of the device's ABI.
+    pub(crate) function: AtomicU32,
+    /// Bytes of data, at most [`FASTCALL_DATA_BYTES`].
+    pub(crate) length: AtomicU32,
+    pub(crate) data: [AtomicU64; FASTCALL_DATA_WORDS],
+}
+
+/// What the host answers. The same shape, written by the other side.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct FastcallAnswer {
+    /// Calls answered so far, modulo 2^32; stored last.
+    pub(crate) sequence: AtomicU32,
+    /// 0 = done; else why not.
+    pub(crate) status: AtomicU32,
+    /// Nanoseconds the caller spends on top, as a modelled leave of the guest would cost it.
+    pub(crate) trap_ns: AtomicU32,
+    /// Bytes of data, at most [`FASTCALL_DATA_BYTES`].
+    pub(crate) length: AtomicU32,
+    pub(crate) data: [AtomicU64; FASTCALL_DATA_WORDS],
+}
+
+/// Where one thread of a guest calls devices of the host, one call at a time.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct FastcallSlot {
+    pub(crate) magic: AtomicU32,
+    pub(crate) version: AtomicU32,
+    /// Written by the guest.
+    pub(crate) request: FastcallRequest,
+    /// Written by the host.
+    pub(crate) answer: FastcallAnswer,
+    pub(crate) signal: SignalPair,
+}
+
+impl FastcallSlot {
+    pub(crate) fn new() -> Self {
+        let data = || std::array::from_fn(|_| AtomicU64::new(0));
+        let zero = || AtomicU32::new(0);
+        Self {
+            magic: AtomicU32::new(FASTCALL_MAGIC),
+            version: AtomicU32::new(FASTCALL_VERSION),
+            request: FastcallRequest {
+                sequence: zero(),
+                device: zero(),
+                function: zero(),
+                length: zero(),
+                data: data(),
+            },
+            answer: FastcallAnswer { sequence: zero(), status: zero(), trap_ns: zero(), length: zero(), data: data() },
+            signal: SignalPair::new(),
+        }
+    }
+}
+
 /// What stands in front of a ring's slots.
 #[repr(C, align(128))]
 #[derive(Debug)]
@@ -165,6 +241,20 @@ const _: () = {
     assert!(offset_of!(RingHeader, tail) == 0x80);
     assert!(offset_of!(RingHeader, head) == 0x100);
     assert!(offset_of!(RingHeader, signal) == 0x180);
+    assert!(size_of::<FastcallRequest>() == 16 + FASTCALL_DATA_BYTES);
+    assert!(size_of::<FastcallAnswer>() == 16 + FASTCALL_DATA_BYTES);
+    assert!(size_of::<FastcallSlot>() == FASTCALL_SLOT_BYTES);
+    assert!(offset_of!(FastcallSlot, request) == 0x80);
+    assert!(offset_of!(FastcallRequest, device) == 4);
+    assert!(offset_of!(FastcallRequest, function) == 8);
+    assert!(offset_of!(FastcallRequest, length) == 12);
+    assert!(offset_of!(FastcallRequest, data) == 16);
+    assert!(offset_of!(FastcallSlot, answer) == 0x200);
+    assert!(offset_of!(FastcallAnswer, status) == 4);
+    assert!(offset_of!(FastcallAnswer, trap_ns) == 8);
+    assert!(offset_of!(FastcallAnswer, length) == 12);
+    assert!(offset_of!(FastcallAnswer, data) == 16);
+    assert!(offset_of!(FastcallSlot, signal) == FASTCALL_SIGNAL_OFFSET);
 };
 
 /// `(structure, field, byte offset, byte size)` for every word of every shared structure: what `docs/wire/` must say.
@@ -196,5 +286,20 @@ pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
         ("signal", "call.pending", 0x204, 4),
     ]);
     rows.extend(super::intc::WIRE_ROWS);
+    rows.extend([
+        ("fastcall", "magic", 0, 4),
+        ("fastcall", "version", 4, 4),
+        ("fastcall", "request.sequence", 0x80, 4),
+        ("fastcall", "request.device", 0x84, 4),
+        ("fastcall", "request.function", 0x88, 4),
+        ("fastcall", "request.length", 0x8c, 4),
+        ("fastcall", "request.data", 0x90, FASTCALL_DATA_BYTES),
+        ("fastcall", "answer.sequence", 0x200, 4),
+        ("fastcall", "answer.status", 0x204, 4),
+        ("fastcall", "answer.trap_ns", 0x208, 4),
+        ("fastcall", "answer.length", 0x20c, 4),
+        ("fastcall", "answer.data", 0x210, FASTCALL_DATA_BYTES),
+        ("fastcall", "signal", FASTCALL_SIGNAL_OFFSET, SIGNAL_PAIR_BYTES),
+    ]);
     rows
 }

@@ -17,6 +17,7 @@
 pub mod counters;
 #[cfg(not(loom))]
 pub mod doorbell;
+pub mod fastcall;
 #[cfg(not(loom))]
 pub mod histogram;
 #[cfg_attr(loom, allow(dead_code))]
