@@ -1,6 +1,6 @@
 """The native half of vbnet: shared memory, rings and everything on the data path. Logic lives in ``rust/core``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, final
@@ -8,6 +8,12 @@ from typing import Any, Self, final
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
+    "FASTCALL_COUNTERS",
+    "FASTCALL_DATA_BYTES",
+    "FASTCALL_SERVICE_COUNTERS",
+    "FASTCALL_SIGNAL_OFFSET",
+    "FASTCALL_SLOT_BYTES",
+    "FASTCALL_UNSERVED",
     "FAULT_REASONS",
     "LEVEL_BYTES",
     "LEVEL_SIGNAL_OFFSET",
@@ -25,6 +31,9 @@ __all__ = [
     "CounterBlock",
     "CounterFile",
     "Fabric",
+    "FastHandler",
+    "FastSlot",
+    "FastcallService",
     "FrameClaim",
     "FrameView",
     "IntcLevel",
@@ -40,6 +49,8 @@ __all__ = [
     "__version__",
     "bench_asleep",
     "bench_bare",
+    "bench_fastcall",
+    "bench_fastcalls",
     "bench_placement",
     "bench_polled",
     "bench_probe",
@@ -199,6 +210,52 @@ class IntcLevel:
 class IntcOutbox:
     def __new__(cls, ram: Ram, offset: int, kick_fd: int) -> Self: ...
     def raise_number(self, number: int) -> bool: ...
+FASTCALL_COUNTERS: list[str]
+FASTCALL_SERVICE_COUNTERS: list[str]
+FASTCALL_SLOT_BYTES: int
+FASTCALL_SIGNAL_OFFSET: int
+FASTCALL_DATA_BYTES: int
+FASTCALL_UNSERVED: int
+
+@final
+class FastHandler:
+    @staticmethod
+    def echo() -> FastHandler: ...
+    def __call__(self, function: int, data: bytes) -> tuple[int, bytes]: ...
+
+@final
+class FastcallService:
+    def __new__(cls, counters: CounterFile) -> Self: ...
+    def attach(
+        self,
+        session: int,
+        ram: Ram,
+        offset: int,
+        length: int,
+        bells: tuple[int, int],
+        *,
+        labels: str = "",
+        is_enabled: bool = True,
+        spin_us: int = 50,
+        trap_ns: int = 0,
+    ) -> int: ...
+    def detach(self, slot: int) -> None: ...
+    def set(self, slot: int, *, is_enabled: bool, spin_us: int, trap_ns: int) -> None: ...
+    def register(
+        self, session: int, device: int, handler: FastHandler | Callable[[int, bytes], tuple[int, bytes]]
+    ) -> None: ...
+    def unregister(self, session: int, device: int) -> bool: ...
+    def fault_fd(self) -> int: ...
+    def take_faults(self) -> list[tuple[int, str, str]]: ...
+    def close(self) -> None: ...
+
+@final
+class FastSlot:
+    def __new__(cls, ram: Ram, offset: int) -> Self: ...
+    def connect(self, kick_fd: int, call_fd: int, spin_us: int = 50) -> None: ...
+    def call(self, device: int, function: int, data: bytes, timeout: float = 5.0) -> tuple[int, bytes] | None: ...
+    def abandon(self) -> None: ...
+    def close(self) -> None: ...
 
 @final
 class StackGuests:
@@ -364,3 +421,7 @@ def bench_signal_latency(
 ) -> list[int]: ...
 def bench_signal_raise(what: str, cores: tuple[int, int], windows: BenchWindows) -> list[float]: ...
 def bench_signal_wakeups(raises: int, signals: int) -> int: ...
+def bench_fastcall(
+    data_bytes: int, cores: tuple[int, int], windows: BenchWindows, is_asleep: bool = False
+) -> list[float]: ...
+def bench_fastcalls(callers: int, data_bytes: int, cores: tuple[int, int], windows: BenchWindows) -> list[float]: ...

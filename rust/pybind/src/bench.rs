@@ -10,7 +10,7 @@ use vbnet_core::bench::exchange::{Exchange, Waiting};
 use vbnet_core::bench::irq::{self, Flood};
 use vbnet_core::bench::pingpong::{self, Sleep};
 use vbnet_core::bench::probe::{self, Placement};
-use vbnet_core::bench::{Windows, ring};
+use vbnet_core::bench::{Windows, fastcall, ring};
 use vbnet_core::guest::venet::{Receiver, Sender};
 
 use crate::errors::{OrRaise, raise_plain};
@@ -127,6 +127,31 @@ pub(crate) fn bench_asleep(
 ) -> PyResult<Vec<f64>> {
     let way = Sleep::named(way).ok_or_else(|| unknown(py, "way to sleep", way, &Sleep::ALL.map(Sleep::label)))?;
     py.detach(|| pingpong::asleep_ns(way, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// Nanoseconds from a fastcall until its answer, one sample a window.
+#[pyfunction]
+#[pyo3(signature = (data_bytes, cores, windows, is_asleep = false))]
+pub(crate) fn bench_fastcall(
+    py: Python<'_>,
+    data_bytes: u32,
+    cores: (usize, usize),
+    windows: BenchWindows,
+    is_asleep: bool,
+) -> PyResult<Vec<f64>> {
+    py.detach(|| fastcall::round_trip_ns(data_bytes, is_asleep, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// Fastcalls a second of so many slots at once, one sample a window.
+#[pyfunction]
+pub(crate) fn bench_fastcalls(
+    py: Python<'_>,
+    callers: u32,
+    data_bytes: u32,
+    cores: (usize, usize),
+    windows: BenchWindows,
+) -> PyResult<Vec<f64>> {
+    py.detach(|| fastcall::calls_per_second(callers, data_bytes, self::cores(cores), windows.inner())).or_raise(py)
 }
 
 /// A guest that sends to another of the same process, through whatever the host put between them.

@@ -4,6 +4,7 @@
 //! interpreter. Every error becomes a class of `vbnet.errors`; nothing here panics on what Python passes in.
 
 use pyo3::prelude::*;
+use vbnet_core::fastcall::{FastcallCounter, ServiceCounter};
 use vbnet_core::net::switch::SwitchCounter;
 use vbnet_core::port::PortCounter;
 use vbnet_core::signals::{LineCounter, OutboxCounter};
@@ -14,6 +15,7 @@ mod bench;
 mod counters;
 mod errors;
 mod fabric;
+mod fastcall;
 mod guests;
 mod memory;
 mod signals;
@@ -45,6 +47,15 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("PRIORITIES", vbnet_core::shm::intc::PRIORITIES)?;
     module.add("LINE_COUNTERS", LineCounter::NAMES.to_vec())?;
     module.add("OUTBOX_COUNTERS", OutboxCounter::NAMES.to_vec())?;
+    module.add_class::<fastcall::FastcallService>()?;
+    module.add_class::<fastcall::FastHandler>()?;
+    module.add_class::<fastcall::FastSlot>()?;
+    module.add("FASTCALL_COUNTERS", FastcallCounter::NAMES.to_vec())?;
+    module.add("FASTCALL_SERVICE_COUNTERS", ServiceCounter::NAMES.to_vec())?;
+    module.add("FASTCALL_SLOT_BYTES", vbnet_core::shm::layout::FASTCALL_SLOT_BYTES)?;
+    module.add("FASTCALL_SIGNAL_OFFSET", vbnet_core::shm::layout::FASTCALL_SIGNAL_OFFSET)?;
+    module.add("FASTCALL_DATA_BYTES", vbnet_core::shm::layout::FASTCALL_DATA_BYTES)?;
+    module.add("FASTCALL_UNSERVED", vbnet_core::shm::fastcall::STATUS_UNSERVED)?;
     module.add("PORT_COUNTERS", PortCounter::NAMES.to_vec())?;
     module.add("WORKER_COUNTERS", WorkerCounter::NAMES.to_vec())?;
     module.add("SWITCH_COUNTERS", SwitchCounter::NAMES.to_vec())?;
@@ -67,5 +78,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(bench::bench_signal_latency, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_signal_raise, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_signal_wakeups, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_fastcall, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_fastcalls, module)?)?;
     Ok(())
 }

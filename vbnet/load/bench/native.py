@@ -1,7 +1,8 @@
 """Benches that run in the native module alone: what the machine can do, and vbnet's ring beside it.
 
 ``limit`` has no subject: it shows what each layout of a bare ring, each batch size, each ring size and each way to
-sleep costs here. ``ring`` holds vbnet's ring against the best of the bare ones.
+sleep costs here. ``ring`` holds vbnet's ring against the best of the bare ones. ``fastcall`` holds a call of the host
+and its answer against a bare round trip, and against two bare wake-ups when both sides sleep in between.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final
 
-from vbnet._native import bench_asleep, bench_bare, bench_polled, bench_ring
+from vbnet._native import bench_asleep, bench_bare, bench_fastcall, bench_fastcalls, bench_polled, bench_ring
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.peers.testpmd import Memif, why_not_installed
 from vbnet.load.bench.row import Row
-from vbnet.load.bench.summary import AtLeast
+from vbnet.load.bench.summary import AtLeast, AtMost
 from vbnet.load.bench.turns import Contender
 
-__all__ = ["BATCH", "SLOTS", "ahead_for", "limit", "ring"]
+__all__ = ["BATCH", "SLOTS", "ahead_for", "fastcall", "limit", "ring"]
 
 BATCH: Final = 32
 SLOTS: Final = 1024
@@ -27,6 +28,8 @@ _LAYOUTS: Final = ("inline", "lengths", "descriptors", "flags", "headers")
 _SLEEPS: Final = ("eventfd", "eventfd-poll", "futex", "pipe")
 _LARGE_BYTES: Final = 65536
 _BARE: Final = "bare ring"
+_BARE_TRIP: Final = "bare round trip, polled"
+_BARE_WAKES: Final = "bare round trip, asleep on eventfds"
 _BARE_AHEAD: Final = "bare ring, lines asked for ahead"
 
 
@@ -164,4 +167,57 @@ def _ring(context: Context, frame_bytes: int, batch: int) -> Iterator[Row]:
             baseline=(name, samples),
             wanted=wanted,
             note=missing if missing and name == _BARE else "",
+        )
+
+
+def fastcall(context: Context) -> Iterator[Row]:
+    """Hold fastcalls against bare round trips, polled and asleep, and let several callers call at once."""
+    cores, windows = context.cores.pair, context.pace.native()
+    for data_bytes in (8, 48):
+        outcome = context.compete(
+            [
+                Contender("vbnet", functools.partial(bench_fastcall, data_bytes, cores, windows)),
+                Contender(_BARE_TRIP, functools.partial(bench_polled, data_bytes, cores, windows)),
+            ]
+        )
+        yield Row.of(
+            "fastcall",
+            {"data_bytes": data_bytes, "callers": 1, "waits": "spinning"},
+            "ns",
+            outcome.summaries["vbnet"],
+            outcome.placement,
+            baseline=(_BARE_TRIP, outcome.summaries[_BARE_TRIP]),
+            wanted=AtMost(1.5),
+        )
+    yield from _fastcalls_at_once(context)
+    asleep = context.compete(
+        [
+            Contender("vbnet", functools.partial(bench_fastcall, 8, cores, windows, is_asleep=True)),
+            Contender(_BARE_WAKES, functools.partial(bench_asleep, "eventfd-poll", cores, windows)),
+        ]
+    )
+    yield Row.of(
+        "fastcall",
+        {"data_bytes": 8, "callers": 1, "waits": "asleep"},
+        "ns",
+        asleep.summaries["vbnet"],
+        asleep.placement,
+        baseline=(_BARE_WAKES, asleep.summaries[_BARE_WAKES]),
+    )
+
+
+def _fastcalls_at_once(context: Context) -> Iterator[Row]:
+    cores, windows = context.cores.pair, context.pace.native()
+    counts = (1, 2, 4, 8)
+    outcome = context.compete(
+        [Contender(str(count), functools.partial(bench_fastcalls, count, 8, cores, windows)) for count in counts]
+    )
+    for count in counts:
+        yield Row.of(
+            "fastcall",
+            {"data_bytes": 8, "callers": count, "waits": "spinning"},
+            "calls/s",
+            outcome.summaries[str(count)],
+            outcome.placement,
+            baseline=None if count == 1 else ("1 caller", outcome.summaries["1"]),
         )

@@ -38,6 +38,7 @@ BENCHES: Final = {
         Bench("switch", through.switch),
         Bench("rtt", through.rtt),
         Bench("rtt.asleep", through.rtt_asleep),
+        Bench("fastcall", native.fastcall),
         Bench("python", through.python),
         Bench("idle", lab.idle),
         Bench("launch", lab.launch),
