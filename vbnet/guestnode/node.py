@@ -18,9 +18,10 @@ import itertools
 import logging
 import os
 import socket
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 from vbnet.bus import fdpass, messages
 from vbnet.bus.fdpass import FdChannel
@@ -57,9 +58,17 @@ _log = logging.getLogger("vbnet.guest")
 _LINGER_MS = 100
 _EVENT_BACKLOG = 4096
 _NIC_TYPE = "virtual-ethernet"
+_FASTCALL_TYPE = "fastcall"
 _SIGNAL = "signal"
 _LEND = "lend"
 T = TypeVar("T")
+
+
+class _FastPool(Protocol):
+    """What the driver of fastcall devices gives: see ``vbnet.devices.fastcall.driver``."""
+
+    def call(self, handle: int, function: int, data: bytes, deadline_s: float) -> bytes | None:
+        """Call a device from any thread; None: make the ordinary call instead."""
 
 
 class GuestNode:
@@ -387,6 +396,10 @@ class GuestSession:
         self._tickets = itertools.count(1)
         self._end: VbnetError | None = None
         self._is_entered = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._fast: _FastPool | None = None
+        self._is_fast_known = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -529,6 +542,23 @@ class GuestSession:
             raise _strange("Call", result)
         return result
 
+    def fastcall_device(self, handle: int, function: int, data: bytes, deadline_s: float | None) -> bytes:
+        """Run a function of an open device and wait for it, in whichever thread this is."""
+        seconds = self._node.deadline_s if deadline_s is None else deadline_s
+        is_on_loop = threading.get_ident() == self._thread
+        if not self._is_fast_known and not is_on_loop:
+            self._from_thread(self._find_fast())
+        pool = self._fast
+        if pool is not None and (answer := pool.call(handle, function, data, seconds)) is not None:
+            return answer
+        if is_on_loop:
+            raise UsageError(
+                "this call must go the ordinary way, which the event loop's own thread cannot wait for: await call() "
+                "instead, or bind the bus's fastcall device and open a device with a fast handler",
+                function=function,
+            )
+        return self._from_thread(self.call_device(handle, function, data, deadline_s))
+
     async def share(self, handle: int, region: RegionSpec) -> SharedSignal | None:
         """Show a region to an open device."""
         body = messages.Shm(
@@ -585,6 +615,8 @@ class GuestSession:
             case messages.DevAdd():
                 device = ProxyDevice(self, event.dev_id, event.type, event.name)
                 self._devices[event.dev_id] = device
+                if event.type == _FASTCALL_TYPE:
+                    self._is_fast_known = False
                 self._match(device)
             case messages.DevDrop():
                 if (dropped := self._devices.get(event.dev_id)) is not None:
@@ -639,6 +671,26 @@ class GuestSession:
             self._changed.remove(changed)
             timer.cancel()
 
+    async def _find_fast(self) -> None:
+        """Bind the fastcall device, if the bus has one; a guest that cannot use it goes the ordinary way."""
+        if (device := self._find(_FASTCALL_TYPE)) is not None:
+            with contextlib.suppress(VbnetError):
+                await self.bind(device.name)
+        self._is_fast_known = True
+
+    def _from_thread(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` on the event loop for another thread, which waits; every request in it has its deadline."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise ClosedError(f"the event loop of guest {self.name!r} is closed") from None
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
     def _find(self, name_or_type: str) -> ProxyDevice | None:
         devices = self.devices
         by_name = (device for device in devices if device.name == name_or_type)
@@ -660,11 +712,15 @@ class GuestSession:
             device.probe_error = error
             _log.warning("the driver for %r failed to take %r: %s", device.abi_type, device.name, error)
             raise
+        if device.abi_type == _FASTCALL_TYPE:
+            self._fast = cast("_FastPool", device.instance)
         return device.instance
 
     def _drop(self, device: ProxyDevice, reason: VbnetError) -> asyncio.Task[None] | None:
         self._devices.pop(device.dev_id, None)
         device.void(reason)
+        if device.abi_type == _FASTCALL_TYPE:
+            self._fast, self._is_fast_known = None, False
         binding = self._bindings.pop(device, None)
         return None if binding is None else self._spawn(self._unbind(device, binding))
 

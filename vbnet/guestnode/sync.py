@@ -158,6 +158,10 @@ class SyncOpenDevice:
         """See ``OpenDevice.call``."""
         return self._thread.run(self._opened.call(function, data, deadline_s=deadline_s))
 
+    def fastcall(self, function: int, data: bytes = b"", *, deadline_s: float | None = None) -> bytes:
+        """See ``OpenDevice.fastcall``; never on the loop's own thread."""
+        return self._opened.fastcall(function, data, deadline_s=deadline_s)
+
     def shm(
         self,
         id: int,  # noqa: A002 - the word of the wire

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from vbnet.clock import Clock
 from vbnet.errors import BusyError, NotFoundError, PeerFault, UsageError
@@ -24,6 +24,8 @@ from vbnet.hostnode.fabric import Fabric
 from vbnet.hostnode.signals import SignalBook
 
 if TYPE_CHECKING:
+    from vbnet._native import FastHandler
+    from vbnet.hostnode.fastcalls import Fastcalls
     from vbnet.sharedmem import Ram
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "Connection",
     "Device",
     "DeviceClass",
+    "Fast",
     "HostServices",
     "Interface",
     "Log",
@@ -41,6 +44,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Fast: TypeAlias = "FastHandler | Callable[[int, bytes], bytes]"
+"""What answers fastcalls: see ``Connection.fast``."""
 
 
 class Log(Protocol):
@@ -73,6 +78,7 @@ class HostServices:
         fabric: switches and ports; None when this host runs without them.
         counters: the host's counter file; None when this host runs without one.
         signals: lines, their routes and grants, and guests' interrupt controllers.
+        fastcalls: answers calls through shared memory; None on a bench without a host.
     """
 
     clock: Clock
@@ -81,6 +87,7 @@ class HostServices:
     fabric: Fabric | None = None
     counters: Any = None
     signals: SignalBook = field(default_factory=SignalBook)
+    fastcalls: Fastcalls | None = None
 
     def need_fabric(self) -> Fabric:
         """The fabric.
@@ -319,7 +326,16 @@ class Opener(ABC):
 
 
 class Connection(ABC):
-    """One opener's use of one interface."""
+    """One opener's use of one interface.
+
+    Attributes:
+        fast: answers ``OpenDevice.fastcall`` for as long as this is open; None: such calls come to ``call``. Called
+            with function and data, it gives the answer, at most 368 bytes, or raises as ``call`` does. It runs on
+            another thread than everything else here, must take no longer than some microseconds, and must not wait
+            for the event loop. Set it before ``Interface.connect`` returns.
+    """
+
+    fast: Fast | None = None
 
     def call(self, function: int, data: bytes) -> bytes:
         """Run a function of the device's ABI.

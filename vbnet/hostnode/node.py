@@ -37,6 +37,7 @@ from vbnet.hostnode.attach import AttachDesk
 from vbnet.hostnode.bells import Bells
 from vbnet.hostnode.device import HostServices, Log
 from vbnet.hostnode.fabric import Fabric
+from vbnet.hostnode.fastcalls import Fastcalls
 from vbnet.hostnode.log import LimitedLog
 from vbnet.hostnode.metrics import Tally
 from vbnet.hostnode.plugboard import Plugboard
@@ -103,8 +104,9 @@ class HostNode:
         if counters is None and fabric is not None:
             counters = fabric.counters
         signals = SignalBook(counters, self.publish)
-        self._services = HostServices(self._clock, self._log, self.publish, fabric, counters, signals)
         self.tally = Tally()
+        self._fastcalls = Fastcalls(self.tally, self._log, counters)
+        self._services = HostServices(self._clock, self._log, self.publish, fabric, counters, signals, self._fastcalls)
         self.plugboard = Plugboard(ClassRegistry(options.catalogue), self._services, self.tally)
         self._bells = Bells(self.tally)
         self.book = SessionBook(
@@ -122,6 +124,7 @@ class HostNode:
             self._undo.callback(fabric.close)
         self._undo.callback(signals.close)
         self._undo.callback(self._bells.close)
+        self._undo.callback(self._fastcalls.close)
         self._desks: list[BusDesk] = []
 
     async def __aenter__(self) -> Self:

@@ -243,12 +243,21 @@ class Session:
             connection = interface.connect(opener, version)
         handle = self._handles.add(_Open(slot, opener, connection))
         plugboard.opened(slot, self, handle)
+        fastcalls = self._host.services.fastcalls
+        if connection.fast is not None and fastcalls is not None and not self.is_remote:
+            try:
+                fastcalls.offer(self.name, handle, connection.fast, slot.device)
+            except BaseException:
+                self.close(handle)
+                raise
         return handle
 
     def close(self, handle: int) -> None:
         """End a connection; each region's ShmClose goes out before this returns."""
         entry = self._handles.take(handle)
         self._host.plugboard.closed(entry.slot, self, handle)
+        if self._host.services.fastcalls is not None:
+            self._host.services.fastcalls.withdraw(self.name, handle)
         with contained(self._host.services, self._host.tally, entry.slot.device, "close", swallow=True):
             entry.connection.close()
         for region in entry.regions.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 from vbnet.devices.echo import wire
@@ -69,6 +70,7 @@ class EchoDevice(Device):
             )
         )
         self._buses: set[str] = set()
+        self._counting = threading.Lock()
 
     def plug(self, bus: str) -> Sequence[Interface]:
         """Show both interfaces, on as many buses as the attribute ``buses`` allows."""
@@ -82,8 +84,9 @@ class EchoDevice(Device):
         self._buses.discard(bus)
 
     def count_call(self) -> None:
-        """One more was answered."""
-        self.attributes.publish("calls", self.attributes["calls"] + 1)
+        """One more was answered; the event loop and the fastcall service both count."""
+        with self._counting:
+            self.attributes.publish("calls", self.attributes["calls"] + 1)
 
 
 class EchoInterface(Interface):
@@ -104,11 +107,16 @@ class EchoInterface(Interface):
 
 
 class EchoConnection(Connection):
-    """One opener of ``echo0``; COUNT is its own."""
+    """One opener of ``echo0``; COUNT is its own.
+
+    Fastcalls are answered by the same function as ordinary calls, on another thread: what both change has a lock.
+    """
 
     def __init__(self, device: EchoDevice) -> None:
         self._device = device
         self._calls = 0
+        self._counting = threading.Lock()
+        self.fast = self.call
 
     def call(self, function: int, data: bytes) -> bytes:
         """Answer ECHO, SHOUT, COUNT; refuse FAIL and what is too long."""
@@ -126,7 +134,8 @@ class EchoConnection(Connection):
                 raise BusyError("echo refuses, as FAIL asks")
             case _:
                 raise UsageError(f"echo has no function {function}", function=function)
-        self._calls += 1
+        with self._counting:
+            self._calls += 1
         self._device.count_call()
         return answer
 
