@@ -210,6 +210,7 @@ class IntcLevel:
 class IntcOutbox:
     def __new__(cls, ram: Ram, offset: int, kick_fd: int) -> Self: ...
     def raise_number(self, number: int) -> bool: ...
+
 FASTCALL_COUNTERS: list[str]
 FASTCALL_SERVICE_COUNTERS: list[str]
 FASTCALL_SLOT_BYTES: int

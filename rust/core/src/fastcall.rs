@@ -676,15 +676,27 @@ impl Runner {
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Attach(slot, reply) => answer(&reply, self.add(slot)),
-            Command::Detach(id, reply) => answer(&reply, self.remove(id)),
-            Command::Set(id, params, reply) => answer(&reply, self.set(id, params)),
+            Command::Attach(slot, reply) => {
+                let id = slot.id;
+                let outcome = self.add(slot);
+                if !answer(&reply, outcome) {
+                    drop(self.remove(id));
+                }
+            }
+            Command::Detach(id, reply) => {
+                answer(&reply, self.remove(id));
+            }
+            Command::Set(id, params, reply) => {
+                answer(&reply, self.set(id, params));
+            }
             Command::Register(session, device, handler, reply) => {
                 let is_new = !self.handlers.contains_key(&(session, device));
                 if is_new {
                     self.handlers.insert((session, device), handler);
                 }
-                answer(&reply, is_new);
+                if !answer(&reply, is_new) && is_new {
+                    self.handlers.remove(&(session, device));
+                }
             }
             Command::Unregister(session, device, reply) => {
                 let handler = self.handlers.remove(&(session, device));
@@ -726,7 +738,7 @@ impl Runner {
     }
 }
 
-fn answer<T>(reply: &Sender<T>, value: T) {
-    // Whoever gave up waiting does not want it any more.
-    let _ = reply.try_send(value);
+/// `false`: whoever asked gave up waiting, and takes it for not done.
+fn answer<T>(reply: &Sender<T>, value: T) -> bool {
+    reply.try_send(value).is_ok()
 }

@@ -148,6 +148,15 @@ impl FastcallService {
     }
 }
 
+impl Drop for FastcallService {
+    /// The thread may be waiting for the interpreter, which whoever drops us holds.
+    fn drop(&mut self) {
+        if Python::try_attach(|py| py.detach(|| self.inner.close())).is_none() {
+            self.inner.close();
+        }
+    }
+}
+
 enum SlotState {
     Formatted(Caller),
     Connected(Arc<FastCaller>),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vbnet.load.bench import lab, native, signals, through
+from vbnet.load.bench import calls, lab, native, through
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -39,6 +40,7 @@ BENCHES: Final = {
         Bench("rtt", through.rtt),
         Bench("rtt.asleep", through.rtt_asleep),
         Bench("fastcall", native.fastcall),
+        Bench("fastcall.python", calls.fastcall_python),
         Bench("python", through.python),
         Bench("idle", lab.idle),
         Bench("launch", lab.launch),

@@ -22,6 +22,7 @@ _SCALES: Final = {
     "objects/s": (1e6, "M/s"),
     "ns": (1e3, "µs"),
     "bytes": (1024.0, "KiB"),
+    "calls/s": (1e6, "M/s"),
     "s": (1.0, "s"),
     "% of one core": (1.0, "%"),
 }
