@@ -20,6 +20,7 @@ from vbnet.errors import UsageError
 from vbnet.guestnode.sync import SyncOpenDevice
 from vbnet.hostnode.device import AttributeTable, Connection, Device, DeviceClass, HostServices, Interface, Opener
 from vbnet.hostnode.node import HostNode, HostOptions
+from vbnet.testing import ListLog
 
 READ, WRITE = 0, 1
 REGISTERS = 64
@@ -131,7 +132,7 @@ def main() -> None:
 
 async def start(run_dir: RunDir) -> HostNode:
     """Start the host."""
-    host = HostNode(HostOptions(run_dir=run_dir, catalogue=catalogue()))
+    host = HostNode(HostOptions(run_dir=run_dir, catalogue=catalogue()), log=ListLog())
     await host.start()
     return host
 
