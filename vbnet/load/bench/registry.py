@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import lab, native, signals, through
-from vbnet.load.bench import calls, lab, native, through
+from vbnet.load.bench import calls, lab, native, signals, through
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 

@@ -15,8 +15,8 @@
 pub mod bare;
 pub mod duo;
 pub mod exchange;
-pub mod irq;
 pub mod fastcall;
+pub mod irq;
 pub mod pingpong;
 pub mod probe;
 pub mod ring;
