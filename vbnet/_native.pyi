@@ -55,6 +55,7 @@ __all__ = [
     "bench_polled",
     "bench_probe",
     "bench_ring",
+    "bench_signal_end",
     "bench_signal_latency",
     "bench_signal_raise",
     "bench_signal_wakeups",
@@ -421,6 +422,9 @@ def bench_signal_latency(
     cores: tuple[int, int], flooders: int, is_prioritised: bool, pause_seconds: float, seconds: float
 ) -> list[int]: ...
 def bench_signal_raise(what: str, cores: tuple[int, int], windows: BenchWindows) -> list[float]: ...
+def bench_signal_end(
+    cores: tuple[int, int], is_trapped: bool, rate: int, seconds: float
+) -> tuple[int, int, int, int, int, float]: ...
 def bench_signal_wakeups(raises: int, signals: int) -> int: ...
 def bench_fastcall(
     data_bytes: int, cores: tuple[int, int], windows: BenchWindows, is_asleep: bool = False

@@ -47,6 +47,15 @@ def test_an_urgent_signal_is_timed_beside_an_idle_one() -> None:
     assert all(row.baseline == "idle" and row.value > 0 for row in rows)
 
 
+def test_ends_of_interrupts_are_counted_beside_traps() -> None:
+    """In shared memory nothing traps; the emulated controller traps for each event that it is told of."""
+    rows = bench.run(["signal.eoi"], quick=True)
+
+    traps = [row for row in rows if row.params["counted"] == "traps"]
+    assert 3 == len(traps)
+    assert all(0 == row.value and row.baseline_value for row in traps)
+
+
 def test_frames_pass_the_switch_whatever_is_attached() -> None:
     """``scale`` measures the same two guests among more and more, the first of them without a baseline."""
     first, *others = bench.run(["scale"], quick=True)

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use vbnet_core::bench::bare::{self, Layout, Transfer};
 use vbnet_core::bench::duo::Cores;
 use vbnet_core::bench::exchange::{Exchange, Waiting};
-use vbnet_core::bench::irq::{self, Flood};
+use vbnet_core::bench::irq::{self, Ending, Flood};
 use vbnet_core::bench::pingpong::{self, Sleep};
 use vbnet_core::bench::probe::{self, Placement};
 use vbnet_core::bench::{Windows, fastcall, ring};
@@ -259,6 +259,21 @@ pub(crate) fn bench_signal_raise(
 #[pyfunction]
 pub(crate) fn bench_signal_wakeups(py: Python<'_>, raises: u64, signals: u32) -> PyResult<u64> {
     py.detach(|| irq::wakeups_of(raises, signals.clamp(1, 4096))).or_raise(py)
+}
+
+/// What events cost that are ended in shared memory, or trapped: events, handled, wake-ups, traps, system calls, seconds.
+#[pyfunction]
+pub(crate) fn bench_signal_end(
+    py: Python<'_>,
+    cores: (usize, usize),
+    is_trapped: bool,
+    rate: u64,
+    seconds: f64,
+) -> PyResult<(u64, u64, u64, u64, u64, f64)> {
+    let seconds = length(py, seconds)?;
+    let ending = if is_trapped { Ending::Trapped } else { Ending::Shared };
+    let cost = py.detach(|| irq::end_cost(self::cores(cores), ending, rate, seconds)).or_raise(py)?;
+    Ok((cost.events, cost.handled, cost.wakeups, cost.traps, cost.system_calls, cost.seconds))
 }
 
 /// Where latencies of Python handlers are taken: a host, flooding guests, and levels for threads of Python to serve.

@@ -80,5 +80,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(bench::bench_signal_wakeups, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_fastcall, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_fastcalls, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_signal_end, module)?)?;
     Ok(())
 }

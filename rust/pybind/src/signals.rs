@@ -198,6 +198,7 @@ fn describe(py: Python<'_>, line: core::LineInfo) -> PyResult<Bound<'_, PyDict>>
     let (route, to, vcpu, vector) = match line.route {
         Route::Nowhere => ("nowhere", None, None, None),
         Route::Bell => ("eventfd", None, None, None),
+        Route::Apic { vector } => ("apic", None, None, Some(vector)),
         Route::Vector { guest, vcpu, vector } => ("vector", Some(guest), Some(vcpu), Some(vector)),
     };
     row.set_item("route", route)?;

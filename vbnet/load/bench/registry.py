@@ -47,5 +47,6 @@ BENCHES: Final = {
         Bench("limit", native.limit),
         Bench("signal.raise", signals.raise_),
         Bench("signal.priority", signals.priority),
+        Bench("signal.eoi", signals.eoi),
     )
 }

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from vbnet._native import bench_signal_latency, bench_signal_raise, bench_signal_wakeups
+from vbnet._native import bench_signal_end, bench_signal_latency, bench_signal_raise, bench_signal_wakeups
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 from vbnet.load.bench.side import Side
 from vbnet.load.bench.summary import AtMost, Summary
 from vbnet.load.bench.turns import Contender
 
-__all__ = ["priority", "raise_"]
+__all__ = ["eoi", "priority", "raise_"]
 
 _EVENTFD: Final = "write to an eventfd"
 _RAISES: Final = 1_000_000
@@ -27,12 +27,28 @@ _PAUSE_SECONDS: Final = 300e-6
 _SECONDS: Final = 1.0
 _SECONDS_QUICK: Final = 0.05
 _CALL_SECONDS: Final = 60.0
+_SHARED: Final = "shared memory"
+_TRAPPED: Final = "emulated APIC"
+_RATES: Final = (1_000, 100_000, 0)
+_END_SECONDS: Final = 0.5
+_END_SECONDS_QUICK: Final = 0.02
 _SWITCH_DEFAULT: Final = 0.005
 """What Python begins with."""
 _SWITCH_SHORT: Final = 0.0001
 _IDLE: Final = "idle"
 _ON: Final = "priorities on"
 _OFF: Final = "priorities off"
+
+
+class _Cost(NamedTuple):
+    """What ``bench_signal_end`` answers."""
+
+    events: int
+    handled: int
+    wakeups: int
+    traps: int
+    system_calls: int
+    seconds: float
 
 
 def raise_(context: Context) -> Iterator[Row]:
@@ -91,6 +107,44 @@ def priority(context: Context) -> Iterator[Row]:
             note="99th percentile" if wanted else "the same signal among those of priority 0",
         )
     yield from _python_handlers(context)
+
+
+def eoi(context: Context) -> Iterator[Row]:
+    """What an event costs until its interrupt is ended: shared memory against an emulated controller that traps."""
+    for rate in _RATES:
+        readings: dict[str, list[_Cost]] = {_SHARED: [], _TRAPPED: []}
+
+        def contender(name: str, rate: int = rate, readings: dict[str, list[_Cost]] = readings) -> Contender:
+            def measure() -> Sequence[float]:
+                seconds = _END_SECONDS_QUICK if context.is_quick else _END_SECONDS
+                cost = _Cost(*bench_signal_end(context.cores.pair, name == _TRAPPED, rate, seconds))
+                readings[name].append(cost)
+                return [cost.events / cost.seconds]
+
+            return Contender(name, measure)
+
+        outcome = context.compete([contender(_SHARED), contender(_TRAPPED)])
+        for what, unit in (("system_calls", "system calls/event"), ("wakeups", "wake-ups/event"), ("traps", "traps/event")):
+            ours, theirs = (
+                Summary.of(getattr(cost, what) / cost.events for cost in readings[name]) for name in (_SHARED, _TRAPPED)
+            )
+            yield Row.of(
+                "signal.eoi",
+                {"events_per_second": rate or "as many as it can", "counted": what.replace("_", " ")},
+                unit,
+                ours,
+                outcome.placement,
+                baseline=(_TRAPPED, theirs),
+            )
+        if rate == 0:
+            yield Row.of(
+                "signal.eoi",
+                {"events_per_second": "as many as it can", "counted": "events raised"},
+                "events/s",
+                outcome.summaries[_SHARED],
+                outcome.placement,
+                baseline=(_TRAPPED, outcome.summaries[_TRAPPED]),
+            )
 
 
 def _python_handlers(context: Context) -> Iterator[Row]:

@@ -21,12 +21,17 @@ use std::time::{Duration, Instant};
 use super::duo::{Cores, pin};
 use super::{Meter, Windows};
 use crate::error::{Error, Result};
+use crate::fastcall::{Service, SlotParams, SlotParts};
+use crate::guest::fastcall::FastCaller;
 use crate::guest::intc::{Level, Outbox, monotonic_ns};
 use crate::shm::counters::CounterFile;
 use crate::shm::doorbell::Doorbell;
+use crate::shm::fastcall::DATA_BYTES;
 use crate::shm::intc::{LEVEL_BYTES, LevelMemory, PRIORITIES};
+use crate::shm::layout::FASTCALL_SLOT_BYTES;
 use crate::shm::layout::RAM_HEADER_BYTES;
 use crate::shm::region::{RAM_MIN, Ram};
+use crate::signals::apic::{self, Apic};
 use crate::signals::{LevelPart, Line, LineCounter, SignalTable};
 use crate::worker::watchdog::{Ringer, Watchdog};
 
@@ -40,6 +45,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
 const BUDGET: u32 = 64;
 const COUNTER_BYTES: usize = 1 << 20;
+/// Signals that events are spread over.
+const EVENT_SIGNALS: u32 = 64;
+/// What is worth sleeping for between two events.
+const SLEEPABLE: Duration = Duration::from_micros(200);
+const APIC_SESSION: u64 = 1;
+const APIC_DEVICE: u32 = 1;
+/// How long a trapped guest spins for its answer.
+const TRAP_SPIN_US: u32 = 50;
 /// The priority of the signal measured, when there are priorities.
 pub const URGENT: u32 = PRIORITIES - 1;
 /// The vector that is measured; flooders' vectors follow it.
@@ -305,13 +318,7 @@ impl Drop for Range {
 }
 
 /// Raises one signal at a time and collects how long each took.
-fn pace(
-    ringer: &Ringer,
-    line: &Arc<Line>,
-    board: &Board,
-    pause: Duration,
-    length: Duration,
-) -> Result<Vec<u64>> {
+fn pace(ringer: &Ringer, line: &Arc<Line>, board: &Board, pause: Duration, length: Duration) -> Result<Vec<u64>> {
     let begun = Instant::now();
     let mut samples = Vec::new();
     while begun.elapsed() < length {
@@ -374,4 +381,173 @@ fn become_realtime(priority: u32) {
         // SAFETY: a plain request about the calling thread.
         unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
     }
+}
+
+/// How interrupts are acknowledged and ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// In shared memory: taking bits, and a store.
+    Shared,
+    /// By two synchronous calls to an emulated controller on the host.
+    Trapped,
+}
+
+/// What a number of events cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EndCost {
+    /// Events raised.
+    pub events: u64,
+    /// Handlers that ran; events of a signal that was pending were one with it.
+    pub handled: u64,
+    /// Doorbells rung.
+    pub wakeups: u64,
+    /// Synchronous calls to the host.
+    pub traps: u64,
+    /// System calls of the serving thread and of the raiser, for these events.
+    pub system_calls: u64,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// Raises one of 64 signals after the other, `rate` a second (0: as fast as it goes), for `length`; what it cost.
+///
+/// # Errors
+///
+/// [`Error::Machine`]: no thread, memory or core.
+pub fn end_cost(cores: Cores, ending: Ending, rate: u64, length: Duration) -> Result<EndCost> {
+    on_core(cores.far, move || {
+        let bench = Bench::new()?;
+        let board = Arc::new(Board::default());
+        let lines = (0..EVENT_SIGNALS)
+            .map(|number| bench.line(&format!("event{number}"), 0, number))
+            .collect::<Result<Vec<_>>>()?;
+        let server = match ending {
+            Ending::Shared => {
+                let (level, board) = (bench.level(0)?, board.clone());
+                thread::spawn(move || {
+                    pin(cores.near).map_or_else(|_| Served::default(), |()| end_in_memory(level, &board))
+                })
+            }
+            Ending::Trapped => {
+                let bell = copy(&bench.bells[0])?;
+                let apic = Arc::new(Apic::new(copy(&bell)?));
+                for (line, vector) in lines.iter().zip(0..) {
+                    bench.table.route_to_apic(line.id(), apic.clone(), vector)?;
+                }
+                let (caller, service) = trap_line(apic)?;
+                let board = board.clone();
+                thread::spawn(move || {
+                    let served =
+                        pin(cores.near).map_or_else(|_| Served::default(), |()| end_by_trap(&bell, &caller, &board));
+                    drop(service);
+                    served
+                })
+            }
+        };
+        let begun = Instant::now();
+        let events = raise_at(&bench.enlist()?, &lines, rate, length)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        board.is_over.store(true, Ordering::Relaxed);
+        bench.bells[0].ring()?;
+        let served = server.join().map_err(|_| Error::PeerGone("a server"))?;
+        let wakeups: u64 = lines.iter().map(|line| line.count(LineCounter::Wakeups)).sum();
+        let system_calls = wakeups + served.system_calls;
+        Ok(EndCost { events, handled: served.handled, wakeups, traps: served.traps, system_calls, seconds })
+    })
+}
+
+/// What a server did.
+#[derive(Clone, Copy, Debug, Default)]
+struct Served {
+    handled: u64,
+    traps: u64,
+    system_calls: u64,
+}
+
+fn raise_at(ringer: &Ringer, lines: &[Arc<Line>], rate: u64, length: Duration) -> Result<u64> {
+    let begun = Instant::now();
+    let mut events = 0;
+    for line in lines.iter().cycle() {
+        let elapsed = begun.elapsed();
+        if elapsed >= length {
+            break;
+        }
+        if let Some(due_ns) = (events * 1_000_000_000).checked_div(rate) {
+            let due = Duration::from_nanos(due_ns);
+            match due.checked_sub(elapsed) {
+                Some(early) if early > SLEEPABLE => thread::sleep(early - SLEEPABLE / 2),
+                Some(_) => {
+                    while begun.elapsed() < due {
+                        spin_loop();
+                    }
+                }
+                None => {}
+            }
+        }
+        line.raise(ringer)?;
+        events += 1;
+    }
+    Ok(events)
+}
+
+fn end_in_memory(mut level: Level, board: &Board) -> Served {
+    let mut served = Served::default();
+    let mut found = Vec::new();
+    while !board.is_over() {
+        found.clear();
+        if level.take(BUDGET, |vector| found.push(vector)) == 0 {
+            if level.arm() {
+                // poll(2) and read(2).
+                served.system_calls += 2;
+                let _ = level.sleep(Some(LOOK));
+            }
+            continue;
+        }
+        for &vector in &found {
+            level.begin(vector);
+            level.end();
+            served.handled += 1;
+        }
+    }
+    served
+}
+
+fn end_by_trap(bell: &Doorbell, caller: &FastCaller, board: &Board) -> Served {
+    let mut served = Served::default();
+    let mut answer = [0; DATA_BYTES];
+    while !board.is_over() {
+        served.system_calls += 2;
+        let _ = bell.wait(Some(LOOK));
+        loop {
+            served.traps += 1;
+            match caller.call(APIC_DEVICE, apic::ACKNOWLEDGE, &[], &mut answer, PATIENCE) {
+                Ok(Some(found)) if found.length != 0 => served.handled += 1,
+                _ => break,
+            }
+            served.traps += 1;
+            match caller.call(APIC_DEVICE, apic::END, &[], &mut answer, PATIENCE) {
+                Ok(Some(found)) if found.length == 1 && answer[0] == 1 => {}
+                _ => break,
+            }
+        }
+    }
+    served
+}
+
+/// A fastcall slot whose calls end up at `apic`.
+fn trap_line(apic: Arc<Apic>) -> Result<(FastCaller, Service)> {
+    let service = Service::start(Arc::new(CounterFile::create(None, COUNTER_BYTES)?))?;
+    let ram = Ram::create("vbnet-bench", RAM_MIN)?;
+    let (kick, call) = (Doorbell::create()?, Doorbell::create()?);
+    let caller = FastCaller::format(&ram, RAM_HEADER_BYTES)?;
+    let parts = SlotParts {
+        ram: ram.clone(),
+        offset: RAM_HEADER_BYTES,
+        length: FASTCALL_SLOT_BYTES as u32,
+        kick: copy(&kick)?,
+        call: copy(&call)?,
+    };
+    service.attach(APIC_SESSION, parts, SlotParams::default(), "guest=bench")?;
+    service.register(APIC_SESSION, APIC_DEVICE, apic)?;
+    Ok((FastCaller::new(caller, kick, call, TRAP_SPIN_US), service))
 }

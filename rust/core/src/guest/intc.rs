@@ -133,6 +133,17 @@ impl Level {
         self.hand.is_held() || self.taker.arm()
     }
 
+    /// Sleeps until the doorbell rings, after [`Self::arm`] said so, and wants it no more. `true`: it rang.
+    ///
+    /// # Errors
+    ///
+    /// The system refused to wait.
+    pub fn sleep(&self, timeout: Option<Duration>) -> Result<bool> {
+        let was_rung = self.hand.bell.wait(timeout);
+        self.taker.disarm();
+        was_rung
+    }
+
     /// Forgets rings of the doorbell so far: for those who waited elsewhere, before the next [`Self::take`].
     pub fn quiet(&self) {
         self.hand.bell.quiet();

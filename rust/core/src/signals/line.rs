@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use arc_swap::ArcSwap;
 
+use super::apic::{Apic, Requested};
 use super::controller::{Controller, Delivery};
 use crate::error::Fault;
 use crate::net::counters::counters;
@@ -111,6 +112,13 @@ pub enum Target {
         controller: Arc<Controller>,
         /// The vCPU that serves it.
         vcpu: u32,
+        /// Its number there.
+        vector: u32,
+    },
+    /// A vector of an emulated controller whose registers are here; the line's priority is its priority there.
+    Apic {
+        /// The vCPU's.
+        apic: Arc<Apic>,
         /// Its number there.
         vector: u32,
     },
@@ -269,6 +277,19 @@ impl Line {
                     }
                 }
                 Target::Bell(bell) => return self.ring(bell, flags, ringer),
+                Target::Apic { apic, vector } => {
+                    return match apic.request(self.priority(), *vector) {
+                        Requested::Assert => self.ring(&apic.bell, flags, ringer),
+                        Requested::Later => {
+                            self.add(LineCounter::CoalescedAcross);
+                            Ok(Outcome::Coalesced)
+                        }
+                        Requested::Already => {
+                            self.add(LineCounter::CoalescedSignal);
+                            Ok(Outcome::Coalesced)
+                        }
+                    };
+                }
                 Target::Vector { controller, vcpu, vector } => {
                     match controller.raise(self, *vcpu, *vector, ringer)? {
                         Delivery::Done(outcome) => return Ok(outcome),

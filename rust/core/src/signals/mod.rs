@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use rustix::fs::{FileType, fstat, readlink};
 
+pub use self::apic::{Apic, Interrupt};
 pub use self::controller::{Controller, LevelPart, LevelStatus, VCPUS_MAX, WakeHook};
 pub use self::line::{Caller, Line, LineCounter, LineId, Outcome, Target};
 use self::service::{Command, Grants, Held, Outbox, Service};
@@ -28,6 +29,7 @@ use crate::shm::counters::CounterFile;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::intc::{LevelMemory, PRIORITIES, Taker, VECTORS, Way};
 
+pub mod apic;
 pub(crate) mod controller;
 pub(crate) mod line;
 pub(crate) mod service;
@@ -71,6 +73,11 @@ pub enum Route {
     Nowhere,
     /// To an eventfd.
     Bell,
+    /// To a vector of an emulated controller.
+    Apic {
+        /// The vector.
+        vector: u32,
+    },
     /// To a vector of a guest's controller.
     Vector {
         /// The guest.
@@ -220,6 +227,18 @@ impl SignalTable {
             )));
         }
         self.route(id, Target::Vector { controller, vcpu, vector })
+    }
+
+    /// Leads a line to a vector of an emulated controller.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]: no such line. [`Error::Usage`]: no such vector.
+    pub fn route_to_apic(&self, id: LineId, apic: Arc<Apic>, vector: u32) -> Result<()> {
+        if vector >= VECTORS {
+            return Err(Error::Usage(format!("a vector is 0 to {}; got {vector}", VECTORS - 1)));
+        }
+        self.route(id, Target::Apic { apic, vector })
     }
 
     /// Leads a line nowhere: raises are latched until it is routed again.
@@ -534,6 +553,7 @@ fn describe(line: &Line) -> LineInfo {
     let route = match &*line.target() {
         Target::Nowhere => Route::Nowhere,
         Target::Bell(_) => Route::Bell,
+        Target::Apic { vector, .. } => Route::Apic { vector: *vector },
         Target::Vector { controller, vcpu, vector } => {
             Route::Vector { guest: controller.guest().to_owned(), vcpu: *vcpu, vector: *vector }
         }

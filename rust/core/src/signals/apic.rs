@@ -1,0 +1,206 @@
+//! An emulated interrupt controller whose registers are on the host: the baseline for the one in shared memory.
+//!
+//! ```text
+//!   raise        request bit, and nobody asserted? ring the vCPU's one doorbell
+//!   acknowledge  trap: the most urgent request above what is in service, and it is in service now
+//!   end          trap: the most urgent in service is not any more; is another requested?
+//! ```
+//!
+//! It does what an APIC does with a guest that knows nothing better: every acknowledge and every end of interrupt is a
+//! synchronous call to the host, and a vCPU has one line for all priorities. In one thing it is kinder than the real one:
+//! an end tells whether more is requested, so that a busy guest needs no doorbell for each. All state is the host's own;
+//! a guest that acknowledges or ends out of turn gets nothing. Source: Intel SDM volume 3, 10.8 (IRR, ISR, EOI).
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+use crate::fastcall::{FastHandler, Refusal};
+use crate::shm::doorbell::Doorbell;
+use crate::shm::intc::{PRIORITIES, VECTORS};
+
+const WORDS: usize = VECTORS as usize / 64;
+
+/// What an acknowledge brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interrupt {
+    /// Its priority.
+    pub priority: u32,
+    /// Its vector.
+    pub vector: u32,
+}
+
+/// Request and service registers of one vCPU.
+struct Pins {
+    requested: [[u64; WORDS]; PRIORITIES as usize],
+    in_service: [Option<u32>; PRIORITIES as usize],
+    is_asserted: bool,
+}
+
+impl Default for Pins {
+    fn default() -> Self {
+        Self {
+            requested: [[0; WORDS]; PRIORITIES as usize],
+            in_service: [None; PRIORITIES as usize],
+            is_asserted: false,
+        }
+    }
+}
+
+impl Pins {
+    fn highest_in_service(&self) -> Option<usize> {
+        self.in_service.iter().rposition(Option::is_some)
+    }
+
+    /// The most urgent request that is above what is in service.
+    fn next(&self) -> Option<(usize, usize)> {
+        let lowest = self.highest_in_service().map_or(0, |priority| priority + 1);
+        (lowest..self.requested.len()).rev().find_map(|priority| {
+            self.requested[priority].iter().position(|&word| word != 0).map(|word| (priority, word))
+        })
+    }
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Requested {
+    /// It was requested already.
+    Already,
+    /// The vCPU was told of something else before, and will find it.
+    Later,
+    /// Ring the vCPU's doorbell.
+    Assert,
+}
+
+/// Function of a fastcall: acknowledge; answered with priority and vector, two u32, or nothing.
+pub const ACKNOWLEDGE: u32 = 0;
+/// Function of a fastcall: end of interrupt; answered with one byte, whether another is requested.
+pub const END: u32 = 1;
+
+/// One vCPU's emulated controller.
+pub struct Apic {
+    pins: Mutex<Box<Pins>>,
+    pub(crate) bell: Doorbell,
+}
+
+impl Apic {
+    /// One vCPU, whose guest waits on `bell`.
+    #[must_use]
+    pub fn new(bell: Doorbell) -> Self {
+        Self { pins: Mutex::default(), bell }
+    }
+
+    fn pins(&self) -> MutexGuard<'_, Box<Pins>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Requests `vector` at `priority`.
+    pub(crate) fn request(&self, priority: u32, vector: u32) -> Requested {
+        let (word, bit) = ((vector % VECTORS / 64) as usize, 1 << (vector % 64));
+        let mut pins = self.pins();
+        let requested = &mut pins.requested[(priority % PRIORITIES) as usize][word];
+        if *requested & bit != 0 {
+            return Requested::Already;
+        }
+        *requested |= bit;
+        let is_covered = pins.highest_in_service().is_some_and(|serving| serving >= priority as usize);
+        if pins.is_asserted || is_covered {
+            return Requested::Later;
+        }
+        pins.is_asserted = true;
+        Requested::Assert
+    }
+
+    /// Takes the most urgent request above what is in service into service. `None`: there is none, go to sleep.
+    #[must_use]
+    pub fn acknowledge(&self) -> Option<Interrupt> {
+        let mut pins = self.pins();
+        pins.is_asserted = false;
+        let (priority, word) = pins.next()?;
+        let bit = pins.requested[priority][word].trailing_zeros();
+        pins.requested[priority][word] &= pins.requested[priority][word] - 1;
+        let vector = word as u32 * 64 + bit;
+        pins.in_service[priority] = Some(vector);
+        Some(Interrupt { priority: priority as u32, vector })
+    }
+
+    /// Ends the most urgent interrupt in service. `true`: another is requested, acknowledge it.
+    pub fn end(&self) -> bool {
+        let mut pins = self.pins();
+        if let Some(priority) = pins.highest_in_service() {
+            pins.in_service[priority] = None;
+        }
+        let is_requested = pins.next().is_some();
+        pins.is_asserted = is_requested;
+        is_requested
+    }
+}
+
+impl FastHandler for Apic {
+    fn call(&self, function: u32, _data: &[u8], answer: &mut [u8]) -> std::result::Result<usize, Refusal> {
+        match function {
+            ACKNOWLEDGE => Ok(self.acknowledge().map_or(0, |Interrupt { priority, vector }| {
+                answer[..4].copy_from_slice(&priority.to_le_bytes());
+                answer[4..8].copy_from_slice(&vector.to_le_bytes());
+                8
+            })),
+            END => {
+                answer[0] = self.end().into();
+                Ok(1)
+            }
+            _ => Err(Refusal::new(Errno::INVAL, "an interrupt controller has the functions 0 and 1")),
+        }
+    }
+}
+
+impl fmt::Debug for Apic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Apic").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn apic() -> Apic {
+        Apic::new(Doorbell::create().unwrap())
+    }
+
+    #[test]
+    fn requests_are_acknowledged_by_priority_and_only_above_what_is_in_service() {
+        let apic = apic();
+        apic.request(1, 10);
+        apic.request(5, 20);
+        apic.request(5, 3);
+
+        let first = apic.acknowledge();
+        let nested = apic.acknowledge();
+        let more = apic.end();
+        let second = apic.acknowledge();
+
+        assert_eq!(Some(Interrupt { priority: 5, vector: 3 }), first);
+        assert_eq!((None, true), (nested, more));
+        assert_eq!(Some(Interrupt { priority: 5, vector: 20 }), second);
+    }
+
+    #[test]
+    fn one_doorbell_is_asserted_until_it_is_acknowledged() {
+        let apic = apic();
+
+        let outcomes = [apic.request(0, 1), apic.request(0, 1), apic.request(0, 2), apic.request(7, 3)];
+
+        assert_eq!([Requested::Assert, Requested::Already, Requested::Later, Requested::Later], outcomes);
+    }
+
+    #[test]
+    fn end_out_of_turn_does_nothing() {
+        let apic = apic();
+
+        let answers = (apic.end(), apic.acknowledge());
+
+        assert_eq!((false, None), answers);
+    }
+}
