@@ -110,7 +110,10 @@ def priority(context: Context) -> Iterator[Row]:
 
 
 def eoi(context: Context) -> Iterator[Row]:
-    """What an event costs until its interrupt is ended: shared memory against an emulated controller that traps."""
+    """What an interrupt costs until it is ended: shared memory against an emulated controller that traps.
+
+    Events whose signal was pending already are one interrupt with the one before.
+    """
     for rate in _RATES:
         readings: dict[str, list[_Cost]] = {_SHARED: [], _TRAPPED: []}
 
@@ -119,14 +122,19 @@ def eoi(context: Context) -> Iterator[Row]:
                 seconds = _END_SECONDS_QUICK if context.is_quick else _END_SECONDS
                 cost = _Cost(*bench_signal_end(context.cores.pair, name == _TRAPPED, rate, seconds))
                 readings[name].append(cost)
-                return [cost.events / cost.seconds]
+                return [cost.handled / cost.seconds]
 
             return Contender(name, measure)
 
         outcome = context.compete([contender(_SHARED), contender(_TRAPPED)])
-        for what, unit in (("system_calls", "system calls/event"), ("wakeups", "wake-ups/event"), ("traps", "traps/event")):
+        for what, unit in (
+            ("system_calls", "system calls/interrupt"),
+            ("wakeups", "wake-ups/interrupt"),
+            ("traps", "traps/interrupt"),
+        ):
             ours, theirs = (
-                Summary.of(getattr(cost, what) / cost.events for cost in readings[name]) for name in (_SHARED, _TRAPPED)
+                Summary.of(getattr(cost, what) / cost.handled for cost in readings[name])
+                for name in (_SHARED, _TRAPPED)
             )
             yield Row.of(
                 "signal.eoi",
@@ -139,8 +147,8 @@ def eoi(context: Context) -> Iterator[Row]:
         if rate == 0:
             yield Row.of(
                 "signal.eoi",
-                {"events_per_second": "as many as it can", "counted": "events raised"},
-                "events/s",
+                {"events_per_second": "as many as it can", "counted": "interrupts served"},
+                "interrupts/s",
                 outcome.summaries[_SHARED],
                 outcome.placement,
                 baseline=(_TRAPPED, outcome.summaries[_TRAPPED]),

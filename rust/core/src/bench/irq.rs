@@ -466,7 +466,7 @@ struct Served {
 
 fn raise_at(ringer: &Ringer, lines: &[Arc<Line>], rate: u64, length: Duration) -> Result<u64> {
     let begun = Instant::now();
-    let mut events = 0;
+    let mut events = 0_u64;
     for line in lines.iter().cycle() {
         let elapsed = begun.elapsed();
         if elapsed >= length {
