@@ -8,7 +8,7 @@ to know is in its part of the plan; it never reads the lab file.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -147,6 +147,9 @@ def make_plan(lab: LabFile) -> Plan:
     for process in processes:
         for plan in process.guests:
             requests += _guest_requests(process.kind, plan)
+    for name, device in topology.devices.items():
+        buses = [by_name[full].bus for full in lab_file.device_guests(topology, device)]
+        requests += _device_requests(name, device, dict.fromkeys(buses))
     uplinks = tuple(UplinkPlan(switch=up.switch, tap=up.tap, mtu=up.mtu, ip=up.ip) for up in topology.uplinks)
     return Plan(
         lab=topology.name,
@@ -173,6 +176,13 @@ def _guest_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
         args = {"name": nic.device, "type": device_class(kind), "attributes": attributes}
         yield Request(verb="device.create", args=args)
         yield Request(verb="device.plug", args={"name": nic.device, "bus": plan.bus})
+
+
+def _device_requests(name: str, device: lab_file.LabDevice, buses: Iterable[str]) -> Iterator[Request]:
+    attributes = {key: lab_file.attribute_text(value) for key, value in device.attributes.items()}
+    yield Request(verb="device.create", args={"name": name, "type": device.type, "attributes": attributes})
+    for bus in buses:
+        yield Request(verb="device.plug", args={"name": name, "bus": bus})
 
 
 def _guest_plan(lab: str, full: str, index: int, guest: Guest) -> GuestPlan:

@@ -155,12 +155,23 @@ class Uplink(_Part, frozen=True):
     mtu: Mtu = 1500
 
 
+class LabDevice(_Part, frozen=True):
+    """A device other than a NIC, put on the buses of Python guests."""
+
+    type: Annotated[str, Meta(description="Device class, as `vbnet device classes` lists them.")]
+    attributes: Annotated[dict[str, str | int | float | bool], Meta(description="Set in this order.")] = {}
+    guests: (
+        Annotated[list[str], Meta(description="Python guests that get it; all of the lab when left out.")] | None
+    ) = None
+
+
 class Topology(_Part, frozen=True):
-    """A lab: switches, guests on them, and uplinks to the machine's own network."""
+    """A lab: switches, guests on them, devices they use, and uplinks to the machine's own network."""
 
     name: Name
     switches: dict[str, Switch | None] = {}
     guests: dict[str, Guest] = {}
+    devices: dict[str, LabDevice] = {}
     uplinks: list[Uplink] = []
     host: Host = Host()
 
@@ -196,7 +207,7 @@ def json_schema() -> dict[str, Any]:
     schema = msgspec.json.schema(Topology)
     components = schema.pop("$defs")
     top = components.pop("Topology")
-    for part in ("switches", "guests"):
+    for part in ("switches", "guests", "devices"):
         top["properties"][part]["propertyNames"] = {"pattern": NAME_PATTERN}
     top["patternProperties"] = {"^x-": {"description": "Ignored: a place for anchors and notes."}}
     return {
@@ -224,6 +235,20 @@ def _with_variables(schema: Any) -> Any:  # noqa: ANN401 -- JSON
 def guest_names(name: str, guest: Guest) -> list[str]:
     """Return the names one entry of ``guests`` stands for: itself, or with ``count`` NAME-0, NAME-1, ..."""
     return [name] if guest.count is None else [f"{name}-{index}" for index in range(guest.count)]
+
+
+def device_guests(topology: Topology, device: LabDevice) -> list[str]:
+    """Return the full names of the guests that get a device; an entry with ``count`` stands for all of its guests."""
+    python = {name: guest for name, guest in topology.guests.items() if isinstance(guest, PythonGuest)}
+    wanted = set(python if device.guests is None else device.guests)
+    return [
+        full for name, guest in python.items() for full in guest_names(name, guest) if name in wanted or full in wanted
+    ]
+
+
+def attribute_text(value: str | float | bool) -> str:
+    """Return an attribute's value as operators write it: 1 and 0 for true and false."""
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def nic_names(guest: Guest) -> list[str]:
@@ -275,6 +300,10 @@ class _Reader:
             for name, value in self._mapping("switches", data)
         }
         parts["guests"] = {name: self._guest(name, value) for name, value in self._mapping("guests", data)}
+        parts["devices"] = {
+            name: self._named("device", ("devices", name), name, value, LabDevice)
+            for name, value in self._mapping("devices", data)
+        }
         uplinks = data.get("uplinks") or []
         if isinstance(uplinks, list):
             parts["uplinks"] = [self._part(("uplinks", index), value, Uplink) for index, value in enumerate(uplinks)]
@@ -392,6 +421,8 @@ class _Checker:
             self._guest_names(name, guest)
         for name, guest in self.topology.guests.items():
             self._guest(name, guest)
+        for name, device in self.topology.devices.items():
+            self._device(("devices", name), name, device)
         taps: dict[str, int] = {}
         for index, uplink in enumerate(self.topology.uplinks):
             place: Place = ("uplinks", index)
@@ -442,6 +473,23 @@ class _Checker:
         self._nics(place, name, guest)
         if isinstance(guest, TrafficGuest) and guest.send is not None:
             self._send((*place, "send"), name, guest, guest.send)
+
+    def _device(self, place: Place, name: str, device: LabDevice) -> None:
+        for index, wanted in enumerate(device.guests or []):
+            at: Place = (*place, "guests", index)
+            guest = self.topology.guests.get(wanted) or self.topology.guests.get(self.expanded.get(wanted, ""))
+            if guest is None:
+                self._add(
+                    at,
+                    f"unknown guest `{wanted}`",
+                    did_you_mean(wanted, [*self.topology.guests, *self.expanded], otherwise="add it"),
+                )
+            elif not isinstance(guest, PythonGuest):
+                self._add(at, f"guest `{wanted}` uses no devices but its NICs", "name python guests only")
+        from vbnet.cluster.devices import check_device  # noqa: PLC0415 -- host code, for labs that name devices only
+
+        for inner, what, fix in check_device(name, device.type, device.attributes):
+            self._add((*place, *inner), what, fix)
 
     def _entry(self, place: Place, guest: PythonGuest) -> None:
         path, colon, function = guest.run.rpartition(":")

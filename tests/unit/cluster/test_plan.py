@@ -94,3 +94,21 @@ def test_a_plan_reads_as_a_list_of_steps() -> None:
 
     assert lines[0] == "start host node `t` with 1 worker"
     assert lines[-1] == "launch stack process a (2 guests), restart no"
+
+
+def test_devices_are_made_once_and_plugged_into_each_guests_bus() -> None:
+    """After the buses they go into; booleans are written as the host node reads them."""
+    plan = planned(
+        "  a: {kind: python, run: 'os:getpid', count: 2}\n"
+        "  b: {kind: python, run: 'os:getpid'}\n"
+        "devices: {irq: {type: intc, attributes: {enabled: false, vcpus: 2}}}\n"
+    )
+
+    made = [(item.verb, item.args) for item in plan.requests[-4:]]
+
+    assert [
+        ("device.create", {"name": "irq", "type": "intc", "attributes": {"enabled": "0", "vcpus": "2"}}),
+        ("device.plug", {"name": "irq", "bus": "a-0"}),
+        ("device.plug", {"name": "irq", "bus": "a-1"}),
+        ("device.plug", {"name": "irq", "bus": "b"}),
+    ] == made

@@ -48,6 +48,8 @@ def test_every_lab_of_the_repository_satisfies_it(path: Path) -> None:
         "name: t\nguests: {a: {kind: stak}}\n",
         "name: t\nguests: {a: {kind: traffic, nics: [{switch: lan, mtu: 20}]}}\n",
         "name: t\nguests: {a: {kind: python}}\n",
+        "name: t\ndevices: {irq: {attributes: {}}}\n",
+        "name: t\ndevices: {IRQ: {type: intc}}\n",
     ],
 )
 def test_what_the_schema_refuses_the_checker_refuses_too(text: str) -> None:

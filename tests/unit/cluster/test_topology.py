@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from vbnet.cluster.source import TopologyError
-from vbnet.cluster.topology import LabFile, address_at, derive_mac, guest_names, load_topology, parse_topology
+from vbnet.cluster.topology import (
+    LabFile,
+    address_at,
+    derive_mac,
+    device_guests,
+    guest_names,
+    load_topology,
+    parse_topology,
+)
 
 HEAD = "name: t\nswitches:\n  lan:\nguests:\n"
 
@@ -399,3 +407,54 @@ def test_a_derived_mac_is_stable_local_and_unicast() -> None:
 
     assert mac == derive_mac("demo", "web-0", "eth0") != derive_mac("demo", "web-1", "eth0")
     assert int(mac[:2], 16) & 0x03 == 0x02
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("{type: intk}", "lab.yaml:5: unknown device type `intk`; did you mean `intc`?"),
+        ("{type: venet}", "lab.yaml:5: `venet` is a network interface; write it under the guest's `nics`"),
+        ("{tipe: intc}", "lab.yaml:5: unknown key `tipe`; did you mean `type`?"),
+        ("{attributes: {}}", "lab.yaml:5: `type` is missing in `devices.irq`; add `type: ...`"),
+        ("3", "lab.yaml:5: `devices.irq` is `3`, not a mapping; write `key: value` pairs"),
+        ("{type: intc, attributes: {vcpu: 2}}", "lab.yaml:5: unknown attribute `vcpu`; did you mean `vcpus`?"),
+        (
+            "{type: intc, attributes: {vcpus: 65}}",
+            "lab.yaml:5: `vcpus` is `65`; '65' is no value for 'vcpus': allowed are 1..64",
+        ),
+        ("{type: intc, guests: [ap]}", "lab.yaml:5: unknown guest `ap`; did you mean `app`?"),
+        ("{type: intc, guests: [app-2]}", "lab.yaml:5: unknown guest `app-2`; did you mean `app-1`?"),
+        (
+            "{type: intc, guests: [sink]}",
+            "lab.yaml:5: guest `sink` uses no devices but its NICs; name python guests only",
+        ),
+    ],
+)
+def test_a_device_that_cannot_be_is_one_line(device: str, message: str) -> None:
+    """Its class is asked before anything starts: type, attributes with their values, and who gets it."""
+    found = problems(
+        "name: t\nswitches: {lan: }\nguests: {app: {kind: python, run: 'os:getpid', count: 2}, "
+        f"sink: {{kind: traffic, nics: [{{switch: lan}}]}}}}\ndevices:\n  irq: {device}\n"
+    )
+
+    assert [message] == found
+
+
+@pytest.mark.parametrize(
+    ("guests", "expected"),
+    [
+        ("", ["app-0", "app-1", "db"]),
+        (", guests: []", []),
+        (", guests: [app]", ["app-0", "app-1"]),
+        (", guests: [db, app-1]", ["app-1", "db"]),
+    ],
+)
+def test_a_device_is_given_to_the_guests_that_are_named(guests: str, expected: list[str]) -> None:
+    """Left out: every Python guest. An entry with a count stands for all of its guests."""
+    topology = parsed(
+        "name: t\nswitches: {lan: }\nguests: {app: {kind: python, run: 'os:getpid', count: 2}, "
+        "db: {kind: python, run: 'os:getpid'}, sink: {kind: traffic, nics: [{switch: lan}]}}\n"
+        f"devices: {{irq: {{type: intc{guests}}}}}\n"
+    ).topology
+
+    assert expected == device_guests(topology, topology.devices["irq"])
