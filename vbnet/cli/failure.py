@@ -25,7 +25,7 @@ EXIT_CODES: dict[int, str] = {
     0: "it was done",
     1: "it failed: a guest or lab ended badly, a check found a fault",
     2: "wrong use: arguments, a lab file, something that cannot work here",
-    3: "not found: no such lab, guest, bus, device, switch or port",
+    3: "not found: no such lab, guest, bus, device, switch, port or signal",
     4: "this machine or its permissions refused",
     5: "busy, or there already",
     6: "not ready in time",

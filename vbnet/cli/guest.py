@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from vbnet.bus.operator import SyncOperator
@@ -14,9 +15,10 @@ from vbnet.bus.rundir import RunDir
 from vbnet.cli import output
 from vbnet.cli.connection import NodeOption, on_host, resolve
 from vbnet.cli.output import Format, FormatOption
+from vbnet.cli.wedged import wedged_text
 from vbnet.errors import UnsupportedError
 
-COLUMNS = ("name", "bus", "kind", "state", "pid", "devices", "faults", "age_s")
+COLUMNS = ("name", "bus", "kind", "state", "pid", "devices", "faults", "age_s", "detail")
 
 app = output.application(
     "List, reset and run guests.",
@@ -36,8 +38,9 @@ def list_(
     *,
     how: FormatOption = Format.table,
 ) -> None:
-    """List guests."""
-    output.print_rows(operator.guest_list(), COLUMNS, how, empty="no guest yet")
+    """List guests. A wedged one has a handler that does not return; the detail says which."""
+    rows = [{**msgspec.to_builtins(guest), "detail": wedged_text(guest.wedged)} for guest in operator.guest_list()]
+    output.print_rows(rows, COLUMNS, how, empty="no guest yet")
 
 
 @app.command()

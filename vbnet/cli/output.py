@@ -156,7 +156,7 @@ def _print_rich(records: Sequence[Row], columns: Sequence[str]) -> None:
 
 
 def _style(column: str, value: object) -> str:
-    good, bad = {"ready", "up", "ok", "yes"}, {"failed", "dead", "given-up", "missing", "stuck"}
+    good, bad = {"ready", "up", "ok", "yes"}, {"failed", "dead", "given-up", "missing", "stuck", "wedged"}
     if column not in {"state", "phase", "result"}:
         return ""
     return "green" if value in good else "red" if value in bad else "yellow"

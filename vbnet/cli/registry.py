@@ -32,6 +32,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "guest": Entry("guest", "List, reset and run guests."),
         "switch": Entry("switch", "List switches and the MAC addresses they learned."),
         "port": Entry("port", "List, add and remove switch ports."),
+        "signal": Entry("signal", "List, make, route, mask, raise and grant signals."),
         "events": Entry("events", "Follow what happens on a host node, as JSON lines."),
         "keys": Entry("keys", "Make, show and allow keys for other machines."),
     },
