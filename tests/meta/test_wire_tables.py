@@ -34,6 +34,10 @@ def named_object(table: wire_tables.WireTable) -> object:
 ROW = re.compile(r'\(\s*"(?P<owner>\w+)",\s*"(?P<field>[\w.]+)",\s*(?P<offset>\w+),\s*(?P<size>\w+)\s*,?\s*\)')
 
 
+LAYOUT = "rust/core/src/shm/layout.rs"
+"""Where constants of several structures are."""
+
+
 def resolved(source: str, word: str) -> int:
     """Return a number of a Rust file: a literal, or the name of a constant or local that is set to one."""
     value = normal(word)
@@ -51,8 +55,9 @@ def listed_layout(place_of_rows: str, structure: str) -> dict[str, tuple[int, in
     """
     if place_of_rows.endswith(".rs"):
         source = (tree.ROOT / place_of_rows).read_text()
+        common = (tree.ROOT / LAYOUT).read_text()
         return {
-            row["field"]: (resolved(source, row["offset"]), resolved(source, row["size"]))
+            row["field"]: (resolved(source + common, row["offset"]), resolved(source + common, row["size"]))
             for row in ROW.finditer(source)
             if row["owner"] == structure
         }
