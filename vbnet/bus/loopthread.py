@@ -7,7 +7,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from vbnet.errors import ClosedError
+from vbnet.errors import ClosedError, UsageError
 
 __all__ = ["LoopThread"]
 
@@ -35,8 +35,11 @@ class LoopThread:
         """Run ``work`` on the loop and wait for it; what it raises is raised here.
 
         Raises:
-            ClosedError: ``close`` was called.
+            ClosedError: ``close`` was called. UsageError: called on the loop's own thread, which would wait for itself.
         """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise UsageError(f"a coroutine on {self._thread.name}'s loop awaits; it does not wait for that loop")
         if self._loop.is_closed():
             work.close()
             raise ClosedError(f"{self._thread.name} is closed")

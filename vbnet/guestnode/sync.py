@@ -5,21 +5,27 @@
         print(echo.call(1, b"hello"))
         nic = guest.nic("eth0")
 
-The bus runs in a thread of its own; every method waits until it is done or its deadline has passed.
+The bus runs in a thread of its own; every method waits until it is done or its deadline has passed. What a driver
+offers as a coroutine, ``guest.run`` awaits there.
 """
 
 from __future__ import annotations
 
-from typing import Any, Self
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Self, TypeVar
 
 from vbnet.bus.limits import DEFAULT_RAM_BYTES, REQUEST_DEADLINE_S
 from vbnet.bus.link import Address, Secrets
 from vbnet.bus.loopthread import LoopThread
+from vbnet.errors import DeadlineError, VbnetError
 from vbnet.guestnode.driver import Driver
 from vbnet.guestnode.node import GuestNode, GuestSession
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice, SharedSignal
 
 __all__ = ["Guest", "SyncOpenDevice"]
+
+T = TypeVar("T")
 
 
 class Guest:
@@ -115,6 +121,23 @@ class Guest:
         """A device's driver at work; waits for the device, loads a driver if none is registered."""
         return self._thread.run(self._session.bind(name_or_type, timeout))
 
+    def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Await something of a driver or session, which live on the bus's loop, and give its result.
+
+            intc = guest.bind("intc0")
+            tick = guest.run(intc.create("tick", on_tick, priority=5))
+
+        Args:
+            work: the coroutine.
+            timeout: seconds it may take; None: as long as its own deadlines let it.
+
+        Raises:
+            DeadlineError: it took longer, and was cancelled. ClosedError: this guest is closed.
+            UsageError: called by a coroutine of the bus's own loop, which would wait for itself.
+            Whatever ``work`` raises.
+        """
+        return self._thread.run(_limited(work, timeout))
+
     def nic(self, name: str = "virtual-ethernet", timeout: float | None = None) -> Any:  # noqa: ANN401
         """The network interface ``name``, ready to send and receive."""
         return self._thread.run(self._session.nic(name, timeout))
@@ -134,6 +157,16 @@ class Guest:
                 self._thread.run(self._node.close())
             finally:
                 self._thread.close()
+
+
+async def _limited(work: Coroutine[Any, Any, T], timeout: float | None) -> T:  # noqa: ASYNC109 - a caller's, handed on
+    try:
+        async with asyncio.timeout(timeout):
+            return await work
+    except TimeoutError as error:
+        if isinstance(error, VbnetError):
+            raise
+        raise DeadlineError(f"not done within {timeout:g} s; it was cancelled", deadline_s=timeout) from error
 
 
 class SyncOpenDevice:

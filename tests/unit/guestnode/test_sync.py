@@ -1,5 +1,7 @@
 """Guest and SyncOperator: the bus for plain functions."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,10 @@ import pytest
 import vbnet
 from vbnet.bus.operator import SyncOperator
 from vbnet.devices.echo.driver import EchoDriver
-from vbnet.errors import BusyError, ClosedError, DeadlineError, ExistsError, NotFoundError, PeerGone
+from vbnet.errors import BusyError, ClosedError, DeadlineError, ExistsError, NotFoundError, PeerGone, UsageError
 from vbnet.testing.processes import HostProcess
+
+PATIENCE = 10.0
 
 
 def test_a_plain_function_uses_the_bus(run_root: Path) -> None:
@@ -39,6 +43,68 @@ def test_a_plain_function_uses_the_bus(run_root: Path) -> None:
         with pytest.raises(ClosedError):
             guest.list_devices()
         guest.close()
+
+
+def test_a_plain_function_awaits_what_drivers_offer(run_root: Path) -> None:
+    """Signals are made, served on threads of their own, changed and destroyed; a handler may wait for the bus too."""
+    with HostProcess(run_root) as host, SyncOperator(host.run_dir) as operator:
+        operator.bus_create("lan")
+        operator.device_create("irq", "intc")
+        operator.device_plug("irq", "lan")
+        with vbnet.Guest("app", "lan", address=host.run_dir) as guest:
+            intc = guest.bind("intc0")
+            first, second = threading.Event(), threading.Event()
+            follow = guest.run(intc.create("follow", second.set, priority=7))
+
+            def lead() -> None:
+                guest.run(follow.raise_())
+                first.set()
+
+            guest.run(intc.create("lead", lead, priority=1))
+            operator.signal_raise("app/lead")
+            assert all(event.wait(PATIENCE) for event in (first, second))
+            guest.run(follow.set_priority(3))
+
+            listed = {row["name"]: row["priority"] for row in operator.signal_list()}
+            assert {"follow": 3, "lead": 1} == listed
+
+
+def test_what_takes_too_long_is_cancelled(run_root: Path) -> None:
+    """The caller goes on with a DeadlineError, and nothing is left running."""
+    with HostProcess(run_root) as host, vbnet.Guest("app", address=host.run_dir, ram_bytes=0) as guest:
+        ended = threading.Event()
+
+        async def endless() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        with pytest.raises(DeadlineError, match=r"0\.01 s"):
+            guest.run(endless(), timeout=0.01)
+
+        assert ended.is_set()
+
+
+def test_a_deadline_of_the_work_itself_is_told_as_it_is(run_root: Path) -> None:
+    """What the work was waiting for is worth more than that it took too long."""
+    with (
+        HostProcess(run_root) as host,
+        vbnet.Guest("app", address=host.run_dir, ram_bytes=0) as guest,
+        pytest.raises(DeadlineError, match="no-such-device"),
+    ):
+        guest.run(guest.session.wait_device("no-such-device", 0.01), timeout=PATIENCE)
+
+
+def test_the_loop_does_not_wait_for_itself(run_root: Path) -> None:
+    """A coroutine of the bus's own loop that uses the plain face is told so, and does not hang."""
+    with HostProcess(run_root) as host, vbnet.Guest("app", address=host.run_dir, ram_bytes=0) as guest:
+
+        async def mistaken() -> None:
+            guest.list_devices()
+
+        with pytest.raises(UsageError, match="does not wait for that loop"):
+            guest.run(mistaken(), timeout=PATIENCE)
 
 
 def test_the_end_of_the_host_is_a_clear_error(run_root: Path) -> None:
