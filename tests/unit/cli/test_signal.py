@@ -54,14 +54,14 @@ def test_every_counter_is_in_the_wide_table() -> None:
 )
 def test_a_route_is_a_few_words(said: dict[str, object], expected: str) -> None:
     """Whose vector it is, or that it is none."""
-    assert expected == shown_row(row(**said))["leads_to"]
+    assert expected == shown_row(row() | said)["leads_to"]
 
 
 def test_a_state_names_all_that_keeps_raises_back() -> None:
     """Masked, latched and blocked in this order; open when nothing does."""
     words = ("masked", "latched", "blocked")
     found = {
-        chosen: shown_row(row(**{f"is_{word}": word in chosen for word in words}))["state"]
+        chosen: shown_row(row() | {f"is_{word}": word in chosen for word in words})["state"]
         for count in range(4)
         for chosen in itertools.combinations(words, count)
     }
