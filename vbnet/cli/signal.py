@@ -121,10 +121,10 @@ def route(
     ] = None,
     guest: Annotated[str | None, typer.Option(help="Lead it to this guest.", show_default=False)] = None,
     vcpu: Annotated[int | None, typer.Option(min=0, help="The vCPU that serves it.", show_default=False)] = None,
+    *,
     vector: Annotated[
         int | None, typer.Option(min=0, help="The guest's vector for it, from 0.", show_default=False)
     ] = None,
-    *,
     nowhere: Annotated[bool, typer.Option("--nowhere", help="Lead it nowhere: raises are kept as one.")] = False,
     how: FormatOption = Format.table,
 ) -> None:
