@@ -13,7 +13,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["ring", "rtt", "rtt.asleep"])
+@pytest.mark.parametrize("name", ["ring", "rtt", "rtt.asleep", "fastcall.python"])
 def test_a_subject_is_measured_beside_its_baseline(name: str) -> None:
     """Every row has a positive figure, a baseline measured in the same run, and their ratio."""
     rows = bench.run([name], quick=True)
@@ -27,6 +27,21 @@ def test_a_subject_is_measured_beside_its_baseline(name: str) -> None:
         assert row.baseline is not None
         assert row.baseline_value is not None
         assert row.value / row.baseline_value == row.ratio
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_fastcalls_are_measured_alone_at_once_and_asleep() -> None:
+    """``fastcall`` holds one caller against bare round trips, and more callers against one."""
+    rows = bench.run(["fastcall"], quick=True)
+
+    alone = [row for row in rows if row.unit == "ns"]
+    at_once = [row for row in rows if row.unit == "calls/s"]
+    assert [(8, "spinning"), (48, "spinning"), (8, "asleep")] == [
+        (row.params["data_bytes"], row.params["waits"]) for row in alone
+    ]
+    assert [1, 2, 4, 8] == [row.params["callers"] for row in at_once]
+    assert all(row.value > 0 and row.ratio is not None for row in [*alone, *at_once[1:]])
 
 
 def test_signals_are_raised_without_waking_anybody_twice() -> None:

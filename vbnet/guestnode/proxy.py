@@ -224,7 +224,8 @@ class OpenDevice:
 
         With a ``fastcall`` device on the bus, and a device that has a fast handler, that handler answers, and the call
         goes through shared memory: no message, and no system call while both sides are awake. Otherwise, and for more
-        than 368 bytes, it is an ordinary call that the thread waits for.
+        than 368 bytes, it is an ordinary call that the thread waits for. On the event loop's own thread the loop stands
+        still meanwhile, so that it hears of the host's end only when the deadline has passed.
 
         Args:
             function: its number, by the device's ABI.

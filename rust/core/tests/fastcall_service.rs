@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so by panicking")]
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -355,6 +355,43 @@ fn call_without_answer_ends_at_its_deadline() {
 
     assert_eq!(None, first);
     assert!(matches!(second, Err(Error::Busy(_))));
+}
+
+/// Keeps the service's thread until it is let go.
+struct Stuck {
+    entered: mpsc::SyncSender<()>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl FastHandler for Stuck {
+    fn call(&self, _function: u32, _data: &[u8], _answer: &mut [u8]) -> Result<usize, Refusal> {
+        self.entered.send(()).unwrap();
+        let _ = self.go_on.lock().unwrap().recv_timeout(PATIENCE);
+        Ok(0)
+    }
+}
+
+/// What was asked for while a handler kept the thread is refused, and not done later behind the asker's back.
+#[test]
+fn command_that_was_given_up_is_not_done_later() {
+    let host = Host::new();
+    let (enter, entered) = mpsc::sync_channel(1);
+    let (go_on, gone_on) = mpsc::channel();
+    host.service.register(1, DEVICE, Arc::new(Stuck { entered: enter, go_on: Mutex::new(gone_on) })).unwrap();
+    let guest = Guest::new(&host, 1, SlotParams::default());
+
+    let (while_stuck, status) = thread::scope(|scope| {
+        let calling = scope.spawn(|| guest.call(0, b"").0);
+        entered.recv_timeout(PATIENCE).unwrap();
+        let while_stuck = host.service.register(2, DEVICE, Arc::new(Echo));
+        go_on.send(()).unwrap();
+        (while_stuck, calling.join().unwrap())
+    });
+    let afterwards = host.service.register(2, DEVICE, Arc::new(Echo));
+
+    assert!(matches!(while_stuck, Err(Error::Busy(_))));
+    assert!(afterwards.is_ok(), "{afterwards:?}");
+    assert_eq!(STATUS_DONE, status);
 }
 
 /// After the end nothing works any more, and says so.
