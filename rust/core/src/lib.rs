@@ -7,6 +7,7 @@
 //! * [`signals`] are what devices and others raise: named lines, routed at will to guests and eventfds.
 //! * [`fastcall`] serves synchronous calls of guests through shared memory.
 //! * [`worker`] runs ports to completion on a thread of its own.
+//! * [`timer`] keeps the timers of all guests on one thread.
 //! * [`guest`] is the other side: the driver of a venet device, a small IP host, a traffic generator.
 //!
 //! # Who is trusted
@@ -35,6 +36,9 @@
 //! | `CT-2 file ready` | a counter file's version and size before its magic | `CounterFile::create` | `CounterFile::open` |
 //! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |
 //! | `CT-4 whose values` | a block's generation before and after its values | `CounterFile::allocate` | `CounterReader::blocks` |
+//! | `TM-1 whole setting` | a timer's values between two looks at its control word | `Setter::set` | `Keeper::read` |
+//! | `TM-2 marked slots` | what is said of a timer before its mark | `Setter::set`, `Keeper::expire` | `Keeper::take_changed`, `Taker::take` |
+//! | `TM-3 sleep or see` | marks before `waiting_for` / `waiting_for` before marks | `Setter::set` | `Keeper::sleep_until` |
 //! | `WD-1 ring or sleep` | a worker's note that it rings, before the watchdog sleeps | `Ringer::ring` | `Watchdog` |
 
 #[cfg(not(loom))]
@@ -54,5 +58,7 @@ pub mod shm;
 #[cfg(not(loom))]
 pub mod signals;
 pub(crate) mod sync;
+#[cfg(not(loom))]
+pub mod timer;
 #[cfg(not(loom))]
 pub mod worker;

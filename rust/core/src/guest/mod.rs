@@ -23,5 +23,6 @@ pub mod stack_device;
 pub mod stack_host;
 mod stack_service;
 pub mod stack_udp;
+pub mod timer;
 pub mod traffic;
 pub mod venet;

@@ -47,6 +47,20 @@ pub const FASTCALL_SIGNAL_OFFSET: usize = 0x380;
 pub const FASTCALL_DATA_BYTES: usize = 368;
 /// Words that hold them. A model checks every access, so it has as few as show the same.
 pub(crate) const FASTCALL_DATA_WORDS: usize = if cfg!(loom) { 2 } else { FASTCALL_DATA_BYTES / 8 };
+/// First four bytes of a timer page: `vTIM`.
+pub const TIMER_MAGIC: u32 = u32::from_le_bytes(*b"vTIM");
+/// Version of [`TimerHeader`] and of what follows it.
+pub const TIMER_VERSION: u32 = 1;
+/// Bytes in front of a timer page's first bitmap.
+pub const TIMER_HEADER_BYTES: usize = 0x280;
+/// Least number of timers on a page: a word of a bitmap.
+pub const TIMER_SLOTS_MIN: u32 = 64;
+/// Most timers on a page.
+pub const TIMER_SLOTS_MAX: u32 = 1 << 17;
+/// Bytes of what a guest says about one timer.
+pub const TIMER_SETTING_BYTES: usize = 32;
+/// How urgent a timer can be: 0 to 7, 7 the most.
+pub const TIMER_PRIORITIES: usize = 8;
 
 /// The first page of a guest's RAM. Written by the guest before the memory is sealed and handed over.
 #[repr(C)]
@@ -217,6 +231,73 @@ impl RingHeader {
 /// One slot of a ring: a descriptor in one word, so that it can never be read half.
 pub(crate) type Slot = AtomicU64;
 
+/// What the host says about its sleep, on a timer page.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct TimerSleepWords {
+    /// Deadline the host will wake for by itself, in nanoseconds of CLOCK_MONOTONIC; 0 while it is awake.
+    pub(crate) waiting_for_ns: AtomicU64,
+    /// Counted up with every sleep.
+    pub(crate) sleeps: AtomicU64,
+}
+
+/// A word that both sides change, alone on its lines.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct PaddedU64(pub(crate) AtomicU64);
+
+/// The uppermost words of the bitmaps of expired timers, one a priority.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct TimerExpiredTops(pub(crate) [AtomicU64; TIMER_PRIORITIES]);
+
+/// What stands in front of a timer page's bitmaps.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct TimerHeader {
+    pub(crate) magic: AtomicU32,
+    pub(crate) version: AtomicU32,
+    /// Number of timers, a power of two. Written once by the guest, copied once by the host.
+    pub(crate) slots: AtomicU32,
+    pub(crate) sleep: TimerSleepWords,
+    /// Written by the guest: how long before a deadline it wants to be woken, in nanoseconds.
+    pub(crate) lead_ns: PaddedU64,
+    pub(crate) changed_top: PaddedU64,
+    pub(crate) expired_tops: TimerExpiredTops,
+}
+
+impl TimerHeader {
+    pub(crate) fn new(slots: u32) -> Self {
+        Self {
+            magic: AtomicU32::new(TIMER_MAGIC),
+            version: AtomicU32::new(TIMER_VERSION),
+            slots: AtomicU32::new(slots),
+            sleep: TimerSleepWords { waiting_for_ns: AtomicU64::new(0), sleeps: AtomicU64::new(0) },
+            lead_ns: PaddedU64(AtomicU64::new(0)),
+            changed_top: PaddedU64(AtomicU64::new(0)),
+            expired_tops: TimerExpiredTops([(); TIMER_PRIORITIES].map(|()| AtomicU64::new(0))),
+        }
+    }
+}
+
+/// What the guest says about one timer.
+#[repr(C, align(32))]
+#[derive(Debug)]
+pub struct TimerSetting {
+    /// When it expires, in nanoseconds of CLOCK_MONOTONIC.
+    pub(crate) deadline_ns: AtomicU64,
+    /// How long after that again and again; 0 = once.
+    pub(crate) period_ns: AtomicU64,
+    /// Generation, priority, whether it is armed or being changed.
+    pub(crate) control: AtomicU64,
+}
+
+impl TimerSetting {
+    pub(crate) fn new() -> Self {
+        Self { deadline_ns: AtomicU64::new(0), period_ns: AtomicU64::new(0), control: AtomicU64::new(0) }
+    }
+}
+
 /// Bytes a ring of `slots` slots occupies.
 #[must_use]
 pub const fn ring_bytes(slots: u32) -> usize {
@@ -255,6 +336,15 @@ const _: () = {
     assert!(offset_of!(FastcallAnswer, length) == 12);
     assert!(offset_of!(FastcallAnswer, data) == 16);
     assert!(offset_of!(FastcallSlot, signal) == FASTCALL_SIGNAL_OFFSET);
+    assert!(size_of::<TimerHeader>() == TIMER_HEADER_BYTES);
+    assert!(offset_of!(TimerHeader, slots) == 8);
+    assert!(offset_of!(TimerHeader, sleep) == 0x80);
+    assert!(offset_of!(TimerHeader, lead_ns) == 0x100);
+    assert!(offset_of!(TimerHeader, changed_top) == 0x180);
+    assert!(offset_of!(TimerHeader, expired_tops) == 0x200);
+    assert!(size_of::<TimerSetting>() == TIMER_SETTING_BYTES);
+    assert!(offset_of!(TimerSetting, period_ns) == 8);
+    assert!(offset_of!(TimerSetting, control) == 16);
 };
 
 /// `(structure, field, byte offset, byte size)` for every word of every shared structure: what `docs/wire/` must say.
@@ -300,6 +390,17 @@ pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
         ("fastcall", "answer.length", 0x20c, 4),
         ("fastcall", "answer.data", 0x210, FASTCALL_DATA_BYTES),
         ("fastcall", "signal", FASTCALL_SIGNAL_OFFSET, SIGNAL_PAIR_BYTES),
+        ("timer", "magic", 0, 4),
+        ("timer", "version", 4, 4),
+        ("timer", "slots", 8, 4),
+        ("timer", "waiting_for_ns", 0x80, 8),
+        ("timer", "sleeps", 0x88, 8),
+        ("timer", "lead_ns", 0x100, 8),
+        ("timer", "changed_top", 0x180, 8),
+        ("timer", "expired_tops", 0x200, 64),
+        ("timer_setting", "deadline_ns", 0, 8),
+        ("timer_setting", "period_ns", 8, 8),
+        ("timer_setting", "control", 16, 8),
     ]);
     rows
 }

@@ -31,3 +31,4 @@ pub mod pool;
 pub mod region;
 pub mod ring;
 pub mod signal;
+pub mod timer;
