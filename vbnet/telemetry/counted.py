@@ -13,7 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from vbnet._native import LINE_COUNTERS, OUTBOX_COUNTERS, PORT_COUNTERS, SWITCH_COUNTERS, WORKER_COUNTERS
+from vbnet._native import (
+    LINE_COUNTERS,
+    OUTBOX_COUNTERS,
+    PORT_COUNTERS,
+    SWITCH_COUNTERS,
+    TIMER_COUNTERS,
+    WORKER_COUNTERS,
+)
 from vbnet.errors import NotFoundError
 from vbnet.sharedmem import read_blocks
 
@@ -26,6 +33,7 @@ _NAMES: Final[Mapping[str, Sequence[str]]] = MappingProxyType(
         "worker": WORKER_COUNTERS,
         "signal": LINE_COUNTERS,
         "outbox": OUTBOX_COUNTERS,
+        "timer": TIMER_COUNTERS,
     }
 )
 

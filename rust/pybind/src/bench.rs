@@ -10,7 +10,7 @@ use vbnet_core::bench::exchange::{Exchange, Waiting};
 use vbnet_core::bench::irq::{self, Ending, Flood};
 use vbnet_core::bench::pingpong::{self, Sleep};
 use vbnet_core::bench::probe::{self, Placement};
-use vbnet_core::bench::{Windows, fastcall, ring};
+use vbnet_core::bench::{Windows, fastcall, ring, timer};
 use vbnet_core::guest::venet::{Receiver, Sender};
 
 use crate::errors::{OrRaise, raise_plain};
@@ -152,6 +152,31 @@ pub(crate) fn bench_fastcalls(
     windows: BenchWindows,
 ) -> PyResult<Vec<f64>> {
     py.detach(|| fastcall::calls_per_second(callers, data_bytes, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// Nanoseconds it takes to move a timer to a later deadline, one sample a window.
+#[pyfunction]
+pub(crate) fn bench_timer_arm(py: Python<'_>, cores: (usize, usize), windows: BenchWindows) -> PyResult<Vec<f64>> {
+    py.detach(|| timer::arm_ns(self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// Nanoseconds each of a thousand expiries a second came late, with so many timers armed and this lead.
+#[pyfunction]
+#[pyo3(signature = (cores, windows, armed = 1, lead_ns = 100_000))]
+pub(crate) fn bench_timer_late(
+    py: Python<'_>,
+    cores: (usize, usize),
+    windows: BenchWindows,
+    armed: u32,
+    lead_ns: u64,
+) -> PyResult<Vec<f64>> {
+    py.detach(|| timer::late_ns(self::cores(cores), windows.inner(), armed, lead_ns)).or_raise(py)
+}
+
+/// The same for one thread that sleeps on a timerfd of its own.
+#[pyfunction]
+pub(crate) fn bench_timer_bare(py: Python<'_>, cores: (usize, usize), windows: BenchWindows) -> PyResult<Vec<f64>> {
+    py.detach(|| timer::bare_late_ns(self::cores(cores), windows.inner())).or_raise(py)
 }
 
 /// A guest that sends to another of the same process, through whatever the host put between them.

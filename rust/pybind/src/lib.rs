@@ -8,6 +8,7 @@ use vbnet_core::fastcall::{FastcallCounter, ServiceCounter};
 use vbnet_core::net::switch::SwitchCounter;
 use vbnet_core::port::PortCounter;
 use vbnet_core::signals::{LineCounter, OutboxCounter};
+use vbnet_core::timer::agenda::TimerCounter;
 use vbnet_core::worker::WorkerCounter;
 
 mod bellman;
@@ -19,6 +20,7 @@ mod fastcall;
 mod guests;
 mod memory;
 mod signals;
+mod timer;
 mod turnstile;
 mod venet;
 
@@ -56,6 +58,12 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("FASTCALL_SIGNAL_OFFSET", vbnet_core::shm::layout::FASTCALL_SIGNAL_OFFSET)?;
     module.add("FASTCALL_DATA_BYTES", vbnet_core::shm::layout::FASTCALL_DATA_BYTES)?;
     module.add("FASTCALL_UNSERVED", vbnet_core::shm::fastcall::STATUS_UNSERVED)?;
+    module.add_class::<timer::Timekeeper>()?;
+    module.add_class::<timer::Timers>()?;
+    module.add_class::<timer::TimersLayout>()?;
+    module.add_class::<timer::Tick>()?;
+    module.add_function(wrap_pyfunction!(timer::timer_now_ns, module)?)?;
+    module.add("TIMER_COUNTERS", TimerCounter::NAMES.to_vec())?;
     module.add("PORT_COUNTERS", PortCounter::NAMES.to_vec())?;
     module.add("WORKER_COUNTERS", WorkerCounter::NAMES.to_vec())?;
     module.add("SWITCH_COUNTERS", SwitchCounter::NAMES.to_vec())?;
@@ -81,5 +89,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(bench::bench_fastcall, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_fastcalls, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench_signal_end, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_timer_arm, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_timer_late, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench_timer_bare, module)?)?;
     Ok(())
 }

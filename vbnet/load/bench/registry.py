@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import calls, lab, native, signals, through
+from vbnet.load.bench import calls, lab, native, signals, through, timers
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -41,6 +41,8 @@ BENCHES: Final = {
         Bench("fastcall", native.fastcall),
         Bench("fastcall.python", calls.fastcall_python),
         Bench("python", through.python),
+        Bench("timer.arm", timers.arm),
+        Bench("timer.late", timers.late),
         Bench("idle", lab.idle),
         Bench("launch", lab.launch),
         Bench("scale", through.scale),

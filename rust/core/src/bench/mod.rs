@@ -7,6 +7,7 @@
 //! * [`exchange`] is the subject with a switch in between: frames and round trips from guest to guest.
 //! * [`irq`] is what signals cost: raises, wake-ups, and urgent ones under a flood.
 //! * [`fastcall`] is a call of the host and its answer: alone, asleep, and with several callers at once.
+//! * [`timer`] is the cost and the lateness of timers, beside a bare timerfd.
 //! * [`duo`] puts the two sides of a measurement on two cores, as threads or as two processes.
 //!
 //! Every measurement answers a list of samples, one a window of time, so that median and spread can be told. Nothing
@@ -20,6 +21,7 @@ pub mod irq;
 pub mod pingpong;
 pub mod probe;
 pub mod ring;
+pub mod timer;
 
 use std::time::{Duration, Instant};
 
