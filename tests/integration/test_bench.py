@@ -71,6 +71,18 @@ def test_ends_of_interrupts_are_counted_beside_traps() -> None:
     assert all(0 == row.value and row.baseline_value for row in traps)
 
 
+def test_timers_are_measured_beside_a_bare_timerfd_and_asyncio() -> None:
+    """Arming has a figure of its own; lateness stands beside both, by percentile and number of timers."""
+    arm, *_ = bench.run(["timer.arm"], quick=True)
+    late = bench.run(["timer.late"], quick=True)
+
+    assert arm.value > 0
+    assert {"timerfd of its own", "asyncio call_later"} == {row.baseline for row in late}
+    assert {(1, "p50"), (1, "p99"), (1000, "p50"), (1000, "p99")} == {
+        (row.params["armed"], row.params["percentile"]) for row in late
+    }
+
+
 def test_frames_pass_the_switch_whatever_is_attached() -> None:
     """``scale`` measures the same two guests among more and more, the first of them without a baseline."""
     first, *others = bench.run(["scale"], quick=True)
