@@ -15,8 +15,9 @@ import pytest
 
 from vbnet.bus.admin import WedgedLevel
 from vbnet.bus.operator import EventStream
+from vbnet.devices.intc import wire
 from vbnet.devices.intc.driver import Intc, IntcDriver
-from vbnet.errors import ExistsError, NotFoundError, NotPermittedError, UsageError
+from vbnet.errors import ExistsError, NotFoundError, NotPermittedError, UnsupportedError, UsageError
 from vbnet.guestnode import GuestSession
 from vbnet.testing.lab import Lab, one_turn
 
@@ -370,6 +371,46 @@ def test_an_operator_reroutes_a_signal_to_another_vcpu(run: Callable[..., None])
             assert [0, 1] == [vcpu.served for vcpu in intc.vcpus]
 
     run(body)
+
+
+def test_the_emulated_controller_serves_the_same_signals_by_traps(run_dir: Path) -> None:
+    """The same driver and handlers, most urgent first, through acknowledge and end; a bad trap is refused."""
+
+    async def main() -> None:
+        async with Lab.open(run_dir) as lab:
+            await lab.plugged("irq", "lan", "intc-apic")
+            await lab.plugged("fast", "lan", "fastcall")
+            async with served(lab, "web") as (_, intc):
+                order: list[str] = []
+                heard = Heard()
+
+                def note(name: str) -> Callable[[], None]:
+                    def handler() -> None:
+                        order.append(name)
+                        heard()
+
+                    return handler
+
+                busy = threading.Event()
+                await intc.create("first", lambda: busy.wait(PATIENCE_S))
+                await intc.create("low", note("low"), priority=1)
+                await intc.create("high", note("high"), priority=6)
+                await lab.operator.signal_raise("web/first")
+                await lab.operator.signal_raise("web/low")
+                await lab.operator.signal_raise("web/high")
+                while not all([(await row_of(lab, f"web/{name}"))["raises"] for name in ("low", "high")]):
+                    await one_turn()
+                routes = {row["route"] for row in await lab.operator.signal_list() if row["device"] == "signal"}
+                busy.set()
+                await heard.reach(2)
+
+                with pytest.raises(UsageError):
+                    await asyncio.to_thread(intc.trap, wire.Function.END, b"")
+                with pytest.raises(UnsupportedError):
+                    intc.vcpus[0].threshold = 3
+                assert (["high", "low"], {"apic"}) == (order, routes)
+
+    asyncio.run(main())
 
 
 def test_a_leaving_guest_takes_its_signals_with_it(run: Callable[..., None]) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vbnet.errors import ExistsError, NotFoundError, NotPermittedError, ResourceError, UsageError, VbnetError
 
 if TYPE_CHECKING:
-    from vbnet._native import Signals
+    from vbnet._native import Apics, Signals
 
 __all__ = ["OPERATOR", "SignalBook", "Vector"]
 
@@ -75,6 +75,7 @@ class SignalBook:
         self._names: dict[str, int] = {}
         self._owned: dict[str, set[int]] = {}
         self._controllers: dict[str, int] = {}
+        self._apics: dict[str, Apics] = {}
         self._outboxes: dict[str, int] = {}
         self._connected: dict[str, dict[int, int]] = {}
 
@@ -193,7 +194,11 @@ class SignalBook:
                 f"guest {by!r} may lead signals to itself, not to {to.guest!r}; ask for a grant and connect to one",
                 guest=by,
             )
-        self.native.route_to_vector(number, self.controller_of(to.guest), to.vcpu, to.vector)
+        apics = self._apics.get(to.guest)
+        if apics is not None:
+            self.native.route_to_apic(number, apics, to.vcpu, to.vector)
+        else:
+            self.native.route_to_vector(number, self.controller_of(to.guest), to.vcpu, to.vector)
 
     def route_nowhere(self, number: int, by: str = OPERATOR) -> None:
         """Lead a line nowhere: its raises are kept as one until it is routed again."""
@@ -321,9 +326,16 @@ class SignalBook:
 
     def detach_controller(self, guest: str) -> None:
         """Let go of it; lines that led there are latched from now on. Harmless when there is none."""
+        self._apics.pop(guest, None)
         controller = self._controllers.pop(guest, None)
         if controller is not None and self._native is not None:
             self._native.controller_detach(controller)
+
+    def attach_apics(self, guest: str, apics: Apics) -> None:
+        """Lead what is led to a guest's vectors to emulated controllers; raises ExistsError when it has others."""
+        if guest in self._controllers or guest in self._apics:
+            raise ExistsError(f"guest {guest!r} has a controller already", guest=guest)
+        self._apics[guest] = apics
 
     def attach_outbox(self, guest: str, ram: Any, place: tuple[int, int], kick_fd: int) -> None:  # noqa: ANN401
         """Take a guest's outbox into use; raises ExistsError when it has one, PeerFault for its memory."""
@@ -338,6 +350,10 @@ class SignalBook:
         self._connected.pop(guest, None)
         if outbox is not None and self._native is not None:
             self._native.outbox_detach(outbox)
+
+    def has_controller(self, guest: str) -> bool:
+        """Whether signals can be led to vectors of a guest."""
+        return guest in self._controllers or guest in self._apics
 
     def controller_of(self, guest: str) -> int:
         """The number of a guest's controller; raises NotFoundError when it has none."""

@@ -40,6 +40,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<fabric::Fabric>()?;
     module.add_class::<bellman::Bellman>()?;
     module.add_class::<signals::Signals>()?;
+    module.add_class::<signals::Apics>()?;
     module.add_class::<signals::IntcLevel>()?;
     module.add_class::<signals::IntcOutbox>()?;
     module.add_function(wrap_pyfunction!(signals::format_level, module)?)?;

@@ -13,6 +13,7 @@ use vbnet_core::signals::{self as core, LevelPart, LineCounter, LineId, Route, S
 
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise_plain};
+use crate::fastcall::FastHandler;
 use crate::memory::{Ram, duplicate};
 use crate::turnstile::{Inside, Turnstile};
 
@@ -49,6 +50,12 @@ impl Signals {
 
     fn route_to_vector(&self, py: Python<'_>, line: u64, controller: u64, vcpu: u32, vector: u32) -> PyResult<()> {
         py.detach(|| self.inner.route_to_vector(LineId(line), controller, vcpu, vector)).or_raise(py)
+    }
+
+    fn route_to_apic(&self, py: Python<'_>, line: u64, apics: &Apics, vcpu: usize, vector: u32) -> PyResult<()> {
+        let apic = apics.inner.0.get(vcpu).cloned();
+        let apic = apic.ok_or_else(|| raise_plain(py, "NotFoundError", &format!("there is no vCPU {vcpu}")))?;
+        py.detach(|| self.inner.route_to_apic(LineId(line), apic, vector)).or_raise(py)
     }
 
     fn route_nowhere(&self, py: Python<'_>, line: u64) -> PyResult<()> {
@@ -212,6 +219,28 @@ fn describe(py: Python<'_>, line: core::LineInfo) -> PyResult<Bound<'_, PyDict>>
         row.set_item(name, count)?;
     }
     Ok(row)
+}
+
+/// The emulated controllers of one guest's vCPUs, whose registers are on the host.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct Apics {
+    inner: Arc<core::Apics>,
+}
+
+#[pymethods]
+impl Apics {
+    /// One vCPU for each doorbell.
+    #[new]
+    fn new(py: Python<'_>, call_fds: Vec<RawFd>) -> PyResult<Self> {
+        let apic = |fd| Ok::<_, PyErr>(Arc::new(core::Apic::new(Doorbell::from_fd(duplicate(py, fd)?))));
+        let vcpus = call_fds.into_iter().map(apic).collect::<PyResult<Vec<_>>>()?;
+        Ok(Self { inner: Arc::new(core::Apics(vcpus)) })
+    }
+
+    /// What answers acknowledge and end.
+    fn handler(&self) -> FastHandler {
+        FastHandler { inner: self.inner.clone() }
+    }
 }
 
 /// One priority of one vCPU, for the thread of the guest that serves it.

@@ -10,7 +10,7 @@ import contextlib
 import os
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vbnet.devices.intc import wire
 from vbnet.errors import BusyError, ExistsError, NotPermittedError, PeerFault, UnsupportedError, UsageError, VbnetError
@@ -26,6 +26,9 @@ from vbnet.hostnode.device import (
     SharedRegion,
 )
 from vbnet.hostnode.signals import Vector
+
+if TYPE_CHECKING:
+    from vbnet._native import FastHandler
 
 __all__ = ["IntcClass"]
 
@@ -43,12 +46,23 @@ class IntcClass(DeviceClass):
         return IntcDevice(services, name)
 
 
+class ApicClass(IntcClass):
+    """The same interface with emulated controllers: every acknowledge and every end is a call to the host."""
+
+    name = "intc-apic"
+
+    def create(self, services: HostServices, name: str) -> Device:
+        """Make one."""
+        return IntcDevice(services, name, is_trapped=True)
+
+
 class IntcDevice(Device):
     """One interrupt controller device, shared by the guests of its buses; each has levels of its own."""
 
-    def __init__(self, services: HostServices, name: str) -> None:
+    def __init__(self, services: HostServices, name: str, *, is_trapped: bool = False) -> None:
         self.services = services
         self.name = name
+        self.is_trapped = is_trapped
         self.connections: list[IntcConnection] = []
         self.attributes = AttributeTable(
             (
@@ -106,11 +120,13 @@ class IntcConnection(Connection):
         self._opener = opener
         self._signals = device.services.signals
         self._regions: dict[int, SharedRegion] = {}
-        self._is_started = False
+        self._traps: FastHandler | None = None
         self._bound: dict[int, tuple[int, int, Vector]] = {}
         """By signal handle: the line, the eventfd it leads to otherwise, and the vector."""
         self._created: set[int] = set()
         device.connections.append(self)
+        if device.is_trapped:
+            self.fast = self._trap
         self._functions: dict[wire.Function, tuple[struct.Struct, bool, Callable[..., bytes | None]]] = {
             wire.Function.START: (wire.VCPUS, False, self._start),
             wire.Function.BIND: (wire.BIND, False, self._bind),
@@ -171,6 +187,8 @@ class IntcConnection(Connection):
             wanted = wire.Function(function)
         except ValueError:
             return super().call(function, data)
+        if wanted in {wire.Function.ACKNOWLEDGE, wire.Function.END}:
+            return self._trap(function, data)
         layout, has_name, work = self._functions[wanted]
         if len(data) < layout.size or (len(data) > layout.size and not has_name):
             raise UsageError(
@@ -206,7 +224,7 @@ class IntcConnection(Connection):
 
     # ---- functions -------------------------------------------------------------------------------------------------
 
-    def _start(self, vcpus: int) -> None:
+    def _start(self, vcpus: int) -> bytes:
         if not 1 <= vcpus <= self._device.attributes["vcpus"]:
             most = self._device.attributes["vcpus"]
             raise UsageError(f"a guest has 1..{most} vCPUs here; got {vcpus}", got=vcpus, limit=most)
@@ -214,11 +232,30 @@ class IntcConnection(Connection):
         missing = [region for vcpu in wanted for region in vcpu if region not in self._regions]
         if missing:
             raise UsageError(f"START needs every level; not shared yet: {missing}", missing=missing)
+        if self._device.is_trapped:
+            return self._start_trapped([self._regions[vcpu[0]] for vcpu in wanted])
         first = self._regions[0]
         with self._blamed():
             places = [[self._place(region) for region in vcpu] for vcpu in wanted]
             self._signals.attach_controller(self.guest, first.ram, places)
-        self._is_started = True
+        return wire.MODE.pack(wire.SHARED)
+
+    def _start_trapped(self, lines: list[SharedRegion]) -> bytes:
+        """Emulate a controller a vCPU, whose interrupt line is the call doorbell of its lowest level."""
+        from vbnet._native import Apics  # noqa: PLC0415 - hosts without emulated controllers do without
+
+        apics = Apics([region.signal.call_fd for region in lines if region.signal is not None])
+        self._signals.attach_apics(self.guest, apics)
+        self._traps = apics.handler()
+        return wire.MODE.pack(wire.TRAPPED)
+
+    def _trap(self, function: int, data: bytes) -> bytes:
+        if self._traps is None:
+            raise UsageError("this controller is in shared memory, or was not started", function=function)
+        code, answer = self._traps(function, data)
+        if code:
+            raise UsageError(answer.decode(), function=function)
+        return answer
 
     def _place(self, region: int) -> tuple[int, int, int]:
         shared = self._regions[region]
@@ -231,7 +268,8 @@ class IntcConnection(Connection):
         if any(region.signal is ends for region in self._regions.values()):
             raise NotPermittedError("a controller's own doorbells cannot be bound to it", handle=handle)
         to = Vector(self.guest, vcpu, vector)
-        self._signals.controller_of(self.guest)
+        if not self._signals.has_controller(self.guest):
+            raise UsageError("START comes before BIND")
         line = self._opener.line(ends)
         if self._device.attributes["enabled"]:
             self._signals.route_to_vector(line, to, self.guest)

@@ -23,13 +23,14 @@ import contextlib
 import inspect
 import logging
 import os
+import select
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from vbnet._native import IntcLevel, IntcOutbox, format_level
 from vbnet.devices.intc import wire
-from vbnet.errors import NotFoundError, PeerGone, ResourceError, UsageError
+from vbnet.errors import ClosedError, NotFoundError, PeerGone, ResourceError, UnsupportedError, UsageError
 from vbnet.guestnode.memory import Block
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice, SharedSignal
 
@@ -86,13 +87,17 @@ class IntcDriver:
                 for place, signal in zip(places[:count], shown[:count], strict=True)
             ]
             outbox = IntcOutbox(device.ram, places[count], shown[count].kick_fd)
-            await opened.call(wire.Function.START, wire.VCPUS.pack(self._vcpus))
+            answer = await opened.call(wire.Function.START, wire.VCPUS.pack(self._vcpus))
+            (mode,) = wire.MODE.unpack(answer)
         except BaseException:
             await opened.close()
             if block is not None:
                 device.memory.free(block)
             raise
-        return Intc(opened, block, levels, outbox, is_realtime=self._is_realtime, spin=self._spin)
+        is_trapped = mode == wire.TRAPPED
+        return Intc(
+            opened, block, levels, outbox, is_realtime=self._is_realtime, spin=self._spin, is_trapped=is_trapped
+        )
 
 
 async def _share(opened: OpenDevice, region: int, offset: int, priority: int) -> SharedSignal:
@@ -148,6 +153,8 @@ class Vcpu:
     def threshold(self, least: int) -> None:
         if not 0 <= least <= wire.PRIORITIES:
             raise UsageError(f"a threshold is 0..{wire.PRIORITIES}; got {least}", got=least, limit=wire.PRIORITIES)
+        if self._servers[0].is_trapped:
+            raise UnsupportedError("an emulated controller has no threshold; mask signals at the host")
         self._threshold = least
         for server in self._servers:
             is_held = server.priority < least
@@ -158,8 +165,11 @@ class Vcpu:
 class _Server:
     """One priority of one vCPU: its level, and the thread that serves it."""
 
-    def __init__(self, intc: Intc, level: IntcLevel, priority: int) -> None:
+    is_trapped = False
+
+    def __init__(self, intc: Intc, level: IntcLevel, vcpu: int, priority: int) -> None:
         self.level = level
+        self.vcpu = vcpu
         self.priority = priority
         self.served = 0
         self.failures = 0
@@ -194,15 +204,20 @@ class _Server:
             for vector in level.wait(_BUDGET, None, spin):
                 level.begin(vector)
                 try:
-                    handler = handlers.get(vector)
-                    if handler is not None:
-                        handler()
-                except Exception:  # noqa: BLE001 - a handler's bug ends with this call of it
-                    self.failures += 1
-                    _log.exception("the handler of vector %d at priority %d failed", vector, self.priority)
+                    self.handle(handlers.get(vector), vector)
                 finally:
                     level.end()
-                    self.served += 1
+
+    def handle(self, handler: Handler | None, vector: int) -> None:
+        """Run a handler; what it raises is its own bug, counted and logged."""
+        try:
+            if handler is not None:
+                handler()
+        except Exception:  # noqa: BLE001 - a handler's bug ends with this call of it
+            self.failures += 1
+            _log.exception("the handler of vector %d at priority %d failed", vector, self.priority)
+        finally:
+            self.served += 1
 
     async def stop(self) -> bool:
         """End the thread. False: its handler does not return, and it is left behind."""
@@ -216,6 +231,47 @@ class _Server:
         return not self._thread.is_alive()
 
 
+class _TrappedServer(_Server):
+    """One vCPU of an emulated controller: a thread on its one interrupt line, at the place of priority 0."""
+
+    is_trapped = True
+
+    def watch(self) -> None:
+        """Wait for the interrupt line; the other priorities have none."""
+        if self.priority == 0:
+            self._intc.loop.add_reader(self.level.fileno(), self.start)
+
+    def start(self) -> None:
+        """Start the thread of this vCPU."""
+        if self.priority == 0:
+            super().start()
+
+    def _serve(self, spin: float) -> None:
+        del spin
+        self.tid = threading.get_native_id()
+        self.is_realtime = False
+        line, vcpu = self.level.fileno(), wire.VCPU.pack(self.vcpu)
+        poll = select.poll()
+        poll.register(line, select.POLLIN)
+        while not self._is_over:
+            poll.poll()
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(line)
+            try:
+                self._drain(vcpu)
+            except (ClosedError, PeerGone):
+                return
+
+    def _drain(self, vcpu: bytes) -> None:
+        """Acknowledge, handle and end until nothing is requested: two traps an interrupt."""
+        trap, handlers = self._intc.trap, self._intc.handlers
+        while (found := trap(wire.Function.ACKNOWLEDGE, vcpu)) and not self._is_over:
+            _priority, vector = wire.INTERRUPT.unpack(found)
+            self.handle(handlers.get(vector), vector)
+            if not trap(wire.Function.END, vcpu)[0]:
+                return
+
+
 class Intc:
     """A guest's interrupt controller at work. Made by :class:`IntcDriver`; to be used on the guest's event loop.
 
@@ -223,6 +279,7 @@ class Intc:
         vcpus: its vCPUs.
         handlers: what serves each vector.
         is_realtime: whether threads try for the real-time class.
+        is_trapped: the controller is an emulated one: each vCPU has one thread, each acknowledge and end is a call.
     """
 
     def __init__(
@@ -234,7 +291,9 @@ class Intc:
         *,
         is_realtime: bool,
         spin: float,
+        is_trapped: bool = False,
     ) -> None:
+        self.is_trapped = is_trapped
         self.handlers: dict[int, Handler] = {}
         self.is_realtime = is_realtime
         self.spin = spin
@@ -242,7 +301,8 @@ class Intc:
         self._opened = opened
         self._block = block
         self._outbox = outbox
-        self._servers = [_Server(self, level, index % wire.PRIORITIES) for index, level in enumerate(levels)]
+        kind = _TrappedServer if is_trapped else _Server
+        self._servers = [kind(self, level, *divmod(index, wire.PRIORITIES)) for index, level in enumerate(levels)]
         self.vcpus = tuple(
             Vcpu(first // wire.PRIORITIES, self._servers[first : first + wire.PRIORITIES])
             for first in range(0, len(levels), wire.PRIORITIES)
@@ -331,6 +391,10 @@ class Intc:
         """Run a function of the device."""
         return await self._opened.call(function, data)
 
+    def trap(self, function: wire.Function, data: bytes) -> bytes:
+        """Call the device from a thread that serves, and wait: through shared memory where the bus has fastcalls."""
+        return self._opened.fastcall(function, data)
+
     @property
     def device(self) -> ProxyDevice:
         """The device behind it."""
@@ -371,7 +435,7 @@ class Intc:
 
     def _start(self, vcpu: int, priority: int) -> None:
         """Have the thread ready before the first signal comes."""
-        self._servers[wire.level_region(vcpu, priority)].start()
+        self._servers[wire.level_region(vcpu, 0 if self.is_trapped else priority)].start()
 
 
 class GuestSignal:
@@ -389,7 +453,13 @@ class GuestSignal:
         self._handle = handle
 
     def mask(self) -> None:
-        """Keep its handler from being called: two stores a level, no call. Raises stay pending as one."""
+        """Keep its handler from being called: a store a level, no call. Raises stay pending as one.
+
+        Raises:
+            UnsupportedError: the controller is an emulated one, which masks at the host: ``await mask_at_host()``.
+        """
+        if self._intc.is_trapped:
+            raise UnsupportedError("an emulated controller masks at the host; use mask_at_host()")
         for level in self._intc.each_level():
             level.mask(self.vector)
 

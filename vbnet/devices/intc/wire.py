@@ -22,14 +22,19 @@ __all__ = [
     "CREATE",
     "DRIVE",
     "GRANT",
+    "INTERRUPT",
     "LEVEL_BYTES",
     "LEVEL_SIGNAL_OFFSET",
     "LINE",
     "LINE_VALUE",
+    "MODE",
     "OUTBOX",
     "PLACE",
     "PRIORITIES",
     "ROUTE",
+    "SHARED",
+    "TRAPPED",
+    "VCPU",
     "VCPUS",
     "VCPUS_MAX",
     "VECTORS",
@@ -49,6 +54,11 @@ LEVEL_SIGNAL_OFFSET: Final = 0x180
 OUTBOX: Final = 0x1000
 
 VCPUS: Final = struct.Struct("<I")
+VCPU: Final = struct.Struct("<I")
+MODE: Final = struct.Struct("<I")
+SHARED: Final = 0
+TRAPPED: Final = 1
+INTERRUPT: Final = struct.Struct("<II")
 LINE: Final = struct.Struct("<Q")
 PLACE: Final = struct.Struct("<I")
 BIND: Final = struct.Struct("<QII")
@@ -64,7 +74,11 @@ class Function(enum.IntEnum):
     """Functions of the interrupt controller; data and answer in brackets."""
 
     START = 0
-    """[u32 vCPUs] Take the controller into use; the eight levels of each vCPU are shared already."""
+    """[u32 vCPUs → u32 mode] Take the controller into use; the eight levels of each vCPU are shared already.
+
+    Mode 0: signals are bits of the levels. Mode 1: the levels stay empty; priority 0's call doorbell is the vCPU's
+    interrupt line, and signals come by ACKNOWLEDGE.
+    """
     BIND = 1
     """[u64 signal handle, u32 vCPU, u32 vector → u64 line] Deliver a signal of one of my devices here."""
     UNBIND = 2
@@ -93,6 +107,10 @@ class Function(enum.IntEnum):
     """[u64 line, u64 ticket → u64 source] Let the eventfd or socket I gave under the ticket raise a line of mine."""
     UNDRIVE = 14
     """[u64 line, u64 source] And no more."""
+    ACKNOWLEDGE = 15
+    """[u32 vCPU → u32 priority, u32 vector; or nothing] Mode 1: take the most urgent request into service."""
+    END = 16
+    """[u32 vCPU → u8 whether another is requested] Mode 1: the interrupt in service has been handled."""
 
 
 def level_region(vcpu: int, priority: int) -> int:

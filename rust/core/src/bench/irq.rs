@@ -31,7 +31,7 @@ use crate::shm::intc::{LEVEL_BYTES, LevelMemory, PRIORITIES};
 use crate::shm::layout::FASTCALL_SLOT_BYTES;
 use crate::shm::layout::RAM_HEADER_BYTES;
 use crate::shm::region::{RAM_MIN, Ram};
-use crate::signals::apic::{self, Apic};
+use crate::signals::apic::{self, Apic, Apics};
 use crate::signals::{LevelPart, Line, LineCounter, SignalTable};
 use crate::worker::watchdog::{Ringer, Watchdog};
 
@@ -51,6 +51,8 @@ const EVENT_SIGNALS: u32 = 64;
 const SLEEPABLE: Duration = Duration::from_micros(200);
 const APIC_SESSION: u64 = 1;
 const APIC_DEVICE: u32 = 1;
+/// The vCPU of the bench, as calls name it.
+const VCPU: [u8; 4] = [0; 4];
 /// How long a trapped guest spins for its answer.
 const TRAP_SPIN_US: u32 = 50;
 /// The priority of the signal measured, when there are priorities.
@@ -520,12 +522,12 @@ fn end_by_trap(bell: &Doorbell, caller: &FastCaller, board: &Board) -> Served {
         let _ = bell.wait(Some(LOOK));
         loop {
             served.traps += 1;
-            match caller.call(APIC_DEVICE, apic::ACKNOWLEDGE, &[], &mut answer, PATIENCE) {
+            match caller.call(APIC_DEVICE, apic::ACKNOWLEDGE, &VCPU, &mut answer, PATIENCE) {
                 Ok(Some(found)) if found.length != 0 => served.handled += 1,
                 _ => break,
             }
             served.traps += 1;
-            match caller.call(APIC_DEVICE, apic::END, &[], &mut answer, PATIENCE) {
+            match caller.call(APIC_DEVICE, apic::END, &VCPU, &mut answer, PATIENCE) {
                 Ok(Some(found)) if found.length == 1 && answer[0] == 1 => {}
                 _ => break,
             }
@@ -548,6 +550,6 @@ fn trap_line(apic: Arc<Apic>) -> Result<(FastCaller, Service)> {
         call: copy(&call)?,
     };
     service.attach(APIC_SESSION, parts, SlotParams::default(), "guest=bench")?;
-    service.register(APIC_SESSION, APIC_DEVICE, apic)?;
+    service.register(APIC_SESSION, APIC_DEVICE, Arc::new(Apics(vec![apic])))?;
     Ok((FastCaller::new(caller, kick, call, TRAP_SPIN_US), service))
 }

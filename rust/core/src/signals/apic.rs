@@ -12,7 +12,7 @@
 //! a guest that acknowledges or ends out of turn gets nothing. Source: Intel SDM volume 3, 10.8 (IRR, ISR, EOI).
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
@@ -73,10 +73,10 @@ pub(crate) enum Requested {
     Assert,
 }
 
-/// Function of a fastcall: acknowledge; answered with priority and vector, two u32, or nothing.
-pub const ACKNOWLEDGE: u32 = 0;
-/// Function of a fastcall: end of interrupt; answered with one byte, whether another is requested.
-pub const END: u32 = 1;
+/// Function of a fastcall with a vCPU: acknowledge; answered with priority and vector, two u32, or nothing.
+pub const ACKNOWLEDGE: u32 = 15;
+/// Function of a fastcall with a vCPU: end of interrupt; answered with one byte, whether another is requested.
+pub const END: u32 = 16;
 
 /// One vCPU's emulated controller.
 pub struct Apic {
@@ -137,19 +137,27 @@ impl Apic {
     }
 }
 
-impl FastHandler for Apic {
-    fn call(&self, function: u32, _data: &[u8], answer: &mut [u8]) -> std::result::Result<usize, Refusal> {
+/// The vCPUs of one guest, as the fastcalls of its interrupt controller reach them.
+#[derive(Debug, Default)]
+pub struct Apics(pub Vec<Arc<Apic>>);
+
+impl FastHandler for Apics {
+    fn call(&self, function: u32, data: &[u8], answer: &mut [u8]) -> std::result::Result<usize, Refusal> {
+        let vcpu = <[u8; 4]>::try_from(data).map(u32::from_le_bytes).ok();
+        let Some(apic) = vcpu.and_then(|vcpu| self.0.get(vcpu as usize)) else {
+            return Err(Refusal::new(Errno::INVAL, "acknowledge and end take the number of a vCPU, four bytes"));
+        };
         match function {
-            ACKNOWLEDGE => Ok(self.acknowledge().map_or(0, |Interrupt { priority, vector }| {
+            ACKNOWLEDGE => Ok(apic.acknowledge().map_or(0, |Interrupt { priority, vector }| {
                 answer[..4].copy_from_slice(&priority.to_le_bytes());
                 answer[4..8].copy_from_slice(&vector.to_le_bytes());
                 8
             })),
             END => {
-                answer[0] = self.end().into();
+                answer[0] = apic.end().into();
                 Ok(1)
             }
-            _ => Err(Refusal::new(Errno::INVAL, "an interrupt controller has the functions 0 and 1")),
+            _ => Err(Refusal::new(Errno::INVAL, "only acknowledge and end are answered here")),
         }
     }
 }

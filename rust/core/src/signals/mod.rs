@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use rustix::fs::{FileType, fstat, readlink};
 
-pub use self::apic::{Apic, Interrupt};
+pub use self::apic::{Apic, Apics, Interrupt};
 pub use self::controller::{Controller, LevelPart, LevelStatus, VCPUS_MAX, WakeHook};
 pub use self::line::{Caller, Line, LineCounter, LineId, Outcome, Target};
 use self::service::{Command, Grants, Held, Outbox, Service};
