@@ -1,7 +1,7 @@
 """Opening devices of any class: versions, handles, calls, memory, closing, and openers that vanish."""
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -62,9 +62,9 @@ def share_anything(seat: Seat, handle: int) -> list[int]:
     """Share every region the ABI takes, at a place of its own; give their numbers."""
     taken = []
     for number in range(4):
-        for length, signal_at in ((PAGE, PAGE - 640), (PAGE, 0x180), (64, -1)):
+        for length, signal_at in ((PAGE, PAGE - 640), (PAGE, 0x180), (PAGE // 2, 0x180), (64, -1)):
             try:
-                share(seat, handle, RegionSpec(number, PAGE * (2 + number), length, 0, 0, signal_at))
+                share(seat, handle, RegionSpec(number, PAGE * (2 + number), length, 0, number % 8, signal_at))
             except UsageError:
                 continue
             taken.append(number)
@@ -90,22 +90,34 @@ def test_only_versions_that_are_spoken_can_be_opened(seat: Seat, plugged: list[P
 def test_exclusive_interface_lets_in_one_at_a_time(
     place: Place, bus: str, seat: Seat, plugged: list[ProxyDevice], facts: Facts
 ) -> None:
-    """Held by one, an exclusive interface is busy for everybody, until it is closed; another one lets in several."""
+    """Held by one, an exclusive interface is busy for everybody, until it is closed."""
     with place.seat(bus) as rival:
-        for device in plugged:
+        for device in (device for device in plugged if facts.interfaces[device.name].exclusive):
             speaks = version(facts, device)
             held = seat.open(device, speaks)
-            if facts.interfaces[device.name].exclusive:
-                for guest in (seat, rival):
-                    with pytest.raises(BusyError):
-                        guest.open(device, speaks)
-                seat.close_handle(held)
-                rival.close_handle(rival.open(device, speaks))
-            else:
-                both = [guest.open(device, speaks) for guest in (seat, rival)]
-                seat.close_handle(both[0])
-                rival.close_handle(both[1])
-                seat.close_handle(held)
+            for guest in (seat, rival):
+                with pytest.raises(BusyError):
+                    guest.open(device, speaks)
+            seat.close_handle(held)
+            rival.close_handle(rival.open(device, speaks))
+
+
+def test_interface_that_is_not_exclusive_lets_in_every_guest(
+    place: Place, bus: str, seat: Seat, plugged: list[ProxyDevice], facts: Facts
+) -> None:
+    """All guests of a bus have it open at once; what one of them shares or closes is nothing to the others."""
+    with ExitStack() as stack:
+        guests = [seat, *(stack.enter_context(place.seat(bus)) for _ in range(3))]
+        for device in (device for device in plugged if not facts.interfaces[device.name].exclusive):
+            handles = [guest.open(device, version(facts, device)) for guest in guests]
+            shared = [share_anything(guest, handle) for guest, handle in zip(guests, handles, strict=True)]
+            guests[0].close_handle(handles[0])
+            refuse_all(guests[0], handles[0])
+            for guest, handle in zip(guests[1:], handles[1:], strict=True):
+                answered_or_refused(guest, handle, 0, b"")
+                guest.close_handle(handle)
+
+            assert [shared[0]] * len(guests) == shared
 
 
 def test_forged_handle_opens_nothing(

@@ -4,13 +4,19 @@ import pytest
 
 from tests.support.lab import Lab, Net
 from tests.support.processes import Child, ProcessState
-from tests.support.programs import nic_program
+from tests.support.programs import nic_program, serving_program
 from tests.support.waiting import eventually
 
 WARM_UP = 10
 """Cycles after which the host's own pools have their size."""
 RSS_KIB_A_CYCLE = 4
 """What resident memory may grow by, as allocators keep pages; one guest's RAM alone is 2048 KiB."""
+
+
+MAPS = 8
+"""By how many mappings an allocator may differ from itself; one that each guest left would be more."""
+RSS_KIB = 512
+"""What it may grow by once, however few cycles there are."""
 
 
 def cycle(lab: Lab, names: list[str], count: int) -> ProcessState:
@@ -47,3 +53,36 @@ def test_a_hundred_killed_guests_leave_nothing_in_the_host(lab: Lab, net: Net) -
 def test_a_thousand_killed_guests_leave_nothing_in_the_host(lab: Lab, net: Net) -> None:
     """The same a thousand times, so that a leak of a few KiB each shows."""
     check_cycles(lab, net, 1000)
+
+
+def check_serving(lab: Lab, count: int) -> None:
+    """Show that the host holds the same after ``count`` guests that were killed while they served a signal."""
+    lab.operator.bus_create("signals")
+    lab.operator.device_create("irq", "intc")
+    lab.operator.device_plug("irq", "signals")
+    states = []
+    for cycles in (WARM_UP, count):
+        for _ in range(cycles):
+            with Child(serving_program, lab.run_dir.path, f"guest-{next(lab.numbers)}", "signals") as guest:
+                assert guest.hear() == "serving"
+                guest.kill()
+            eventually(lambda: not lab.operator.guest_list(), "the guest is gone")
+            assert [] == lab.operator.signal_list()
+        states.append(ProcessState.of(lab.host.pid))
+
+    before, after = states
+    assert before.fds == after.fds
+    assert after.maps - before.maps < MAPS
+    assert after.rss_kib - before.rss_kib < RSS_KIB_A_CYCLE * count + RSS_KIB
+
+
+def test_guests_killed_while_they_serve_a_signal_leave_nothing_in_the_host(lab: Lab) -> None:
+    """Levels, outbox, named signal and doorbell, its handler running: ``kill -9``, twenty times."""
+    check_serving(lab, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_hundred_guests_killed_while_they_serve_leave_nothing_in_the_host(lab: Lab) -> None:
+    """The same two hundred times, so that a leak of a few KiB each shows."""
+    check_serving(lab, 200)

@@ -10,19 +10,31 @@ from __future__ import annotations
 import inspect
 import os
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import PATIENCE
 from vbnet import Guest
 from vbnet._native import CounterFile, Fabric
 from vbnet.bus.limits import Limits
 from vbnet.bus.rundir import RunDir
 from vbnet.devices.venet.driver import Nic, VenetDriver
+from vbnet.errors import UsageError
 from vbnet.hostnode.node import HostOptions
 from vbnet.hostnode.process import run_host
 
-__all__ = ["COUNTERS", "GuestProgram", "host_program", "make_fabric", "nic_program", "open_all_program"]
+__all__ = [
+    "COUNTERS",
+    "GuestProgram",
+    "drive_all_program",
+    "host_program",
+    "make_fabric",
+    "nic_program",
+    "open_all_program",
+    "serving_program",
+]
 
 COUNTERS = "host.counters"
 
@@ -44,6 +56,30 @@ def open_all_program(path: Path, name: str, bus: str, ready: Connection) -> None
     guest = Guest(name, bus, address=RunDir(path), ram_bytes=1 << 20)
     opened = [guest.open(device.name) for device in guest.devices]
     ready.send(len(opened))
+    threading.Event().wait()
+
+
+def drive_all_program(path: Path, name: str, bus: str, ready: Connection) -> None:
+    """Join a bus, have a driver at work on every device that one takes here, say so, and wait to be killed."""
+    guest = Guest(name, bus, address=RunDir(path))
+    for device in guest.devices:
+        with suppress(UsageError):  # a TAP, say, is driven in a namespace only
+            guest.bind(device.name, PATIENCE)
+    ready.send("driving")
+    threading.Event().wait()
+
+
+def serving_program(path: Path, name: str, bus: str, ready: Connection) -> None:
+    """Join a bus, raise a signal of its own by its outbox, and say so in the handler, which waits to be killed."""
+    guest = Guest(name, bus, address=RunDir(path), ram_bytes=1 << 20)
+    intc = guest.bind("intc0", PATIENCE)
+
+    def serve() -> None:
+        ready.send("serving")
+        threading.Event().wait()
+
+    guest.run(intc.create("knock", serve, priority=3))
+    guest.run(intc.connect(f"{name}/knock")).ring()
     threading.Event().wait()
 
 
