@@ -144,9 +144,12 @@ def make_plan(lab: LabFile) -> Plan:
         Request(verb="switch.create", args={"name": name, "ageing_s": (switch or lab_file.Switch()).ageing})
         for name, switch in topology.switches.items()
     ]
-    for process in processes:
-        for plan in process.guests:
-            requests += _guest_requests(process.kind, plan)
+    guests = [(process.kind, plan) for process in processes for plan in process.guests]
+    requests += [
+        Request(verb="bus.create", args={"name": bus}) for bus in dict.fromkeys(plan.bus for _, plan in guests)
+    ]
+    for kind, plan in guests:
+        requests += _nic_requests(kind, plan)
     for name, device in topology.devices.items():
         buses = [by_name[full].bus for full in lab_file.device_guests(topology, device)]
         requests += _device_requests(name, device, dict.fromkeys(buses))
@@ -169,8 +172,7 @@ def device_class(kind: str) -> str:
     return "tap" if kind == "netns" else "venet"
 
 
-def _guest_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
-    yield Request(verb="bus.create", args={"name": plan.bus})
+def _nic_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
     for nic in plan.nics:
         attributes = {"switch": nic.switch, "mac": nic.mac, "mtu": str(nic.mtu)}
         args = {"name": nic.device, "type": device_class(kind), "attributes": attributes}

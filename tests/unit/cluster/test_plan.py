@@ -112,3 +112,14 @@ def test_devices_are_made_once_and_plugged_into_each_guests_bus() -> None:
         ("device.plug", {"name": "irq", "bus": "a-1"}),
         ("device.plug", {"name": "irq", "bus": "b"}),
     ] == made
+
+
+def test_a_bus_that_guests_share_is_made_once() -> None:
+    """Two guests may name one bus; a device for both is plugged there once."""
+    plan = planned(
+        "  a: {kind: python, run: 'os:getpid', bus: both}\n"
+        "  b: {kind: python, run: 'os:getpid', bus: both}\n"
+        "devices: {irq: {type: intc}}\n"
+    )
+
+    assert ["switch.create", "bus.create", "device.create", "device.plug"] == [item.verb for item in plan.requests]
