@@ -144,15 +144,14 @@ def make_plan(lab: LabFile) -> Plan:
         Request(verb="switch.create", args={"name": name, "ageing_s": (switch or lab_file.Switch()).ageing})
         for name, switch in topology.switches.items()
     ]
-    guests = [(process.kind, plan) for process in processes for plan in process.guests]
-    requests += [
-        Request(verb="bus.create", args={"name": bus}) for bus in dict.fromkeys(plan.bus for _, plan in guests)
-    ]
-    for kind, plan in guests:
-        requests += _nic_requests(kind, plan)
+    buses = dict.fromkeys(plan.bus for process in processes for plan in process.guests)
+    requests += [Request(verb="bus.create", args={"name": bus}) for bus in buses]
+    for process in processes:
+        for plan in process.guests:
+            requests += _nic_requests(process.kind, plan)
     for name, device in topology.devices.items():
-        buses = [by_name[full].bus for full in lab_file.device_guests(topology, device)]
-        requests += _device_requests(name, device, dict.fromkeys(buses))
+        plugged = dict.fromkeys(by_name[full].bus for full in lab_file.device_guests(topology, device))
+        requests += _device_requests(name, device, plugged)
     uplinks = tuple(UplinkPlan(switch=up.switch, tap=up.tap, mtu=up.mtu, ip=up.ip) for up in topology.uplinks)
     return Plan(
         lab=topology.name,
