@@ -2,7 +2,7 @@
 # Installs what `vbnet bench` compares vbnet with: DPDK's testpmd (Debian packages) and iceoryx2 (into .venv).
 #
 # The benches run without any of it; rows of a missing peer are left out. Huge pages make DPDK faster: as root,
-# `sysctl vm.nr_hugepages=288` before a run and `sysctl vm.nr_hugepages=0` after it.
+# `sysctl vm.nr_hugepages=560` before a run and `sysctl vm.nr_hugepages=0` after it.
 set -eu
 cd "$(dirname "$0")/.."
 

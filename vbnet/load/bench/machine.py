@@ -11,7 +11,7 @@ import msgspec
 
 from vbnet.errors import UnsupportedError
 
-__all__ = ["CoreTimes", "Cores", "Machine", "core_times", "describe", "process_ticks", "two_cores"]
+__all__ = ["CoreTimes", "Cores", "Machine", "core_times", "describe", "free_huge_pages", "process_ticks", "two_cores"]
 
 _PROC = Path("/proc")
 _SYS = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -72,6 +72,11 @@ def describe() -> Machine:
         kernel=platform.release(),
         python=platform.python_version(),
     )
+
+
+def free_huge_pages() -> int:
+    """Huge pages that nobody uses right now."""
+    return _leading_int(_fields(_PROC / "meminfo").get("HugePages_Free", "0"))
 
 
 def two_cores() -> Cores:

@@ -10,7 +10,7 @@ Both programs are started once, forward only during their turn, and sleep betwee
 one forwarding thread on its one core. The rate is the program's own (``Rx-pps`` since the last time it was asked),
 read from the interactive prompt. In the vhost loop the forwarding guest is generator and sink in one and touches no
 payload: the best case of that peer. With huge pages free (``vm.nr_hugepages``) both use them; without, they run with
-``--no-huge``. Install: Debian packages ``dpdk-dev`` (testpmd), ``librte-net-vhost23``, ``librte-net-virtio23``,
+``--no-huge``. Two pairs up at once, as in the vhost loop, need twice as many. Install: Debian packages ``dpdk-dev`` (testpmd), ``librte-net-vhost23``, ``librte-net-virtio23``,
 ``librte-net-memif23``.
 """
 
@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from vbnet.errors import DeadlineError, PeerGone, UnsupportedError
-from vbnet.load.bench.machine import Cores, describe
+from vbnet.load.bench.machine import Cores, free_huge_pages
 from vbnet.load.bench.pace import Pace
 from vbnet.load.bench.program import Program
 
@@ -116,7 +116,7 @@ class _Pair:
             raise UnsupportedError(missing)
         self._stack = ExitStack()
         self._cores = cores
-        self.is_huge = describe().huge_pages >= _PAGES_NEEDED
+        self.is_huge = free_huge_pages() >= _PAGES_NEEDED
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vbnet-bench-")))
         self.pids: Sequence[int] = ()
 
