@@ -10,8 +10,8 @@ Both programs are started once, forward only during their turn, and sleep betwee
 one forwarding thread on its one core. The rate is the program's own (``Rx-pps`` since the last time it was asked),
 read from the interactive prompt. In the vhost loop the forwarding guest is generator and sink in one and touches no
 payload: the best case of that peer. With huge pages free (``vm.nr_hugepages``) both use them; without, they run with
-``--no-huge``. Two pairs up at once, as in the vhost loop, need twice as many. Install: Debian packages ``dpdk-dev`` (testpmd), ``librte-net-vhost23``, ``librte-net-virtio23``,
-``librte-net-memif23``.
+``--no-huge``. Two pairs up at once, as in the vhost loop, need twice as many. Install: Debian packages ``dpdk-dev``
+(testpmd), ``librte-net-vhost23``, ``librte-net-virtio23``, ``librte-net-memif23``.
 """
 
 from __future__ import annotations
