@@ -40,9 +40,14 @@ __all__ = [
     "FrameView",
     "IntcLevel",
     "IntcOutbox",
+    "Page",
     "Ram",
     "Signals",
     "StackGuests",
+    "StateCodec",
+    "StatePublisher",
+    "StateRoll",
+    "StateSampler",
     "Tick",
     "Timekeeper",
     "Timers",
@@ -65,6 +70,8 @@ __all__ = [
     "bench_signal_latency",
     "bench_signal_raise",
     "bench_signal_wakeups",
+    "bench_state_publish",
+    "bench_state_sample",
     "bench_timer_arm",
     "bench_timer_bare",
     "bench_timer_late",
@@ -72,6 +79,8 @@ __all__ = [
     "histogram_bounds",
     "histogram_quantile",
     "read_counters",
+    "state_format",
+    "state_page_bytes",
     "timer_now_ns",
     "wire_table",
 ]
@@ -98,6 +107,70 @@ class Ram:
 class View:
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Page:
+    @staticmethod
+    def create(size: int, name: str = "vbnet-page") -> Page: ...
+    @staticmethod
+    def open(fd: int) -> Page: ...
+    def freeze(self) -> None: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def is_writable(self) -> bool: ...
+    @property
+    def closed(self) -> bool: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+@final
+class StateCodec:
+    def __new__(cls, fields: Sequence[tuple[str, str]]) -> Self: ...
+    @property
+    def value_bytes(self) -> int: ...
+    def pack(self, *values: float, **named: float) -> bytes: ...
+    def unpack(self, value: bytes) -> tuple[Any, ...]: ...
+
+@final
+class StatePublisher:
+    def __new__(cls, memory: Page | Ram, codec: StateCodec, schema: int, record: int = 0, offset: int = 0) -> Self: ...
+    def publish(self, *values: float, **named: float) -> None: ...
+    def publish_raw(self, value: bytes) -> None: ...
+    @property
+    def count(self) -> int: ...
+    def close(self) -> None: ...
+
+@final
+class StateSampler:
+    def __new__(
+        cls,
+        codec: StateCodec,
+        make: Callable[[tuple[Any, ...]], Any],
+        roll: Page | None = None,
+        record: int = 0,
+        on_moved: Callable[[int], object] | None = None,
+    ) -> Self: ...
+    def move_to(
+        self, memory: Page | Ram, schema: int, generation: int = 1, record: int = 0, offset: int = 0
+    ) -> None: ...
+    @property
+    def standing(self) -> tuple[int, bool]: ...
+    def sample(self) -> Any: ...  # noqa: ANN401 - the schema's own class, or None
+    def sample_raw(self) -> tuple[bytes, int, bool] | None: ...
+    @property
+    def busy(self) -> int: ...
+    def close(self) -> None: ...
+
+@final
+class StateRoll:
+    def __new__(cls, page: Page, records: int) -> Self: ...
+    def enter(self, record: int, generation: int, is_owned: bool) -> None: ...
+    @staticmethod
+    def bytes(records: int) -> int: ...
+
+def state_page_bytes(records: int, value_bytes: int) -> int: ...
+def state_format(memory: Page | Ram, records: int, value_bytes: int, schema: int, offset: int = 0) -> None: ...
 
 @final
 class CounterFile:
@@ -517,3 +590,9 @@ def bench_timer_late(
     cores: tuple[int, int], windows: BenchWindows, armed: int = 1, lead_ns: int = 100000
 ) -> list[float]: ...
 def bench_timer_bare(cores: tuple[int, int], windows: BenchWindows) -> list[float]: ...
+def bench_state_publish(
+    value_bytes: int, with_clock: bool, cores: tuple[int, int], windows: BenchWindows
+) -> list[float]: ...
+def bench_state_sample(
+    value_bytes: int, pause: int | None, cores: tuple[int, int], windows: BenchWindows
+) -> list[float]: ...

@@ -32,6 +32,9 @@
 //! | `LN-2 queued means raised` | the work before a request to raise | `Line::enqueue` | `Line::dequeue` |
 //! | `FC-1 request visible` | a fastcall's request before its sequence | `Caller::begin` | `Server::take` |
 //! | `FC-2 answer visible` | a fastcall's answer before its sequence | `Server::answer` | `Caller::poll` |
+//! | `ST-1 slot untouched` | a state's count before the next values of its other slot | `Publisher::publish` | `Sampler::sample` |
+//! | `ST-2 values before count` | a state's values before the count that names them | `Publisher::publish` | `Sampler::sample` |
+//! | `RO-1 page before roll` | a record's page, laid out and frozen, before its generation | `Roll::enter` | `RollReader::look` |
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterReader::blocks` |
 //! | `CT-2 file ready` | a counter file's version and size before its magic | `CounterFile::create` | `CounterFile::open` |
 //! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |

@@ -10,7 +10,7 @@ use vbnet_core::bench::exchange::{Exchange, Waiting};
 use vbnet_core::bench::irq::{self, Ending, Flood};
 use vbnet_core::bench::pingpong::{self, Sleep};
 use vbnet_core::bench::probe::{self, Placement};
-use vbnet_core::bench::{Windows, fastcall, ring, timer};
+use vbnet_core::bench::{Windows, fastcall, ring, state, timer};
 use vbnet_core::guest::venet::{Receiver, Sender};
 
 use crate::errors::{OrRaise, raise_plain};
@@ -115,6 +115,31 @@ pub(crate) fn bench_polled(
     windows: BenchWindows,
 ) -> PyResult<Vec<f64>> {
     py.detach(|| pingpong::polled_ns(frame_bytes, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// Nanoseconds one publish into a state record takes, one sample a window.
+#[pyfunction]
+pub(crate) fn bench_state_publish(
+    py: Python<'_>,
+    value_bytes: u32,
+    with_clock: bool,
+    cores: (usize, usize),
+    windows: BenchWindows,
+) -> PyResult<Vec<f64>> {
+    py.detach(|| state::publish_ns(value_bytes, with_clock, self::cores(cores), windows.inner())).or_raise(py)
+}
+
+/// Nanoseconds one sample of a state record takes, one a window; `pause` spins apart another process publishes, if any.
+#[pyfunction]
+pub(crate) fn bench_state_sample(
+    py: Python<'_>,
+    value_bytes: u32,
+    pause: Option<u32>,
+    cores: (usize, usize),
+    windows: BenchWindows,
+) -> PyResult<Vec<f64>> {
+    let traffic = pause.map_or(state::Traffic::Still, |pause| state::Traffic::Published { pause });
+    py.detach(|| state::sample_ns(value_bytes, traffic, self::cores(cores), windows.inner())).or_raise(py)
 }
 
 /// Nanoseconds two sleeping processes take to wake each other in turn, one sample a window.

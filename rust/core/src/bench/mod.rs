@@ -8,6 +8,7 @@
 //! * [`irq`] is what signals cost: raises, wake-ups, and urgent ones under a flood.
 //! * [`fastcall`] is a call of the host and its answer: alone, asleep, and with several callers at once.
 //! * [`timer`] is the cost and the lateness of timers, beside a bare timerfd.
+//! * [`state`] is a state record: what publishing and sampling the latest value costs.
 //! * [`duo`] puts the two sides of a measurement on two cores, as threads or as two processes.
 //!
 //! Every measurement answers a list of samples, one a window of time, so that median and spread can be told. Nothing
@@ -21,6 +22,7 @@ pub mod irq;
 pub mod pingpong;
 pub mod probe;
 pub mod ring;
+pub mod state;
 pub mod timer;
 
 use std::time::{Duration, Instant};

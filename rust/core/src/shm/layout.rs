@@ -62,6 +62,24 @@ pub const TIMER_SETTING_BYTES: usize = 32;
 /// How urgent a timer can be: 0 to 7, 7 the most.
 pub const TIMER_PRIORITIES: usize = 8;
 
+/// First four bytes of a state page: `vSTA`.
+pub const STATE_MAGIC: u32 = u32::from_le_bytes(*b"vSTA");
+/// Version of [`StateHeader`] and of the records behind it.
+pub const STATE_VERSION: u32 = 1;
+/// Bytes in front of a page's first record.
+pub const STATE_HEADER_BYTES: usize = 0x80;
+/// Most records of a page.
+pub const STATE_RECORDS_MAX: u32 = 1 << 12;
+/// Most bytes of a record's values.
+pub const STATE_VALUES_MAX: u32 = 1 << 12;
+
+/// First four bytes of a roll: `vROL`.
+pub const ROLL_MAGIC: u32 = u32::from_le_bytes(*b"vROL");
+/// Version of [`RollHeader`] and of the words behind it.
+pub const ROLL_VERSION: u32 = 1;
+/// Bytes in front of a roll's first word.
+pub const ROLL_HEADER_BYTES: usize = 0x80;
+
 /// The first page of a guest's RAM. Written by the guest before the memory is sealed and handed over.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -304,9 +322,50 @@ pub const fn ring_bytes(slots: u32) -> usize {
     RING_HEADER_BYTES + 8 * slots as usize
 }
 
+/// What stands in front of a state page's records. Written once, by whoever lays the page out.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct StateHeader {
+    pub(crate) magic: AtomicU32,
+    pub(crate) version: AtomicU32,
+    /// Number of records.
+    pub(crate) records: AtomicU32,
+    /// Bytes of the values of one record, a multiple of 8.
+    pub(crate) value_bytes: AtomicU32,
+    /// Says what the values mean: both sides must have the same number.
+    pub(crate) schema: AtomicU64,
+}
+
+/// What stands in front of a roll's words. Written once, by the host.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct RollHeader {
+    pub(crate) magic: AtomicU32,
+    pub(crate) version: AtomicU32,
+    /// Number of words.
+    pub(crate) records: AtomicU32,
+}
+
+/// Bytes from one record of a state page to the next: the count, and the moment and values of two slots.
+#[must_use]
+pub const fn state_record_bytes(value_bytes: u32) -> usize {
+    (8 + 2 * (8 + value_bytes as usize)).next_multiple_of(LINE_PAIR)
+}
+
+/// Bytes of a roll of `records` words.
+#[must_use]
+pub const fn roll_bytes(records: u32) -> usize {
+    ROLL_HEADER_BYTES + 8 * records as usize
+}
+
 #[cfg(not(loom))]
 const _: () = {
     use std::mem::{offset_of, size_of};
+    assert!(size_of::<StateHeader>() == STATE_HEADER_BYTES);
+    assert!(offset_of!(StateHeader, value_bytes) == 12);
+    assert!(offset_of!(StateHeader, schema) == 16);
+    assert!(size_of::<RollHeader>() == ROLL_HEADER_BYTES);
+    assert!(offset_of!(RollHeader, records) == 8);
     assert!(size_of::<RamHeader>() == 24);
     assert!(offset_of!(RamHeader, version) == 8);
     assert!(offset_of!(RamHeader, header_bytes) == 12);
@@ -374,6 +433,21 @@ pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
         ("signal", "call.enabled", 0x180, 4),
         ("signal", "call.dirty", 0x200, 4),
         ("signal", "call.pending", 0x204, 4),
+        ("state", "magic", 0, 4),
+        ("state", "version", 4, 4),
+        ("state", "records", 8, 4),
+        ("state", "value_bytes", 12, 4),
+        ("state", "schema", 16, 8),
+        ("state", "first_record", STATE_HEADER_BYTES, LINE_PAIR),
+        ("record", "count", 0, 8),
+        ("record", "slot_0.moment", 8, 8),
+        ("record", "slot_0.values", 16, 8),
+        ("record", "slot_1.moment", 24, 8),
+        ("record", "slot_1.values", 32, 8),
+        ("roll", "magic", 0, 4),
+        ("roll", "version", 4, 4),
+        ("roll", "records", 8, 4),
+        ("roll", "words", ROLL_HEADER_BYTES, 8),
     ]);
     rows.extend(super::intc::WIRE_ROWS);
     rows.extend([

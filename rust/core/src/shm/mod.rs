@@ -26,9 +26,12 @@ pub mod layout;
 #[cfg(not(loom))]
 pub mod line;
 #[cfg(not(loom))]
+pub mod page;
+#[cfg(not(loom))]
 pub mod pool;
 #[cfg(not(loom))]
 pub mod region;
 pub mod ring;
 pub mod signal;
+pub mod state;
 pub mod timer;

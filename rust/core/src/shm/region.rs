@@ -17,12 +17,28 @@ use rustix::mm::{self, MapFlags, ProtFlags};
 use super::layout::{RAM_HEADER_BYTES, RAM_MAGIC, RAM_VERSION, RamHeader};
 use crate::error::{Error, Fault, Result};
 
+/// Memory that stays mapped for as long as it is held.
+pub trait Mapped: std::any::Any + Send + Sync {
+    /// Where `bytes` bytes at `offset` are mapped.
+    ///
+    /// # Errors
+    ///
+    /// The place ends outside the memory.
+    fn at(&self, offset: u32, bytes: usize) -> std::result::Result<NonNull<u8>, Fault>;
+
+    /// Bytes at the start that nothing else may lie in.
+    fn reserved_bytes(&self) -> u32;
+
+    /// Whether a write to it is possible.
+    fn is_writable(&self) -> bool;
+}
+
 /// Least size of a region: header and one more page.
 pub const RAM_MIN: u64 = 2 * RAM_HEADER_BYTES as u64;
 /// Largest size of a region: what a descriptor's 32-bit offset can reach.
 pub const RAM_MAX: u64 = 1 << 32;
 
-const TMPFS_MAGIC: i64 = 0x0102_1994;
+pub(crate) const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 fn needed_seals() -> SealFlags {
     SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL
@@ -153,6 +169,20 @@ impl Ram {
         }
         // SAFETY: offset is within the mapping, as just checked.
         Ok(unsafe { self.base.add(offset as usize) })
+    }
+}
+
+impl Mapped for Ram {
+    fn at(&self, offset: u32, bytes: usize) -> std::result::Result<NonNull<u8>, Fault> {
+        self.at(offset, bytes)
+    }
+
+    fn reserved_bytes(&self) -> u32 {
+        RAM_HEADER_BYTES
+    }
+
+    fn is_writable(&self) -> bool {
+        true
     }
 }
 
