@@ -8,6 +8,7 @@ came of it, or the exception. A request that waits for ever is answered when wha
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import threading
 from contextlib import suppress
@@ -89,6 +90,16 @@ def nic_program(path: Path, name: str, bus: str, ready: Connection) -> None:
     guest.nic("eth0", 10)
     ready.send("up")
     threading.Event().wait()
+
+
+def state_program(path: Path, name: str, bus: str, ready: Connection) -> None:
+    """Join a bus, claim record 0 of its state device, say so, and publish rising numbers until killed."""
+    guest = Guest(name, bus, address=RunDir(path))
+    publisher = guest.run(guest.bind("publish0").publisher(0))
+    publisher.publish(1, 1, 1)
+    ready.send("claimed")
+    for number in itertools.count(2):
+        publisher.publish(number, number, number)
 
 
 class GuestProgram:

@@ -83,7 +83,7 @@ proptest! {
         let theirs = StatePage::attach(&other, 0, other.size(), SCHEMA).unwrap();
         let mut publishers: Vec<Publisher> = (0..3).map(|record| page.publisher(record).unwrap()).collect();
         let samplers: Vec<Sampler> = (0..3).map(|record| theirs.sampler(record).unwrap()).collect();
-        let mut model = vec![(first_count, 0, [0; 4]); 3];
+        let mut model = [(first_count, 0, [0; 4]); 3];
 
         for (moment, step) in steps.into_iter().enumerate() {
             match step {

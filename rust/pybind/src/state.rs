@@ -298,12 +298,12 @@ struct Publishing {
 }
 
 impl Publishing {
-    fn publish(&mut self, bytes: &[u8]) {
+    fn publish(&mut self, bytes: &[u8], published_ns: u64) {
         self.bytes.copy_from_slice(bytes);
         for (word, value) in self.words.iter_mut().zip(words(&self.bytes)) {
             *word = value;
         }
-        self.publisher.publish(monotonic_ns(), &self.words);
+        self.publisher.publish(published_ns, &self.words);
     }
 }
 
@@ -348,16 +348,17 @@ impl StatePublisher {
     fn publish(&self, py: Python<'_>, values: &Bound<'_, PyTuple>, named: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
         let mut bytes = self.with(py, |inner| Ok(inner.bytes.clone()))?;
         self.codec.get().fill(py, &mut bytes, values, named)?;
-        self.publish_raw(py, &bytes)
+        self.publish_raw(py, &bytes, None)
     }
 
-    fn publish_raw(&self, py: Python<'_>, value: &[u8]) -> PyResult<()> {
+    #[pyo3(signature = (value, published_ns = None))]
+    fn publish_raw(&self, py: Python<'_>, value: &[u8], published_ns: Option<u64>) -> PyResult<()> {
         self.with(py, |inner| {
             if value.len() != inner.bytes.len() {
                 let message = format!("a value has {} bytes; got {}", inner.bytes.len(), value.len());
                 return Err(raise_plain(py, "UsageError", &message));
             }
-            inner.publish(value);
+            inner.publish(value, published_ns.unwrap_or_else(monotonic_ns));
             Ok(())
         })
     }
