@@ -53,6 +53,17 @@ def test_signals_are_raised_without_waking_anybody_twice() -> None:
     assert all(row.is_reached for row in woken)
 
 
+def test_latest_values_are_timed_natively_and_beside_peers() -> None:
+    """``state`` has a figure for each way to publish and sample, those from Python with their ratio to each peer."""
+    rows = bench.run(["state"], quick=True)
+
+    native = [row for row in rows if row.unit == "ns"]
+    assert ["publish"] * 2 + ["sample"] * 3 == [row.params["what"] for row in native]
+    assert {"publish from Python", "sample from Python"} == {row.params["what"] for row in rows} - {"publish", "sample"}
+    assert all(row.value > 0 for row in rows)
+    assert all(row.baseline is not None for row in rows if row.unit != "ns")
+
+
 def test_an_urgent_signal_is_timed_beside_an_idle_one() -> None:
     """``signal.priority`` tells the latency under a flood with priorities and without, both against idle."""
     rows = bench.run(["signal.priority"], quick=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import calls, lab, native, signals, through, timers
+from vbnet.load.bench import calls, lab, native, signals, state, through, timers
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -50,5 +50,6 @@ BENCHES: Final = {
         Bench("signal.raise", signals.raise_),
         Bench("signal.priority", signals.priority),
         Bench("signal.eoi", signals.eoi),
+        Bench("state", state.state),
     )
 }
