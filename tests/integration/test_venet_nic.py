@@ -429,6 +429,8 @@ ARGUMENTS: dict[str, Any] = {
     "max": 1,
     "timeout": 0,
     "mtu": 1500,
+    "budget": 32,
+    "on_frames": list,
     "value": 0.0,
     "tx_kick": 0,
     "tx_call": 0,

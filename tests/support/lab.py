@@ -201,6 +201,10 @@ class Station:
             frames += batch
         return frames
 
+    def wait_given(self, frames: int) -> None:
+        """Wait until the host has given so many frames to this NIC in all."""
+        eventually(lambda: self.counters["receive_frames"] >= frames, f"{frames} frames given to {self.port}")
+
     def wait_taken(self, frames: int) -> None:
         """Wait until the host has taken so many frames from this NIC in all."""
         eventually(lambda: self.counters["transmit_frames"] >= frames, f"{frames} frames taken from {self.port}")

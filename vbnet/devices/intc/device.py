@@ -204,6 +204,7 @@ class IntcConnection(Connection):
     def close(self) -> None:
         """Take everything this guest had made back, in reverse."""
         self._device.connections.remove(self)
+        self._traps = None
         with contextlib.suppress(VbnetError):  # what one of these cannot do, the end of the guest's lines does
             for handle in list(self._bound):
                 self._unbind(handle)
@@ -221,6 +222,7 @@ class IntcConnection(Connection):
                 self._signals.route_to_vector(line, vector)
             else:
                 self._signals.route_to_fd(line, call_fd)
+            self._catch_up(line)
 
     # ---- functions -------------------------------------------------------------------------------------------------
 
@@ -273,6 +275,7 @@ class IntcConnection(Connection):
         line = self._opener.line(ends)
         if self._device.attributes["enabled"]:
             self._signals.route_to_vector(line, to, self.guest)
+            self._catch_up(line)
         self._bound[handle] = (line, ends.call_fd, to)
         return wire.LINE.pack(line)
 
@@ -284,6 +287,11 @@ class IntcConnection(Connection):
         # Its device may be closed, and the descriptor's number another's by now.
         if self._signals.owner_of(line) == self.guest:
             self._signals.route_to_fd(line, call_fd)
+            self._catch_up(line)
+
+    def _catch_up(self, line: int) -> None:
+        """Raise a line that was led elsewhere: its device may have called before, where nobody listens any more."""
+        self._signals.raise_soon(line)
 
     def _create(self, priority: int, vcpu: int, vector: int, name: str) -> bytes:
         most = self._device.attributes["signals"]
