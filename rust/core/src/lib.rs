@@ -6,6 +6,7 @@
 //! * [`port`] joins the switch to a ring, a TAP device or itself.
 //! * [`signals`] are what devices and others raise: named lines, routed at will to guests and eventfds.
 //! * [`fastcall`] serves synchronous calls of guests through shared memory.
+//! * [`sched`] gives guests' threads the processor time that they publish they need, within limits.
 //! * [`worker`] runs ports to completion on a thread of its own.
 //! * [`timer`] keeps the timers of all guests on one thread.
 //! * [`guest`] is the other side: the driver of a venet device, a small IP host, a traffic generator.
@@ -42,6 +43,8 @@
 //! | `TM-1 whole setting` | a timer's values between two looks at its control word | `Setter::set` | `Keeper::read` |
 //! | `TM-2 marked slots` | what is said of a timer before its mark | `Setter::set`, `Keeper::expire` | `Keeper::take_changed`, `Taker::take` |
 //! | `TM-3 sleep or see` | marks before `waiting_for` / `waiting_for` before marks | `Setter::set` | `Keeper::sleep_until` |
+//! | `SC-1 words before even` | a record's words before its even number | `Record::publish` | `Record::sample` |
+//! | `SC-2 whole or again` | an odd number before the words / the words before the second look | `Record::publish` | `Record::sample` |
 //! | `WD-1 ring or sleep` | a worker's note that it rings, before the watchdog sleeps | `Ringer::ring` | `Watchdog` |
 
 #[cfg(not(loom))]
@@ -57,6 +60,8 @@ pub mod guest;
 pub mod net;
 #[cfg(not(loom))]
 pub mod port;
+#[cfg(not(loom))]
+pub mod sched;
 pub mod shm;
 #[cfg(not(loom))]
 pub mod signals;

@@ -476,5 +476,6 @@ pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
         ("timer_setting", "period_ns", 8, 8),
         ("timer_setting", "control", 16, 8),
     ]);
+    rows.extend(super::sched::WIRE_ROWS);
     rows
 }

@@ -32,6 +32,8 @@ pub mod pool;
 #[cfg(not(loom))]
 pub mod region;
 pub mod ring;
+#[cfg_attr(loom, allow(dead_code))]
+pub mod sched;
 pub mod signal;
 pub mod state;
 pub mod timer;
