@@ -21,6 +21,9 @@ __all__ = [
     "OUTBOX_COUNTERS",
     "PORT_COUNTERS",
     "PRIORITIES",
+    "SCHED_CLASSES",
+    "SCHED_COUNTERS",
+    "SCHED_REFUSALS",
     "SWITCH_COUNTERS",
     "TIMER_COUNTERS",
     "VECTORS",
@@ -42,6 +45,9 @@ __all__ = [
     "IntcOutbox",
     "Page",
     "Ram",
+    "SchedCoordinator",
+    "SchedPage",
+    "SchedRecord",
     "Signals",
     "StackGuests",
     "StateCodec",
@@ -264,6 +270,9 @@ class Signals:
     def raise_soon(self, line: int) -> None: ...
     def list(self) -> list[dict[str, Any]]: ...
     def controller_attach(self, guest: str, ram: Ram, vcpus: Sequence[Sequence[tuple[int, int, int]]]) -> int: ...
+    def controller_boost(
+        self, controller: int, coordinator: SchedCoordinator | None = None, member: int = 0
+    ) -> None: ...
     def controller_detach(self, controller: int) -> None: ...
     def controller_status(self, controller: int) -> Sequence[dict[str, Any]]: ...
     def source_attach(self, line: int, fd: int) -> int: ...
@@ -471,6 +480,61 @@ class FrameView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
     def release(self) -> None: ...
+
+SCHED_CLASSES: list[str]
+SCHED_COUNTERS: list[str]
+SCHED_REFUSALS: list[str]
+
+@final
+class SchedCoordinator:
+    def __new__(cls, counters: CounterFile | None = None, labels: str = "") -> Self: ...
+    def abilities(self) -> dict[str, bool]: ...
+    def limit(
+        self,
+        *,
+        enabled: bool,
+        highest: str,
+        rt_priority: int,
+        rt_threads: int,
+        rt_share_permille: int,
+        nice_min: int,
+        boost_from: int,
+        boost_ms: int,
+        rate: int,
+    ) -> None: ...
+    def join(self, guest: str, pid: int, ram: Ram, place: tuple[int, int], kick: int) -> int: ...
+    def leave(self, member: int) -> None: ...
+    def boost(self, member: int, vcpu: int, priority: int) -> bool: ...
+    def threads(self) -> list[dict[str, Any]]: ...
+    def counts(self) -> list[int]: ...
+    def close(self) -> None: ...
+
+@final
+class SchedPage:
+    def __new__(cls, ram: Ram, offset: int, records: int) -> Self: ...
+    def connect(self, kick: int) -> None: ...
+    def record(self, index: int) -> SchedRecord: ...
+
+@final
+class SchedRecord:
+    def declare(
+        self,
+        tid: int,
+        cls: int,
+        *,
+        flags: int = 0,
+        nice: int = 0,
+        rt_priority: int = 0,
+        vcpu: int | None = None,
+        runtime_ns: int = 0,
+        deadline_ns: int = 0,
+        period_ns: int = 0,
+        processors: Iterable[int] = ...,
+    ) -> None: ...
+    def withdraw(self) -> None: ...
+    def running(self) -> None: ...
+    def idle(self) -> None: ...
+    def verdict(self) -> tuple[int, bool, int]: ...
 
 @final
 class Timekeeper:

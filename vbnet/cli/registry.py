@@ -34,6 +34,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "port": Entry("port", "List, add and remove switch ports."),
         "signal": Entry("signal", "List, make, route, mask, raise and grant signals."),
         "state": Entry("state", "List state devices and show their latest values."),
+        "sched": Entry("sched", "Show what a scheduler coordinator gives guests' threads."),
         "events": Entry("events", "Follow what happens on a host node, as JSON lines."),
         "keys": Entry("keys", "Make, show and allow keys for other machines."),
     },

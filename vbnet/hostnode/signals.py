@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vbnet.errors import ExistsError, NotFoundError, NotPermittedError, ResourceError, UsageError, VbnetError
 
 if TYPE_CHECKING:
-    from vbnet._native import Apics, Signals
+    from vbnet._native import Apics, SchedCoordinator, Signals
 
 __all__ = ["OPERATOR", "SignalBook", "Vector"]
 
@@ -76,6 +76,7 @@ class SignalBook:
         self._owned: dict[str, set[int]] = {}
         self._controllers: dict[str, int] = {}
         self._apics: dict[str, Apics] = {}
+        self._boosters: dict[str, tuple[SchedCoordinator, int]] = {}
         self._outboxes: dict[str, int] = {}
         self._connected: dict[str, dict[int, int]] = {}
 
@@ -323,6 +324,27 @@ class SignalBook:
         if guest in self._controllers:
             raise ExistsError(f"guest {guest!r} has a controller already", guest=guest)
         self._controllers[guest] = self.native.controller_attach(guest, ram, vcpus)
+        if guest in self._boosters:
+            self.native.controller_boost(self._controllers[guest], *self._boosters[guest])
+
+    def boost(self, guest: str, coordinator: SchedCoordinator, member: int) -> None:
+        """Have a guest's urgent signals raise the threads that serve them, from when it has a controller.
+
+        Raises ExistsError when a coordinator does so already.
+        """
+        if guest in self._boosters:
+            raise ExistsError(f"guest {guest!r} takes part in another coordinator's scheduling", guest=guest)
+        self._boosters[guest] = (coordinator, member)
+        if guest in self._controllers:
+            self.native.controller_boost(self._controllers[guest], coordinator, member)
+
+    def boost_no_more(self, guest: str, coordinator: SchedCoordinator) -> None:
+        """End that; harmless when another coordinator does it, or none."""
+        if self._boosters.get(guest, (None, 0))[0] is not coordinator:
+            return
+        del self._boosters[guest]
+        if guest in self._controllers and self._native is not None:
+            self._native.controller_boost(self._controllers[guest])
 
     def detach_controller(self, guest: str) -> None:
         """Let go of it; lines that led there are latched from now on. Harmless when there is none."""

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use vbnet_core::error::Error;
 use vbnet_core::guest::intc as guest;
 use vbnet_core::shm::doorbell::Doorbell;
 use vbnet_core::shm::intc::{LevelMemory, PRIORITIES};
-use vbnet_core::signals::{self as core, LevelPart, LineCounter, LineId, Route, SignalEvent};
+use vbnet_core::signals::{self as core, LevelPart, LineCounter, LineId, Route, SignalEvent, WakeHook};
 
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise_plain};
 use crate::fastcall::FastHandler;
 use crate::memory::{Ram, duplicate};
+use crate::sched::SchedCoordinator;
 use crate::turnstile::{Inside, Turnstile};
 
 /// A level as Python names it: offset and length in guest RAM, and the doorbell that wakes whoever serves it.
@@ -100,6 +102,23 @@ impl Signals {
             parts.push(found);
         }
         py.detach(|| self.inner.controller_attach(guest, parts)).or_raise(py)
+    }
+
+    /// Has a guest's urgent signals raise the threads that serve them; no coordinator: no more.
+    #[pyo3(signature = (controller, coordinator = None, member = 0))]
+    fn controller_boost(
+        &self,
+        py: Python<'_>,
+        controller: u64,
+        coordinator: Option<&SchedCoordinator>,
+        member: u64,
+    ) -> PyResult<()> {
+        py.detach(|| {
+            let hook = coordinator.map(|found| found.inner.booster(member)).transpose()?;
+            self.inner.controller(controller)?.set_hook(hook.map(|hook| hook as Arc<dyn WakeHook>));
+            Ok::<(), Error>(())
+        })
+        .or_raise(py)
     }
 
     fn controller_detach(&self, py: Python<'_>, controller: u64) -> PyResult<()> {

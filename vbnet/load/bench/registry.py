@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import calls, lab, native, signals, state, through, timers
+from vbnet.load.bench import calls, lab, native, sched, signals, state, through, timers
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -46,6 +46,7 @@ BENCHES: Final = {
         Bench("idle", lab.idle),
         Bench("launch", lab.launch),
         Bench("scale", through.scale),
+        Bench("sched", sched.sched),
         Bench("limit", native.limit),
         Bench("signal.raise", signals.raise_),
         Bench("signal.priority", signals.priority),

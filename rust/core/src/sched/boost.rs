@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::kernel::{Kernel, Linux, Schedule};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::sched::Record;
+use crate::signals::WakeHook;
 
 /// A thread that signals may raise.
 pub(super) struct Target {
@@ -94,6 +95,12 @@ impl Booster {
             let _ = self.caller.bell.ring();
         }
         true
+    }
+}
+
+impl WakeHook for Booster {
+    fn waking(&self, vcpu: u32, priority: u32) {
+        self.boost(vcpu, priority);
     }
 }
 

@@ -13,7 +13,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use super::line::{Line, LineCounter, Outcome};
 use crate::error::Fault;
@@ -53,7 +53,7 @@ pub struct Controller {
     vcpus: Vec<[Level; PRIORITIES as usize]>,
     is_blocked: AtomicBool,
     is_gone: AtomicBool,
-    hook: OnceLock<Arc<dyn WakeHook>>,
+    hook: RwLock<Option<Arc<dyn WakeHook>>>,
 }
 
 /// One level of a controller to be: its memory, and the doorbell that wakes the thread which serves it.
@@ -90,7 +90,7 @@ impl Controller {
             vcpus: vcpus.into_iter().map(|parts| parts.map(level)).collect(),
             is_blocked: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
-            hook: OnceLock::new(),
+            hook: RwLock::new(None),
         }
     }
 
@@ -112,9 +112,9 @@ impl Controller {
         self.is_blocked.load(Ordering::Relaxed)
     }
 
-    /// Has `hook` told of wake-ups. Once; `false`: there is one already.
-    pub fn set_hook(&self, hook: Arc<dyn WakeHook>) -> bool {
-        self.hook.set(hook).is_ok()
+    /// Has `hook` told of wake-ups from now on; `None`: nobody.
+    pub fn set_hook(&self, hook: Option<Arc<dyn WakeHook>>) {
+        *self.hook.write().unwrap_or_else(PoisonError::into_inner) = hook;
     }
 
     /// How every level is doing.
@@ -164,7 +164,7 @@ impl Controller {
                 Outcome::Blocked
             }
             Raised::Asleep => {
-                if let Some(hook) = self.hook.get() {
+                if let Some(hook) = &*self.hook.read().unwrap_or_else(PoisonError::into_inner) {
                     hook.waking(vcpu, priority);
                 }
                 level.settle(Some(line));

@@ -1,0 +1,229 @@
+"""The host half of sched: an operator's limits, and the guests that take part; the work is done by a native thread.
+
+What a guest publishes is read, checked and applied by that thread alone, which also waits for the guest's doorbell.
+Here are the rare things: a page is shown, a limit changes, a guest leaves. Everything that was applied is put back
+before ``close`` returns, so a thread is never left with what nobody answers for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from vbnet._native import SCHED_CLASSES, SCHED_COUNTERS, SchedCoordinator
+from vbnet.devices.sched import wire
+from vbnet.errors import ExistsError, PeerFault, UnsupportedError, UsageError, VbnetError
+from vbnet.hostnode.device import (
+    Attribute,
+    AttributeTable,
+    Connection,
+    Device,
+    DeviceClass,
+    HostServices,
+    Interface,
+    Opener,
+    SharedRegion,
+)
+
+__all__ = ["SchedClass", "SchedDevice"]
+
+_MISSING: Final = {
+    "realtime": "realtime (no CAP_SYS_NICE)",
+    "deadline": "deadline (no CAP_SYS_NICE, or no bandwidth left)",
+    "nice": "nice, idle (no CAP_SYS_NICE: there would be no way back)",
+    "slice": "slice (the kernel is older than 6.12)",
+}
+
+
+class SchedClass(DeviceClass):
+    """Scheduler coordinators: one device serves every guest on the buses it is plugged into."""
+
+    name = "sched"
+    abi_types = (wire.ABI_TYPE,)
+
+    def create(self, services: HostServices, name: str) -> SchedDevice:
+        """Make one; its thread starts with it, and finds out what this host can do."""
+        return SchedDevice(services, name)
+
+
+class _LiveTable(AttributeTable):
+    """Attributes of which some are asked for when somebody looks."""
+
+    def __init__(
+        self, declared: Sequence[Attribute[Any]], on_change: Callable[[str, Any], None], refresh: Callable[[], None]
+    ) -> None:
+        super().__init__(declared, on_change)
+        self._refresh = refresh
+
+    def texts(self) -> dict[str, str]:
+        """Every attribute as the operator sees it, as of now."""
+        self._refresh()
+        return super().texts()
+
+
+class SchedDevice(Device):
+    """One coordinator.
+
+    Args:
+        services: of the host.
+        name: of the device, also the label of its counters.
+    """
+
+    def __init__(self, services: HostServices, name: str) -> None:
+        self.services = services
+        self.coordinator = SchedCoordinator(services.counters, f"device={name}")
+        abilities = self.coordinator.abilities()
+        cannot = "; ".join(text for ability, text in _MISSING.items() if not abilities[ability]) or "-"
+        self.attributes = _LiveTable(
+            (
+                Attribute("enabled", "0 puts everything back", _flag, default=True, format=lambda on: str(int(on))),
+                Attribute("highest", f"highest class of a guest: {', '.join(SCHED_CLASSES)}", _class, "deadline"),
+                Attribute("rt_priority", "highest realtime priority of a guest, 1..40", _within(1, 40), 40),
+                Attribute("rt_threads", "realtime threads of all guests together, 0..1024", _within(0, 1024), 4),
+                Attribute(
+                    "rt_share", "‰ of a processor a realtime thread may use, and deadlines of all", _within(1, 950), 500
+                ),
+                Attribute("nice_min", "least nice value of a guest, -20..0", _within(-20, 0), -15),
+                Attribute("boost_from", "signals of this priority boost, 0..7; 8: none", _within(0, 8), 6),
+                Attribute("boost_ms", "longest boost that the guest does not end, ms", _within(1, 1000), 20),
+                Attribute("rate", "transitions of one guest acted on a second", _within(1, 100_000), 2000),
+                Attribute("cannot", "what this host cannot do", str, cannot, is_read_only=True),
+                Attribute("threads", "every thread in hand or refused, as JSON", str, "[]", is_read_only=True),
+                Attribute("counts", "what was counted, as JSON; zeroes left out", str, "{}", is_read_only=True),
+            ),
+            self._changed,
+            self._look,
+        )
+        self._limit({})
+        services.log.info("sched_created", device=name, cannot=cannot)
+        services.publish("sched.created", device=name, cannot=cannot)
+
+    def plug(self, bus: str) -> Sequence[Interface]:
+        """Show ``sched0`` on any number of buses."""
+        del bus
+        return [SchedInterface(self)]
+
+    def release(self) -> None:
+        """Put everything back and end the thread."""
+        self.coordinator.close()
+
+    def _changed(self, name: str, value: object) -> None:
+        self._limit({name: value})
+
+    def _limit(self, changed: dict[str, object]) -> None:
+        values = {name: self.attributes[name] for name in _LIMITS} | changed
+        limits: dict[str, Any] = {_LIMITS[name]: value for name, value in values.items()}
+        self.coordinator.limit(**limits)
+
+    def _look(self) -> None:
+        with contextlib.suppress(VbnetError):  # after release there is nothing to see
+            self.attributes.publish("threads", json.dumps(self.coordinator.threads()))
+            counted = dict(zip(SCHED_COUNTERS, self.coordinator.counts(), strict=True))
+            self.attributes.publish("counts", json.dumps({name: count for name, count in counted.items() if count}))
+
+
+class SchedInterface(Interface):
+    """``sched0``: any number of guests of this machine."""
+
+    name = "sched0"
+    abi_type = wire.ABI_TYPE
+    versions = (wire.VERSION,)
+    exclusive = False
+
+    def __init__(self, device: SchedDevice) -> None:
+        self._device = device
+
+    def connect(self, opener: Opener, version: int) -> Connection:
+        """Let a guest of this machine in; only here there are threads to schedule."""
+        del version
+        if opener.is_remote:
+            raise UnsupportedError("threads of another machine are not this host's to schedule", guest=opener.guest)
+        return SchedConnection(self._device, opener)
+
+
+class SchedConnection(Connection):
+    """One guest's use: a page, shown once."""
+
+    def __init__(self, device: SchedDevice, opener: Opener) -> None:
+        self._coordinator = device.coordinator
+        self._signals = device.services.signals
+        self._opener = opener
+        self._member: int | None = None
+
+    @property
+    def member(self) -> int | None:
+        """The guest's number at the coordinator, once it showed its page."""
+        return self._member
+
+    def call(self, function: int, data: bytes) -> bytes:
+        """Tell what this host can do."""
+        if function != wire.Function.ABILITIES or data:
+            return super().call(function, data)
+        abilities = self._coordinator.abilities()
+        return bytes([sum(1 << bit for bit, name in enumerate(wire.ABILITIES) if abilities[name])])
+
+    def shm(self, region: SharedRegion) -> None:
+        """Take the page into use."""
+        if region.id != wire.PAGE_REGION:
+            return super().shm(region)
+        if self._member is not None:
+            raise ExistsError("the page was shared before; close the device to share it anew")
+        if region.signal is None or region.signal_offset != wire.SIGNAL_OFFSET:
+            raise UsageError(
+                f"a scheduling page carries its signal at {wire.SIGNAL_OFFSET:#x}; got {region.signal_offset}",
+                got=region.signal_offset,
+                limit=wire.SIGNAL_OFFSET,
+            )
+        opener = self._opener
+        place = (region.offset, region.length)
+        try:
+            self._member = self._coordinator.join(opener.guest, opener.pid, region.ram, place, region.signal.kick_fd)
+        except PeerFault as fault:
+            opener.fault(fault)
+            raise
+        with contextlib.suppress(ExistsError):  # another coordinator's: this one schedules without signals
+            self._signals.boost(opener.guest, self._coordinator, self._member)
+        return None
+
+    def close(self) -> None:
+        """Put back what the guest's threads had; when this returns the page is not looked at any more."""
+        member, self._member = self._member, None
+        if member is not None:
+            self._signals.boost_no_more(self._opener.guest, self._coordinator)
+            with contextlib.suppress(VbnetError):  # the coordinator may have ended first, and has put everything back
+                self._coordinator.leave(member)
+
+
+_LIMITS: Final = {
+    "enabled": "enabled",
+    "highest": "highest",
+    "rt_priority": "rt_priority",
+    "rt_threads": "rt_threads",
+    "rt_share": "rt_share_permille",
+    "nice_min": "nice_min",
+    "boost_from": "boost_from",
+    "boost_ms": "boost_ms",
+    "rate": "rate",
+}
+
+
+def _within(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(f"allowed are {low}..{high}")
+        return value
+
+    return parse
+
+
+def _flag(text: str) -> bool:
+    return bool(_within(0, 1)(text))
+
+
+def _class(text: str) -> str:
+    if text not in SCHED_CLASSES:
+        raise ValueError(f"one of {', '.join(SCHED_CLASSES)}")
+    return text
