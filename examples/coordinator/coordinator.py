@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,7 +41,7 @@ def wake(run_dir: Path, core: int, pipe: Connection) -> None:
                 while time.monotonic() < end:
                     due = time.monotonic() + PERIOD_S
                     me.idle()
-                    time.sleep(PERIOD_S)
+                    threading.Event().wait(PERIOD_S)
                     me.running()
                     late.append(time.monotonic() - due)
                 pipe.send((me.state.applied, sorted(late)))
@@ -71,7 +72,7 @@ def main(seconds: float) -> None:
         ours.recv()
         spinner.start()
         while '"spinner"' not in operator.device_get("s").attributes["threads"]:
-            time.sleep(NAP_S)
+            threading.Event().wait(NAP_S)
         ours.send(seconds)
         applied, late = ours.recv()
         print(f"coordinator on: {applied} is in force, {figures(late)}", flush=True)

@@ -44,7 +44,7 @@ class SchedClass(DeviceClass):
     abi_types = (wire.ABI_TYPE,)
 
     def create(self, services: HostServices, name: str) -> SchedDevice:
-        """Make one; its thread starts with it, and finds out what this host can do."""
+        """Make one; it finds out at once what this host can do, by trying."""
         return SchedDevice(services, name)
 
 
@@ -73,8 +73,13 @@ class SchedDevice(Device):
 
     def __init__(self, services: HostServices, name: str) -> None:
         self.services = services
-        self.coordinator = SchedCoordinator(services.counters, f"device={name}")
-        abilities = self.coordinator.abilities()
+        self.name = name
+        self._coordinator: SchedCoordinator | None = None
+        self._users = 0
+        self._past = [0] * len(SCHED_COUNTERS)
+        trial = SchedCoordinator()
+        abilities = trial.abilities()
+        trial.close()
         cannot = "; ".join(text for ability, text in _MISSING.items() if not abilities[ability]) or "-"
         self.attributes = _LiveTable(
             (
@@ -96,7 +101,6 @@ class SchedDevice(Device):
             self._changed,
             self._look,
         )
-        self._limit({})
         services.log.info("sched_created", device=name, cannot=cannot)
         services.publish("sched.created", device=name, cannot=cannot)
 
@@ -106,8 +110,31 @@ class SchedDevice(Device):
         return [SchedInterface(self)]
 
     def release(self) -> None:
-        """Put everything back and end the thread."""
-        self.coordinator.close()
+        """Put everything back and end the thread, whoever still uses it."""
+        self._stop()
+
+    def take(self) -> SchedCoordinator:
+        """The coordinator for one more guest; its thread starts with the first."""
+        if self._coordinator is None:
+            self._coordinator = SchedCoordinator(self.services.counters, f"device={self.name}")
+            self._limit({})
+        self._users += 1
+        return self._coordinator
+
+    def give_back(self) -> None:
+        """One guest fewer; the thread ends with the last."""
+        self._users -= 1
+        if self._users == 0:
+            self._stop()
+
+    def _stop(self) -> None:
+        coordinator, self._coordinator = self._coordinator, None
+        if coordinator is not None:
+            self._past = self._counts(coordinator)
+            coordinator.close()
+
+    def _counts(self, coordinator: SchedCoordinator) -> list[int]:
+        return [past + count for past, count in zip(self._past, coordinator.counts(), strict=True)]
 
     def _changed(self, name: str, value: object) -> None:
         self._limit({name: value})
@@ -115,13 +142,16 @@ class SchedDevice(Device):
     def _limit(self, changed: dict[str, object]) -> None:
         values = {name: self.attributes[name] for name in _LIMITS} | changed
         limits: dict[str, Any] = {_LIMITS[name]: value for name, value in values.items()}
-        self.coordinator.limit(**limits)
+        if self._coordinator is not None:
+            self._coordinator.limit(**limits)
 
     def _look(self) -> None:
-        with contextlib.suppress(VbnetError):  # after release there is nothing to see
-            self.attributes.publish("threads", json.dumps(self.coordinator.threads()))
-            counted = dict(zip(SCHED_COUNTERS, self.coordinator.counts(), strict=True))
-            self.attributes.publish("counts", json.dumps({name: count for name, count in counted.items() if count}))
+        coordinator = self._coordinator
+        threads = [] if coordinator is None else coordinator.threads()
+        counts = self._past if coordinator is None else self._counts(coordinator)
+        counted = {name: count for name, count in zip(SCHED_COUNTERS, counts, strict=True) if count}
+        self.attributes.publish("threads", json.dumps(threads))
+        self.attributes.publish("counts", json.dumps(counted))
 
 
 class SchedInterface(Interface):
@@ -147,7 +177,8 @@ class SchedConnection(Connection):
     """One guest's use: a page, shown once."""
 
     def __init__(self, device: SchedDevice, opener: Opener) -> None:
-        self._coordinator = device.coordinator
+        self._device = device
+        self._coordinator = device.take()
         self._signals = device.services.signals
         self._opener = opener
         self._member: int | None = None
@@ -194,6 +225,7 @@ class SchedConnection(Connection):
             self._signals.boost_no_more(self._opener.guest, self._coordinator)
             with contextlib.suppress(VbnetError):  # the coordinator may have ended first, and has put everything back
                 self._coordinator.leave(member)
+        self._device.give_back()
 
 
 _LIMITS: Final = {
