@@ -41,6 +41,7 @@ impl SchedCoordinator {
         Ok(row)
     }
 
+    #[allow(clippy::too_many_arguments)] // keywords in Python
     #[pyo3(signature = (*, enabled, highest, rt_priority, rt_threads, rt_share_permille, nice_min, boost_from,
                         boost_ms, rate))]
     fn limit(
@@ -175,6 +176,7 @@ impl SchedRecord {
 
 #[pymethods]
 impl SchedRecord {
+    #[allow(clippy::too_many_arguments)] // keywords in Python
     #[pyo3(signature = (tid, cls, *, flags = 0, nice = 0, rt_priority = 0, vcpu = None, runtime_ns = 0,
                         deadline_ns = 0, period_ns = 0, processors = Vec::new()))]
     fn declare(

@@ -18,6 +18,3 @@ def run_root() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="vbnet-"))
     yield path
     shutil.rmtree(path)
-from vbnet.testing.pytest_hooks import pytest_pyfunc_call
-
-__all__ = ["pytest_pyfunc_call"]
