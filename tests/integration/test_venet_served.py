@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from tests.support.lab import PATIENCE, Net, Station, numbered
+from tests.support.lab import Net, Station, numbered
+from tests.support.waiting import PATIENCE
 
 
 class Frames:
