@@ -188,9 +188,10 @@ impl Signals {
             .map(|event| {
                 let row = PyDict::new(py);
                 match event {
-                    SignalEvent::Blocked { line, fault } => {
+                    SignalEvent::Blocked { line, guest, fault } => {
                         row.set_item("event", "blocked")?;
                         row.set_item("line", line.0)?;
+                        row.set_item("guest", guest)?;
                         row.set_item("rule", fault.reason())?;
                         row.set_item("text", fault.to_string())?;
                     }

@@ -138,8 +138,9 @@ impl SharedNotifier {
         fence(Ordering::Release);
         let enabled = words.enabled.0.load(Ordering::Relaxed);
         let mut rung = self.rung.load(Ordering::Relaxed);
-        // An arming older than the one rung for is over: armings are numbered upwards, modulo 2^32.
-        while enabled != 0 && enabled.wrapping_sub(rung).cast_signed() > 0 {
+        // An arming older than the one rung for is over: armings are numbered upwards, modulo 2^32. The receiver may have
+        // counted far before we came, so the first one is believed whatever its number.
+        while enabled != 0 && (rung == 0 || enabled.wrapping_sub(rung).cast_signed() > 0) {
             match self.rung.compare_exchange_weak(rung, enabled, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
                     words.sender.pending.store(enabled, Ordering::Relaxed);

@@ -215,10 +215,21 @@ impl Line {
         self.flags.load(Ordering::Relaxed) & LATCHED != 0
     }
 
-    /// Whether its own doorbell was found to block.
+    /// Whether the doorbell behind it, its own or one of the controller it leads to, was found to block.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.flags.load(Ordering::Relaxed) & BLOCKED != 0
+        match &**self.target.load() {
+            Target::Vector { controller, .. } => controller.is_blocked(),
+            _ => self.flags.load(Ordering::Relaxed) & BLOCKED != 0,
+        }
+    }
+
+    /// Whose doorbell is behind it: the guest's of the controller it leads to, or its own guest's.
+    pub(crate) fn holder(&self) -> String {
+        match &**self.target.load() {
+            Target::Vector { controller, .. } => controller.guest().to_owned(),
+            _ => self.guest.clone(),
+        }
     }
 
     /// Where it leads now.
@@ -265,17 +276,9 @@ impl Line {
                 }
                 continue;
             }
-            match &**self.target.load() {
-                Target::Nowhere => {
-                    self.flags.fetch_or(LATCHED, Ordering::Relaxed);
-                    // [LN-1 latched or routed] store of latched before load of target; partner in Line::route.
-                    fence(Ordering::SeqCst);
-                    let is_still_nowhere = matches!(&**self.target.load(), Target::Nowhere);
-                    if is_still_nowhere || self.flags.fetch_and(!LATCHED, Ordering::Relaxed) & LATCHED == 0 {
-                        self.add(LineCounter::Unrouted);
-                        return Ok(Outcome::Unrouted);
-                    }
-                }
+            let target = self.target.load();
+            match &**target {
+                Target::Nowhere => {}
                 Target::Bell(bell) => return self.ring(bell, flags, ringer),
                 Target::Apic { apic, vector } => {
                     return match apic.request(self.priority(), *vector) {
@@ -291,17 +294,30 @@ impl Line {
                     };
                 }
                 Target::Vector { controller, vcpu, vector } => {
-                    match controller.raise(self, *vcpu, *vector, ringer)? {
-                        Delivery::Done(outcome) => return Ok(outcome),
-                        // Its guest has left; the table is about to route this line anew.
-                        Delivery::Gone => {
-                            self.add(LineCounter::Unrouted);
-                            return Ok(Outcome::Unrouted);
-                        }
+                    if let Delivery::Done(outcome) = controller.raise(self, *vcpu, *vector, ringer)? {
+                        return Ok(outcome);
                     }
                 }
             }
+            // It leads nowhere, or to a guest that has left, which the table is about to make the same.
+            if self.latch_unless_routed(&target) {
+                self.add(LineCounter::Unrouted);
+                return Ok(Outcome::Unrouted);
+            }
         }
+    }
+
+    /// Keeps a raise that `seen` does not take. `false`: the line leads elsewhere by now; deliver it there.
+    fn latch_unless_routed(&self, seen: &Arc<Target>) -> bool {
+        self.latch();
+        // [LN-1 latched or routed] store of latched before load of target; partner in Line::route.
+        fence(Ordering::SeqCst);
+        Arc::ptr_eq(&self.target.load(), seen) || self.flags.fetch_and(!LATCHED, Ordering::Relaxed) & LATCHED == 0
+    }
+
+    /// Keeps a raise for whoever unmasks or routes the line next.
+    pub(crate) fn latch(&self) {
+        self.flags.fetch_or(LATCHED, Ordering::Relaxed);
     }
 
     fn ring(&self, bell: &Doorbell, flags: u32, ringer: &Ringer) -> Result<Outcome, Fault> {

@@ -10,6 +10,7 @@
 //! the raiser keeps. What a guest owns here (lines, controller, outbox, sources) is removed by its owner, the session, when
 //! the guest dies; a raise that is under way then meets a retired controller and is latched. Source: vbus dynamic signals.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -93,7 +94,8 @@ pub enum Route {
 struct Book {
     lines: BTreeMap<LineId, Arc<Line>>,
     names: HashMap<(String, String), LineId>,
-    devices: HashMap<String, u64>,
+    /// What lines of one device share, and how many lines do.
+    devices: HashMap<(String, String), (u64, usize)>,
     controllers: BTreeMap<u64, Arc<Controller>>,
     outboxes: BTreeMap<u64, Grants>,
     sources: BTreeMap<u64, LineId>,
@@ -142,9 +144,11 @@ impl SignalTable {
     /// [`Error::Machine`]: too many lines, or the counters file is full.
     pub fn create(&self, guest: &str, device: &str, name: &str, priority: u32) -> Result<Arc<Line>> {
         check_priority(priority)?;
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        // Commas and equals signs part the labels of counters: with them, a name could pass for another guest's.
+        let is_odd = |character: char| character.is_control() || matches!(character, ',' | '=');
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(is_odd) {
             return Err(Error::Usage(format!(
-                "a signal's name has 1 to {NAME_BYTES_MAX} bytes, none of them control characters; got {name:?}"
+                "a signal's name has 1 to {NAME_BYTES_MAX} bytes, no control character, comma or equals sign; got {name:?}"
             )));
         }
         let mut book = self.book()?;
@@ -159,8 +163,9 @@ impl SignalTable {
         let id = LineId(book.last_id);
         let labels = format!("id={id},signal={name},guest={guest},device={device}");
         let block = self.counters.allocate("signal", &labels, LineCounter::COUNT)?;
-        let next_key = book.devices.len() as u64 + 1;
-        let device_key = *book.devices.entry(format!("{guest}\0{device}")).or_insert(next_key);
+        let (device_key, users) = book.devices.entry((guest.to_owned(), device.to_owned())).or_insert((id.0, 0));
+        *users += 1;
+        let device_key = *device_key;
         let names = [name.to_owned(), guest.to_owned(), device.to_owned()];
         let line = Arc::new(Line::new(id, names, device_key, priority, block));
         book.names.insert(key, id);
@@ -187,16 +192,25 @@ impl SignalTable {
         let mut book = self.book()?;
         let line = book.lines.remove(&id).ok_or_else(|| no_line(id))?;
         book.names.remove(&(line.guest().to_owned(), line.name().to_owned()));
+        if let Entry::Occupied(mut device) = book.devices.entry((line.guest().to_owned(), line.device().to_owned())) {
+            device.get_mut().1 -= 1;
+            if device.get().1 == 0 {
+                device.remove();
+            }
+        }
         for grants in book.outboxes.values() {
             grants.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, granted| granted.id() != id);
         }
         let sources: Vec<u64> =
             book.sources.iter().filter(|(_, driven)| **driven == id).map(|(token, _)| *token).collect();
-        for token in sources {
-            book.sources.remove(&token);
-            drop(self.take_back(&mut book, token));
-        }
+        book.sources.retain(|_, driven| *driven != id);
         let _ = line.route(Target::Nowhere);
+        let asked: Vec<_> = sources.into_iter().map(|token| book.ask_back(token)).collect();
+        drop(book);
+        for answer in asked {
+            // A late answer frees what it brings by itself.
+            drop(answer.and_then(|answer| hear(&answer)));
+        }
         Ok(())
     }
 
@@ -253,10 +267,16 @@ impl SignalTable {
     fn route(&self, id: LineId, target: Target) -> Result<()> {
         let mut book = self.book()?;
         let line = find(&book.lines, id)?;
-        if line.route(target) {
-            self.service(&mut book)?.send(Command::Redeliver(line))?;
+        if line.route(target) { self.redeliver(&mut book, line) } else { Ok(()) }
+    }
+
+    /// Has a raise that was latched delivered; it is latched again when nobody can.
+    fn redeliver(&self, book: &mut Book, line: Arc<Line>) -> Result<()> {
+        let sent = self.service(book).and_then(|service| service.send(Command::Redeliver(line.clone())));
+        if sent.is_err() {
+            line.latch();
         }
-        Ok(())
+        sent
     }
 
     /// Changes a line's priority, for raises to come.
@@ -278,10 +298,7 @@ impl SignalTable {
     pub fn set_masked(&self, id: LineId, is_masked: bool) -> Result<()> {
         let mut book = self.book()?;
         let line = find(&book.lines, id)?;
-        if line.set_masked(is_masked) {
-            self.service(&mut book)?.send(Command::Redeliver(line))?;
-        }
-        Ok(())
+        if line.set_masked(is_masked) { self.redeliver(&mut book, line) } else { Ok(()) }
     }
 
     /// Raises a line soon, from a thread that must not wait for doorbells. Several requests may become one raise.
@@ -292,10 +309,9 @@ impl SignalTable {
     pub fn raise_soon(&self, id: LineId) -> Result<()> {
         let mut book = self.book()?;
         let line = find(&book.lines, id)?;
-        if line.enqueue() {
-            self.service(&mut book)?.send(Command::Raise(line))?;
-        }
-        Ok(())
+        // A request that is noted but never sent would swallow all later ones.
+        let service = self.service(&mut book)?;
+        if line.enqueue() { service.send(Command::Raise(line)) } else { Ok(()) }
     }
 
     /// Every line, oldest first.
@@ -377,9 +393,9 @@ impl SignalTable {
         let token = book.last_id;
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.service(&mut book)?.send(Command::AddSource { token, file, is_socket, line, reply })?;
-        answer.recv_timeout(ANSWER_DEADLINE).map_err(|_| late())??;
         book.sources.insert(token, id);
-        Ok(token)
+        drop(book);
+        self.confirm(token, &answer)
     }
 
     /// Lets go of a source. That it hung up already is no error.
@@ -389,8 +405,11 @@ impl SignalTable {
     /// [`Error::Closed`].
     pub fn source_detach(&self, source: u64) -> Result<()> {
         let mut book = self.book()?;
-        book.sources.remove(&source);
-        drop(self.take_back(&mut book, source));
+        if book.sources.remove(&source).is_some() {
+            let asked = book.ask_back(source);
+            drop(book);
+            drop(asked.and_then(|answer| hear(&answer)));
+        }
         Ok(())
     }
 
@@ -415,9 +434,23 @@ impl SignalTable {
         });
         let (reply, answer) = crossbeam_channel::bounded(1);
         self.service(&mut book)?.send(Command::AddOutbox { token, outbox, reply })?;
-        answer.recv_timeout(ANSWER_DEADLINE).map_err(|_| late())??;
         book.outboxes.insert(token, grants);
-        Ok(token)
+        drop(book);
+        self.confirm(token, &answer)
+    }
+
+    /// Waits, without the book, for the signal thread to take what was sent under `token`; takes it back if it did not.
+    fn confirm(&self, token: u64, answer: &Receiver<Result<()>>) -> Result<u64> {
+        let added = hear(answer).and_then(|added| added);
+        if added.is_err()
+            && let Ok(mut book) = self.book()
+        {
+            book.sources.remove(&token);
+            book.outboxes.remove(&token);
+            // If it comes late it is let go of then, for the thread does one thing after the other.
+            let _ = book.ask_back(token);
+        }
+        added.map(|()| token)
     }
 
     /// Lets an outbox raise a line, by the number its guest will use.
@@ -434,10 +467,8 @@ impl SignalTable {
         let grants =
             book.outboxes.get(&outbox).ok_or_else(|| Error::NotFound(format!("there is no outbox {outbox}")))?;
         match grants.lock().unwrap_or_else(PoisonError::into_inner).entry(number) {
-            std::collections::hash_map::Entry::Occupied(_) => {
-                Err(Error::Exists(format!("number {number} of this outbox raises a signal already")))
-            }
-            std::collections::hash_map::Entry::Vacant(free) => {
+            Entry::Occupied(_) => Err(Error::Exists(format!("number {number} of this outbox raises a signal already"))),
+            Entry::Vacant(free) => {
                 free.insert(line);
                 Ok(())
             }
@@ -466,15 +497,10 @@ impl SignalTable {
         if book.outboxes.remove(&outbox).is_none() {
             return Err(Error::NotFound(format!("there is no outbox {outbox}")));
         }
-        drop(self.take_back(&mut book, outbox)?);
+        let answer = book.ask_back(outbox)?;
+        drop(book);
+        drop(hear(&answer)?);
         Ok(())
-    }
-
-    fn take_back(&self, book: &mut Book, token: u64) -> Result<Option<Held>> {
-        let Some(service) = &book.service else { return Ok(None) };
-        let (reply, answer) = crossbeam_channel::bounded(1);
-        service.send(Command::Remove { token, reply })?;
-        answer.recv_timeout(ANSWER_DEADLINE).map_err(|_| late())
     }
 
     // ---- what happened ---------------------------------------------------------------------------------------------
@@ -503,15 +529,13 @@ impl SignalTable {
     /// Ends the signal thread and forgets every line. Harmless when closed already.
     pub fn close(&self) {
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::take(&mut *book);
         book.is_closed = true;
-        let (service, controllers) = (book.service.take(), std::mem::take(&mut book.controllers));
-        let lines = std::mem::take(&mut book.lines);
         drop(book);
-        controllers.values().for_each(|controller| controller.retire());
-        for line in lines.values() {
+        old.controllers.values().for_each(|controller| controller.retire());
+        for line in old.lines.values() {
             let _ = line.route(Target::Nowhere);
         }
-        drop(service);
     }
 }
 
@@ -519,6 +543,21 @@ impl fmt::Debug for SignalTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SignalTable").finish_non_exhaustive()
     }
+}
+
+impl Book {
+    /// Asks the signal thread for what it holds under `token`. Hear the answer without the book: the thread may be in the
+    /// middle of a doorbell that blocks, and whoever raises soon must not wait for that.
+    fn ask_back(&self, token: u64) -> Result<Receiver<Option<Held>>> {
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        let service = self.service.as_ref().ok_or(Error::Closed("the signal thread"))?;
+        service.send(Command::Remove { token, reply })?;
+        Ok(answer)
+    }
+}
+
+fn hear<T>(answer: &Receiver<T>) -> Result<T> {
+    answer.recv_timeout(ANSWER_DEADLINE).map_err(|_| late())
 }
 
 fn find(lines: &BTreeMap<LineId, Arc<Line>>, id: LineId) -> Result<Arc<Line>> {

@@ -64,6 +64,8 @@ pub enum SignalEvent {
     Blocked {
         /// The line.
         line: LineId,
+        /// Whose doorbell it is, as far as we know: the controller's guest, or the line's when it leads to an eventfd.
+        guest: String,
         /// What happened.
         fault: Fault,
     },
@@ -298,10 +300,17 @@ impl Loop {
                 self.activate(token);
             }
             Some(Held::Source { file, is_socket, line }) => {
-                let is_over = *is_socket && drain(file);
-                let is_over = is_over || flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+                const OVER: epoll::EventFlags =
+                    epoll::EventFlags::HUP.union(epoll::EventFlags::RDHUP).union(epoll::EventFlags::ERR);
+                // What was written before a hang-up counts, even if both are heard of at once.
+                let drained = if *is_socket {
+                    drain(file)
+                } else {
+                    Drained { has_data: flags.contains(epoll::EventFlags::IN), is_over: false }
+                };
+                let is_over = drained.is_over || flags.intersects(OVER);
                 let line = line.clone();
-                if flags.contains(epoll::EventFlags::IN) && !(is_over && flags.contains(epoll::EventFlags::HUP)) {
+                if drained.has_data {
                     self.raise(&line);
                 }
                 if is_over {
@@ -370,7 +379,7 @@ impl Loop {
 
     fn tell(&self, line: &Line, fault: Option<Fault>) {
         if let Some(fault) = fault {
-            self.report(SignalEvent::Blocked { line: line.id(), fault });
+            self.report(SignalEvent::Blocked { line: line.id(), guest: line.holder(), fault });
         }
     }
 
@@ -380,16 +389,25 @@ impl Loop {
     }
 }
 
-/// Takes what waits in a socket, without waiting. `true`: the other side has hung up.
-fn drain(file: &OwnedFd) -> bool {
+/// What was in a socket.
+struct Drained {
+    has_data: bool,
+    /// The other side has hung up.
+    is_over: bool,
+}
+
+/// Takes what waits in a socket, without waiting.
+fn drain(file: &OwnedFd) -> Drained {
     let mut bytes = [0; 256];
+    let mut has_data = false;
     for _ in 0..DRAINS {
         match recv(file, &mut bytes[..], RecvFlags::DONTWAIT) {
-            Ok((0, _)) => return true,
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => return false,
-            Err(_) => return true,
+            Ok((0, _)) => return Drained { has_data, is_over: true },
+            Ok(_) => has_data = true,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Drained { has_data, is_over: false },
+            Err(_) => return Drained { has_data, is_over: true },
         }
     }
-    false
+    Drained { has_data, is_over: false }
 }
