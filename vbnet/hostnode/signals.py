@@ -411,8 +411,9 @@ class SignalBook:
                 line.sources.discard(event["source"])
                 self._publish("signal.source_gone", signal=line.full_name, source=event["source"])
                 continue
-            self._publish("signal.blocked", signal=line.full_name, rule=event["rule"], text=event["text"])
-            if line.on_blocked is not None:
+            guest = event["guest"]
+            self._publish("signal.blocked", signal=line.full_name, guest=guest, rule=event["rule"], text=event["text"])
+            if line.on_blocked is not None and guest == line.owner:  # not when it led to another's doorbell
                 with contextlib.suppress(VbnetError):
                     line.on_blocked()
 

@@ -366,7 +366,7 @@ impl fmt::Debug for Raiser {
 pub struct Taker {
     memory: LevelMemory,
     listener: Listener,
-    /// Word at which the next take begins, so that low vectors cannot starve high ones.
+    /// Vector at which the next take begins, so that low vectors cannot starve high ones, whatever the budget.
     cursor: u32,
     has_more: bool,
 }
@@ -391,20 +391,28 @@ impl Taker {
         let summary = words.summary.0.swap(0, Ordering::Acquire);
         #[cfg(vbnet_mutant = "intc_take_summary")]
         let summary = words.summary.0.swap(0, Ordering::Relaxed);
-        let start = self.cursor;
+        let (start, from_cursor) = (self.cursor / u64::BITS, u64::MAX << (self.cursor % u64::BITS));
         let mut left = summary.rotate_right(start);
+        // The word in which the last take ended has two turns: first what is above the cursor, at last what is below.
+        let mut is_rest_due = left & 1 != 0 && from_cursor != u64::MAX;
         let mut unseen = 0;
         let mut count = 0;
-        while left != 0 {
-            let index = (left.trailing_zeros() + start) % u64::BITS;
-            left &= left - 1;
+        while left != 0 || is_rest_due {
+            let (index, eligible) = if left == 0 {
+                is_rest_due = false;
+                (start, !from_cursor)
+            } else {
+                let ahead = left.trailing_zeros();
+                left &= left - 1;
+                ((ahead + start) % u64::BITS, if ahead == 0 { from_cursor } else { u64::MAX })
+            };
             let Some(pending) = words.pending.get(index as usize) else { continue };
             if count == budget {
                 unseen |= 1 << index;
                 continue;
             }
-            let mask = words.mask[index as usize].load(Ordering::Relaxed);
-            let taken = lowest(pending.load(Ordering::Relaxed) & !mask, budget - count);
+            let eligible = eligible & !words.mask[index as usize].load(Ordering::Relaxed);
+            let taken = lowest(pending.load(Ordering::Relaxed) & eligible, budget - count);
             if taken == 0 {
                 continue;
             }
@@ -419,10 +427,11 @@ impl Taker {
                 bits &= bits - 1;
                 count += 1;
             }
-            if before & !taken & !mask != 0 {
+            self.cursor = (index + 1) * u64::BITS % VECTORS;
+            if before & !taken & eligible != 0 {
                 unseen |= 1 << index;
+                self.cursor = index * u64::BITS + (u64::BITS - taken.leading_zeros()) % u64::BITS;
             }
-            self.cursor = (index + 1) % u64::BITS;
         }
         if unseen != 0 {
             words.summary.0.fetch_or(unseen, Ordering::Relaxed);
