@@ -394,3 +394,58 @@ impl fmt::Debug for Line {
         f.debug_struct("Line").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::shm::counters::CounterFile;
+    use crate::shm::intc::{LevelMemory, Taker, Way};
+    use crate::signals::controller::LevelPart;
+    use crate::worker::watchdog::Watchdog;
+
+    fn line() -> Arc<Line> {
+        let counters = CounterFile::create(None, 1 << 16).unwrap();
+        let block = counters.allocate("signal", "", LineCounter::COUNT).unwrap();
+        Arc::new(Line::new(LineId(1), ["n", "g", "d"].map(str::to_owned), 1, 0, block))
+    }
+
+    /// A controller of one vCPU, and what takes from its lowest level.
+    fn controller() -> (Arc<Controller>, Taker) {
+        let memory = LevelMemory::on_heap();
+        let part = |priority| LevelPart {
+            memory: if priority == 0 { memory.clone() } else { LevelMemory::on_heap() },
+            bell: Doorbell::create().unwrap(),
+        };
+        let controller = Controller::new("g".to_owned(), vec![std::array::from_fn(part)]);
+        (Arc::new(controller), Taker::new(memory, Way::ToGuest))
+    }
+
+    /// Does something on a thread that may ring.
+    fn with_ringer<T: Send>(action: impl FnOnce(&Ringer) -> T + Send) -> T {
+        let watchdog = Watchdog::start().unwrap();
+        let handle = watchdog.handle();
+        thread::scope(|scope| scope.spawn(|| action(&handle.enlist().unwrap())).join().unwrap())
+    }
+
+    /// Between the moment a guest leaves and the moment its lines are led away, raises meet a retired controller.
+    #[test]
+    fn raise_that_meets_a_retired_controller_waits_for_the_next_route() {
+        let line = line();
+        let ((old, mut gone), (new, mut next)) = (controller(), controller());
+        assert!(!line.route(Target::Vector { controller: old.clone(), vcpu: 0, vector: 1 }));
+        old.retire();
+
+        let outcome = with_ringer(|ringer| line.raise(ringer).unwrap());
+        let is_due = [Target::Nowhere, Target::Vector { controller: new, vcpu: 0, vector: 2 }].map(|to| line.route(to));
+        with_ringer(|ringer| line.redeliver(ringer).unwrap());
+
+        let mut found = Vec::new();
+        gone.take(8, |vector| found.push(vector));
+        next.take(8, |vector| found.push(vector));
+        assert_eq!((Outcome::Unrouted, [false, true], vec![2]), (outcome, is_due, found));
+        assert!(!line.is_latched());
+    }
+}
