@@ -261,6 +261,35 @@ def test_a_guest_rings_another_only_with_a_grant(run: Callable[..., None]) -> No
     run(body)
 
 
+def test_events_of_the_bus_come_at_the_highest_priority(run: Callable[..., None]) -> None:
+    """A device that comes is told of on the thread of priority 7, while priority 0 is held up; ended, it is no more."""
+
+    async def body(lab: Lab) -> None:
+        async with served(lab, "web") as (guest, intc):
+            begun, let_go, heard = threading.Event(), threading.Event(), Heard()
+
+            def slow() -> None:
+                begun.set()
+                let_go.wait(PATIENCE_S)
+
+            await intc.create("slow", slow)
+            signal = await intc.on_bus_events(heard)
+            await lab.operator.signal_raise("web/slow")
+            assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+
+            await lab.plugged("e", "lan", "echo")
+            await heard.reach(1)
+            let_go.set()
+            with pytest.raises(ExistsError):
+                await intc.on_bus_events(heard)
+            await signal.destroy()
+
+            assert {"vbnet-irq-7"} == set(heard.threads)
+            assert "echo0" in {device.name for device in guest.devices}
+
+    run(body)
+
+
 def test_foreign_signals_are_not_there(run: Callable[..., None]) -> None:
     """A guest that names another guest's line is told that there is none, whatever it asks."""
 

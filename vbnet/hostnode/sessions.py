@@ -207,6 +207,7 @@ class Session:
         """Send an event."""
         self._host.tally.add(metrics.EVENTS, type(body).__name__)
         self.reply(0, body)
+        self._host.services.signals.event_posted(self.name)
 
     def reply(self, seq: int, body: messages.HostBody) -> None:
         """Send the reply to request ``seq``."""

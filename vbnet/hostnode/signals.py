@@ -77,6 +77,7 @@ class SignalBook:
         self._controllers: dict[str, int] = {}
         self._apics: dict[str, Apics] = {}
         self._boosters: dict[str, tuple[SchedCoordinator, int]] = {}
+        self._event_lines: dict[str, int] = {}
         self._outboxes: dict[str, int] = {}
         self._connected: dict[str, dict[int, int]] = {}
 
@@ -156,6 +157,8 @@ class SignalBook:
             owned.discard(number)
             if not owned:
                 del self._owned[line.owner]
+        if self._event_lines.get(line.owner) == number:
+            del self._event_lines[line.owner]
         for connected in self._connected.values():
             for place in [place for place, raised in connected.items() if raised == number]:
                 del connected[place]
@@ -239,6 +242,18 @@ class SignalBook:
     def is_devices(self, number: int) -> bool:
         """Whether a line belongs to a device, and not to somebody who named it."""
         return self._own(number, OPERATOR).device != _BY_HAND
+
+    # ---- events of the bus -------------------------------------------------------------------------------------------
+
+    def tell_events(self, guest: str, number: int) -> None:
+        """Raise a line for each event of the bus that a guest is sent from now on, until the line is destroyed."""
+        self._event_lines[guest] = number
+
+    def event_posted(self, guest: str) -> None:
+        """A guest was sent an event."""
+        number = self._event_lines.get(guest)
+        if number is not None:
+            self.native.raise_soon(number)
 
     # ---- who may raise another's line --------------------------------------------------------------------------------
 

@@ -136,6 +136,7 @@ class IntcConnection(Connection):
             wire.Function.ROUTE: (wire.ROUTE, False, self._route),
             wire.Function.PRIORITY: (wire.LINE_VALUE, False, self._set_priority),
             wire.Function.MASK: (wire.LINE_VALUE, False, self._mask),
+            wire.Function.EVENTS: (wire.EVENTS, False, self._events),
             wire.Function.RAISE: (wire.LINE, False, lambda line: self._signals.raise_soon(line, self.guest)),
             wire.Function.GRANT: (wire.GRANT, True, self._grant),
             wire.Function.CONNECT: (wire.CONNECT, True, self._connect),
@@ -304,6 +305,18 @@ class IntcConnection(Connection):
             self._signals.destroy(line)
             raise
         self._created.add(line)
+        return wire.LINE.pack(line)
+
+    def _events(self, vcpu: int, vector: int) -> bytes:
+        """The bus's own events ride at the highest priority: what they say comes by message, that they came by this."""
+        line = self._signals.create(self.guest, wire.EVENTS_NAME, wire.PRIORITIES - 1, device="bus")
+        try:
+            self._signals.route_to_vector(line, Vector(self.guest, vcpu, vector), self.guest)
+        except BaseException:
+            self._signals.destroy(line)
+            raise
+        self._created.add(line)
+        self._signals.tell_events(self.guest, line)
         return wire.LINE.pack(line)
 
     def _destroy(self, line: int) -> None:

@@ -356,6 +356,29 @@ class Intc:
             raise
         return GuestSignal(self, line, vector, handle=signal.handle)
 
+    async def on_bus_events(self, handler: Handler, *, vcpu: int = 0) -> GuestSignal:
+        """Be told of the bus's own events (a device came or left, a link changed) at the highest priority, 7.
+
+        What happened comes as ever, by ``GuestSession.events`` and drivers; this is the word that something did, which
+        no flood of other signals holds up.
+
+        Args:
+            handler: what serves it; several events may be one call.
+            vcpu: which vCPU serves it.
+
+        Raises:
+            ExistsError: somebody is told already.
+        """
+        vector = self._take_vector(handler)
+        try:
+            data = wire.EVENTS.pack(_u32(vcpu), vector)
+            (line,) = wire.LINE.unpack(await self._opened.call(wire.Function.EVENTS, data))
+        except BaseException:
+            self.give_vector_back(vector)
+            raise
+        self._start(vcpu, wire.PRIORITIES - 1)
+        return GuestSignal(self, line, vector, handle=None)
+
     async def connect(self, name: str) -> Doorbell:
         """Get hold of another's signal that this guest was granted, or of one of its own.
 

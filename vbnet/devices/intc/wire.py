@@ -21,6 +21,8 @@ __all__ = [
     "CONNECT",
     "CREATE",
     "DRIVE",
+    "EVENTS",
+    "EVENTS_NAME",
     "GRANT",
     "INTERRUPT",
     "LEVEL_BYTES",
@@ -64,6 +66,9 @@ PLACE: Final = struct.Struct("<I")
 BIND: Final = struct.Struct("<QII")
 CREATE: Final = struct.Struct("<III")
 ROUTE: Final = struct.Struct("<QII")
+EVENTS: Final = struct.Struct("<II")
+EVENTS_NAME: Final = "bus-events"
+"""The name of the signal that EVENTS makes."""
 LINE_VALUE: Final = struct.Struct("<QI")
 GRANT: Final = struct.Struct("<QI")
 CONNECT: Final = struct.Struct("<I")
@@ -111,6 +116,8 @@ class Function(enum.IntEnum):
     """[u32 vCPU → u32 priority, u32 vector; or nothing] Mode 1: take the most urgent request into service."""
     END = 16
     """[u32 vCPU → u8 whether another is requested] Mode 1: the interrupt in service has been handled."""
+    EVENTS = 17
+    """[u32 vCPU, u32 vector → u64 line] Raise a signal of the highest priority for each event of the bus. Once."""
 
 
 def level_region(vcpu: int, priority: int) -> int:
