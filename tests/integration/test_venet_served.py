@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.lab import Net, Station, numbered
 from tests.support.waiting import PATIENCE
+from vbnet.errors import UsageError
 
 
 class Frames:
@@ -71,3 +72,21 @@ def test_switching_the_controller_off_and_on_loses_no_frame(net: Net) -> None:
     sender.nic.send([sender.to(receiver, number=2)])
 
     assert [0, 1, 2] == frames.reach(3)
+
+
+def test_priority_is_as_the_driver_showed_it_until_an_operator_says_otherwise(net: Net) -> None:
+    """Rings and signals follow the attribute while they are in use, and go back to what the driver chose."""
+    station = net.station()
+
+    def shown() -> tuple[set[int], int]:
+        rows = [row for row in net.operator.signal_list() if row["guest"] == station.guest.name]
+        return {row["priority"] for row in rows}, net.lab.ports()[station.port]["priority"]
+
+    before = shown()
+    station.set("priority", 6)
+    changed = shown()
+    station.set("priority", "driver")
+
+    assert [({0}, 0), ({6}, 6), ({0}, 0)] == [before, changed, shown()]
+    with pytest.raises(UsageError):
+        station.set("priority", 8)

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from vbnet.bus.limits import MAX_PRIORITY
 from vbnet.devices.venet import wire
 from vbnet.errors import BusyError, ExistsError, PeerFault, UnsupportedError, UsageError, VbnetError
 from vbnet.hostnode.device import (
@@ -82,6 +83,13 @@ class VenetDevice(Device):
                     "burstthresh", "µs the port stays awake after kicks in close succession, 0..100000", _micros, 50
                 ),
                 Attribute("budget", "frames taken from this card at a turn, 1..4096", _budget, 256),
+                Attribute(
+                    "priority",
+                    "of its rings and signals, 0..7, 7 the most urgent; `driver`: as the guest's driver showed them",
+                    parse=_priority,
+                    default=None,
+                    format=lambda priority: _BY_DRIVER if priority is None else str(priority),
+                ),
                 Attribute("port", "number of the port while the link is up", int, 0, is_read_only=True),
             ),
             self._on_change,
@@ -94,6 +102,8 @@ class VenetDevice(Device):
             return
         if name == "enabled":
             connection.carrier(is_up=value)
+        elif name == "priority":
+            connection.prioritise(value)
         elif name in _PORT_PARAMETERS:
             connection.set_parameter(_PORT_PARAMETERS[name], value)
 
@@ -137,6 +147,7 @@ class VenetConnection(Connection):
         self._fabric = device.services.need_fabric()
         self._regions: dict[wire.Region, SharedRegion] = {}
         self._port: int | None = None
+        self._lines: dict[wire.Region, int] = {}
         self._is_up = False
         device.connection = self
 
@@ -218,8 +229,9 @@ class VenetConnection(Connection):
         tx, rx = self._regions[wire.Region.TX], self._regions[wire.Region.RX]
         if tx.signal is None or rx.signal is None:  # refused in shm() already
             raise UsageError("both rings need a signal")
+        self._lines = {wire.Region.TX: self._opener.line(tx.signal), wire.Region.RX: self._opener.line(rx.signal)}
         try:
-            return self._fabric.port_add_venet(
+            port = self._fabric.port_add_venet(
                 switch,
                 self._device.name,
                 tx.ram,
@@ -231,13 +243,15 @@ class VenetConnection(Connection):
                 tx_mitigation=attributes["txmitigation"],
                 burst_threshold_us=attributes["burstthresh"],
                 budget=attributes["budget"],
-                priority=max(tx.priority, rx.priority),
                 signals=self._device.services.signals.native,
-                lines=(self._opener.line(tx.signal), self._opener.line(rx.signal)),
+                lines=(self._lines[wire.Region.TX], self._lines[wire.Region.RX]),
             )
         except PeerFault as fault:
             self._opener.fault(fault)
             raise
+        self._port = port
+        self.prioritise(attributes["priority"])
+        return port
 
     def _link_down(self) -> None:
         if not self._is_up:
@@ -258,6 +272,16 @@ class VenetConnection(Connection):
         self._fabric.port_set(self._port, "link", str(int(is_up)))
         self._opener.link_state(is_up=is_up)
 
+    def prioritise(self, priority: int | None) -> None:
+        """Change how urgent rings and signals are, while they are in use; None: as the driver showed them."""
+        if self._port is None:
+            return
+        shown = {region: self._regions[region].priority for region in wire.Region}
+        chosen = {region: shown[region] if priority is None else priority for region in wire.Region}
+        for region, line in self._lines.items():
+            self._device.services.signals.set_priority(line, chosen[region])
+        self._fabric.port_set(self._port, "priority", str(max(chosen.values())))
+
     def set_parameter(self, key: str, value: int) -> None:
         """Change how the port is served, while it runs."""
         if self._port is not None:
@@ -267,6 +291,7 @@ class VenetConnection(Connection):
         """Take the port off; when this returns no worker touches the guest's memory."""
         port, self._port = self._port, None
         self._regions.clear()
+        self._lines.clear()
         if self._device.connection is self:
             self._device.connection = None
             self._device.attributes.publish("port", 0)
@@ -275,6 +300,7 @@ class VenetConnection(Connection):
                 self._fabric.port_remove(port)
 
 
+_BY_DRIVER = "driver"
 _PORT_PARAMETERS = {"txmitigation": "tx_mitigation", "burstthresh": "burst_threshold_us", "budget": "budget"}
 
 
@@ -299,6 +325,10 @@ def _micros(text: str) -> int:
 
 def _budget(text: str) -> int:
     return _within(text, 1, 4096)
+
+
+def _priority(text: str) -> int | None:
+    return None if text == _BY_DRIVER else _within(text, 0, MAX_PRIORITY)
 
 
 def _flag(text: str) -> bool:
