@@ -23,6 +23,9 @@ from vbnet.hostnode.node import HostNode, HostOptions
 
 __all__ = ["main", "native_fabric", "run_host"]
 
+_COUNTER_BYTES = 8 << 20
+"""Room for what some thousand network cards and some ten thousand signals count."""
+
 
 def run_host(
     options: HostOptions,
@@ -61,7 +64,8 @@ def native_fabric(run_dir: RunDir, workers: int = 1) -> Fabric:
     from vbnet._native import CounterFile  # noqa: PLC0415 - hosts without switches do without
     from vbnet._native import Fabric as NativeFabric  # noqa: PLC0415
 
-    fabric: Fabric = NativeFabric(CounterFile.create(run_dir.counters / "host.counters"), workers)
+    counters = CounterFile.create(run_dir.counters / "host.counters", _COUNTER_BYTES)
+    fabric: Fabric = NativeFabric(counters, workers)
     return fabric
 
 
