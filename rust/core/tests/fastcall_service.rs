@@ -12,8 +12,8 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{Errno, write};
 use vbnet_core::error::Error;
 use vbnet_core::fastcall::{
-    Echo, FastHandler, FastcallCounter, Refusal, SPIN_US_MAX, Service, ServiceCounter, SlotId, SlotParams, SlotParts,
-    TRAP_NS_MAX,
+    Echo, FastHandler, FastcallCounter, FaultEvent, Refusal, SPIN_US_MAX, Service, ServiceCounter, SlotId, SlotParams,
+    SlotParts, TRAP_NS_MAX,
 };
 use vbnet_core::guest::fastcall::FastCaller;
 use vbnet_core::shm::counters::CounterFile;
@@ -110,6 +110,16 @@ fn host_with_echo(sessions: u64) -> (Host, Vec<Guest>) {
         })
         .collect();
     (host, guests)
+}
+
+/// Waits for the first faults that are told.
+fn faults(host: &Host) -> Vec<FaultEvent> {
+    let mut told = Vec::new();
+    wait_until("a fault", || {
+        told.extend(host.service.take_faults());
+        !told.is_empty()
+    });
+    told
 }
 
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -258,9 +268,9 @@ fn slot_whose_count_jumps_is_ended_and_told_and_others_go_on() {
 
     guests[0].scribble(REQUEST_SEQUENCE, 77);
     write(&guests[0].kick, &1u64.to_ne_bytes()).unwrap();
-    wait_until("the fault", || host.count(&guests[0], FastcallCounter::Faults) == 1);
+    let told: Vec<_> = faults(&host).into_iter().map(|event| (event.slot, event.reason)).collect();
 
-    let told: Vec<_> = host.service.take_faults().into_iter().map(|event| (event.slot, event.reason)).collect();
+    assert_eq!(1, host.count(&guests[0], FastcallCounter::Faults));
     assert_eq!(vec![(guests[0].slot, "bad_size")], told);
     assert_eq!((STATUS_DONE, b"on".to_vec()), guests[1].call(0, b"on"));
     assert_eq!((), host.service.detach(guests[0].slot).unwrap());
@@ -274,17 +284,18 @@ fn doorbell_that_blocks_costs_its_own_slot_only() {
     fcntl_setfl(&guests[0].call, OFlags::RDWR).unwrap();
     guests[0].scribble(0x500, 1);
 
-    thread::scope(|scope| {
+    let told = thread::scope(|scope| {
         scope.spawn(|| {
             // Its answer comes; the doorbell that should tell of it does not.
             guests[0].scribble(REQUEST_LENGTH, 0);
             guests[0].scribble(REQUEST_SEQUENCE, 1);
             write(&guests[0].kick, &1u64.to_ne_bytes()).unwrap();
         });
-        wait_until("the fault", || host.count(&guests[0], FastcallCounter::Faults) == 1);
+        faults(&host)
     });
 
-    assert_eq!("doorbell_blocked", host.service.take_faults()[0].reason);
+    assert_eq!(1, host.count(&guests[0], FastcallCounter::Faults));
+    assert_eq!(vec!["doorbell_blocked"], told.iter().map(|event| event.reason).collect::<Vec<_>>());
     assert_eq!(STATUS_DONE, guests[1].call(0, b"").0);
 }
 
