@@ -194,6 +194,8 @@ class Link:
 
     def _lost(self, reason: str) -> None:
         if not self._is_over:
+            self._port.take_last()
+        if not self._is_over:
             self._on_lost(PeerGone(f"{self._where}: {reason}", where=self._where, reason=reason))
 
 

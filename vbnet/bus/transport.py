@@ -24,6 +24,7 @@ __all__ = ["ConnectionWatch", "Delivery", "ZmqPort", "new_socket", "require_libz
 
 _REQUIRED = (4, 3, 5)
 _BATCH = 64
+_LAST_BATCHES = 64
 
 
 def require_libzmq(version: tuple[int, int, int] | None = None) -> None:
@@ -121,16 +122,27 @@ class ZmqPort:
             self._is_drain_due = True
             self._loop.call_soon(self._drain)
 
+    def take_last(self) -> None:
+        """Take what came before the other side hung up, a few batches at most: word of the end may overtake it."""
+        for _ in range(_LAST_BATCHES):
+            if not self._take_batch():
+                return
+
     def _drain(self) -> None:
         """Take at most one batch, then let the rest of the process have its turn."""
         self._is_drain_due = False
+        if self._take_batch():
+            self._drain_soon()
+
+    def _take_batch(self) -> bool:
+        """Take what is there, one batch at most; whether more may be."""
         for _ in range(_BATCH):
             if self._socket.closed:
-                return
+                return False
             try:
                 first = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return False
             parts, surplus = [first], 0
             while self._socket.getsockopt(zmq.RCVMORE):
                 part = self._socket.recv(zmq.NOBLOCK)
@@ -139,7 +151,7 @@ class ZmqPort:
                 else:
                     surplus += 1
             self._on_message(parts, surplus)
-        self._drain_soon()
+        return True
 
 
 class ConnectionWatch:
