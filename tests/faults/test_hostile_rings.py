@@ -501,4 +501,4 @@ def test_host_holds_after_many_attacks_what_it_held_before(net: Net) -> None:
         attack(number)
     after = ProcessState.of(net.lab.host.pid)
 
-    assert (before.fds, before.maps) == (after.fds, after.maps)
+    assert (before.fds, before.shared) == (after.fds, after.shared)

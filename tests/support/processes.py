@@ -21,6 +21,9 @@ from vbnet.bus.limits import Limits
 
 __all__ = ["Child", "GuestProcess", "HostProcess", "ProcessState", "warm_up"]
 
+_HAS_NO_FILE = re.compile(r"^(?:\S+ +){5}(?:\[.*)?$")
+"""Of a line of ``/proc/PID/maps``: nothing, or a word of the kernel's own such as ``[heap]``, where a path would be."""
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.support.programs", "vbnet.guestnode.node", "vbnet.devices.echo.driver"])
 
@@ -139,19 +142,27 @@ def thread_states(pid: int) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """What the kernel says a process has: descriptors, mappings and resident KiB."""
+    """What the kernel says a process has: descriptors, mappings and resident KiB.
+
+    Mappings of files and of shared memory are the process's own doing. Anonymous ones are also its allocators', which
+    take and merge them as they like: Python's takes another one of 1 MiB when the objects happen to lie badly.
+    """
 
     fds: int
-    maps: int
+    shared: int
+    anonymous: int
     rss_kib: int
 
     @classmethod
     def of(cls, pid: int) -> ProcessState:
         """Look at it now."""
         folder = Path(f"/proc/{pid}")
+        mapped = (folder / "maps").read_text().splitlines()
+        anonymous = sum(_HAS_NO_FILE.search(line) is not None for line in mapped)
         resident = re.search(r"^VmRSS:\s*(\d+)", (folder / "status").read_text(), re.MULTILINE)
         return cls(
             len(list((folder / "fd").iterdir())),
-            len((folder / "maps").read_text().splitlines()),
+            len(mapped) - anonymous,
+            anonymous,
             int(resident[1]) if resident is not None else 0,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Self
 
 from vbnet.bus.rundir import RunDir
 
-__all__ = ["HostProcess", "PythonProcess", "count_fds"]
+__all__ = ["HostProcess", "PythonProcess", "count_fds", "count_own_fds"]
 
 _PATIENCE_S = 20.0
 
@@ -20,6 +21,16 @@ _PATIENCE_S = 20.0
 def count_fds(pid: int) -> int:
     """How many descriptors a process has open."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def count_own_fds() -> int:
+    """How many descriptors this process has open, before a test opens more.
+
+    Garbage is collected first: what an earlier test left of it may hold some, and would give them back while this one
+    counts.
+    """
+    gc.collect()
+    return count_fds(os.getpid())
 
 
 class PythonProcess:

@@ -3,12 +3,16 @@
 
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver as Answers, bounded};
 use proptest::prelude::*;
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr,
+};
 use support::{FakeHost, mac};
 use vbnet_core::error::{Error, Result};
 use vbnet_core::guest::http::{self, HEAD_MAX, Parsed};
@@ -222,6 +226,112 @@ fn udp_discard_answers_nothing() {
 
     assert_eq!((ExchangeEnd::TimedOut, 1), (report.end, world.stats(1).udp_datagrams));
     assert_eq!(sent_before, world.stats(1).tx_frames);
+}
+
+/// An Ethernet frame around a packet.
+fn frame(to: [u8; 6], from: [u8; 6], kind: [u8; 2], packet: &[u8]) -> Vec<u8> {
+    [&to[..], &from, &kind, packet].concat()
+}
+
+/// A ping of IPv4, or its answer.
+fn ping_packet(from: [u8; 4], to: [u8; 4], kind: IcmpKind) -> Vec<u8> {
+    let (ident, seq_no, data) = (7, 1, b"who is there".as_slice());
+    let message = match kind {
+        IcmpKind::Request => Icmpv4Repr::EchoRequest { ident, seq_no, data },
+        IcmpKind::Reply => Icmpv4Repr::EchoReply { ident, seq_no, data },
+    };
+    let header = Ipv4Repr {
+        src_addr: from.into(),
+        dst_addr: to.into(),
+        next_header: IpProtocol::Icmp,
+        payload_len: message.buffer_len(),
+        hop_limit: 64,
+    };
+    let mut bytes = vec![0; header.buffer_len() + message.buffer_len()];
+    header.emit(&mut Ipv4Packet::new_unchecked(&mut bytes), &ChecksumCapabilities::default());
+    message.emit(&mut Icmpv4Packet::new_unchecked(&mut bytes[20..]), &ChecksumCapabilities::default());
+    bytes
+}
+
+/// The same of IPv6.
+fn ping6_packet(from: Ipv6Addr, to: Ipv6Addr, kind: IcmpKind) -> Vec<u8> {
+    let (ident, seq_no, data) = (7, 1, b"who is there".as_slice());
+    let message = match kind {
+        IcmpKind::Request => Icmpv6Repr::EchoRequest { ident, seq_no, data },
+        IcmpKind::Reply => Icmpv6Repr::EchoReply { ident, seq_no, data },
+    };
+    let header = Ipv6Repr {
+        src_addr: from,
+        dst_addr: to,
+        next_header: IpProtocol::Icmpv6,
+        payload_len: message.buffer_len(),
+        hop_limit: 64,
+    };
+    let mut bytes = vec![0; header.buffer_len() + message.buffer_len()];
+    header.emit(&mut Ipv6Packet::new_unchecked(&mut bytes));
+    let mut behind = Icmpv6Packet::new_unchecked(&mut bytes[40..]);
+    message.emit(&from, &to, &mut behind, &ChecksumCapabilities::default());
+    bytes
+}
+
+#[derive(Clone, Copy)]
+enum IcmpKind {
+    Request,
+    Reply,
+}
+
+#[test]
+fn the_first_ping_of_a_stranger_is_answered_at_once() {
+    //! A guest that came back is still known to its neighbours: they ping without asking for its address first, and it
+    //! does not know theirs. The answer goes where the ping came from, behind a router too.
+    let mut world = World::new(0, 1500);
+    world.add(config(0, 1500));
+    world.hosts[0].poll(START_NS, &mut Scratch::default()).unwrap();
+    world.fake.take(0);
+    let (own, neighbour, far) = ([10, 0, 0, 1], [10, 0, 0, 9], [172, 16, 3, 4]);
+    let (own6, neighbour6) = (link_local(mac(0)), link_local(mac(9)));
+    let requests = [
+        frame(mac(0), mac(9), [0x08, 0x00], &ping_packet(neighbour, own, IcmpKind::Request)),
+        frame(mac(0), mac(9), [0x08, 0x00], &ping_packet(far, own, IcmpKind::Request)),
+        frame(mac(0), mac(9), [0x86, 0xdd], &ping6_packet(neighbour6, own6, IcmpKind::Request)),
+    ];
+
+    for request in &requests {
+        world.fake.deliver(0, request);
+    }
+    world.hosts[0].poll(START_NS, &mut Scratch::default()).unwrap();
+
+    let replies = [
+        frame(mac(9), mac(0), [0x08, 0x00], &ping_packet(own, neighbour, IcmpKind::Reply)),
+        frame(mac(9), mac(0), [0x08, 0x00], &ping_packet(own, far, IcmpKind::Reply)),
+        frame(mac(9), mac(0), [0x86, 0xdd], &ping6_packet(own6, neighbour6, IcmpKind::Reply)),
+    ];
+    assert_eq!(replies.as_slice(), world.fake.take(0));
+    assert_eq!(3, world.stats(0).pings_answered);
+}
+
+#[test]
+fn a_ping_that_is_not_whole_or_not_ours_is_not_answered() {
+    //! A broken checksum, another address, a sender that is everybody: silence.
+    let mut world = World::new(0, 1500);
+    world.add(config(0, 1500));
+    world.hosts[0].poll(START_NS, &mut Scratch::default()).unwrap();
+    world.fake.take(0);
+    let whole = ping_packet([10, 0, 0, 9], [10, 0, 0, 1], IcmpKind::Request);
+    let mut broken = whole.clone();
+    *broken.last_mut().unwrap() ^= 1;
+    let others = ping_packet([10, 0, 0, 9], [10, 0, 0, 2], IcmpKind::Request);
+    let everybody = ping_packet([255, 255, 255, 255], [10, 0, 0, 1], IcmpKind::Request);
+    let own = ping_packet([10, 0, 0, 1], [10, 0, 0, 1], IcmpKind::Request);
+
+    for packet in [&broken, &others, &everybody, &own] {
+        world.fake.deliver(0, &frame(mac(0), mac(9), [0x08, 0x00], packet));
+    }
+    world.fake.deliver(0, &frame(mac(0), [0xff; 6], [0x08, 0x00], &whole));
+    world.fake.deliver(0, &frame(mac(1), mac(9), [0x08, 0x00], &whole));
+    world.hosts[0].poll(START_NS, &mut Scratch::default()).unwrap();
+
+    assert_eq!(0, world.stats(0).pings_answered);
 }
 
 #[test]

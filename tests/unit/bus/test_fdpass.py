@@ -10,7 +10,7 @@ from vbnet.bus import fdpass, messages
 from vbnet.bus.fdpass import FdChannel
 from vbnet.bus.messages import MessageFault
 from vbnet.testing.lab import eventually, one_turn
-from vbnet.testing.processes import count_fds
+from vbnet.testing.processes import count_fds, count_own_fds
 from vbnet.testing.wire import pack
 
 TOKEN = bytes(range(32))
@@ -75,7 +75,7 @@ async def test_a_peer_that_does_not_read_is_cut_off() -> None:
     """Waiting packets are bounded; one more and the channel hangs up, closing what waited."""
     ours, theirs = pair()
     reasons: list[str] = []
-    before = count_fds(os.getpid())
+    before = count_own_fds()
     channel = FdChannel(ours, on_packet=lambda *_: None, on_closed=reasons.append, max_waiting=10)
 
     fd = os.eventfd(0)
@@ -113,7 +113,7 @@ async def test_surplus_descriptors_are_known_and_can_be_closed() -> None:
             os.close(fd)
 
     channel = FdChannel(ours, on_packet=take, on_closed=lambda _: None)
-    before = count_fds(os.getpid())
+    before = count_own_fds()
 
     socket.send_fds(theirs, [b"many"], [theirs.fileno()] * 200)
     await eventually(lambda: packets)

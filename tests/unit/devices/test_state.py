@@ -14,7 +14,7 @@ from vbnet.devices.state.driver import StateClaims, StatePublishDriver, StateSam
 from vbnet.errors import BusyError, PeerFault, UnsupportedError, UsageError
 from vbnet.testing import FakeOpener, GuestBench, HostBench
 from vbnet.testing.lab import eventually
-from vbnet.testing.processes import count_fds
+from vbnet.testing.processes import count_fds, count_own_fds
 
 SCHEMA = {"schema": "x:f64 mode:u8", "records": "2"}
 F_ADD_SEALS, F_SEAL_SEAL = 1033, 1
@@ -23,7 +23,7 @@ F_ADD_SEALS, F_SEAL_SEAL = 1033, 1
 @pytest.fixture
 def host() -> Iterator[HostBench]:
     """A state device of two records on a bench; nothing of it is left afterwards."""
-    before = count_fds(os.getpid())
+    before = count_own_fds()
     bench = HostBench(StateClass(), SCHEMA)
     yield bench
     bench.unplug()

@@ -28,7 +28,7 @@ from vbnet.guestnode.parcels import KEPT_LENDS
 from vbnet.hostnode import metrics
 from vbnet.testing import ManualClock
 from vbnet.testing.lab import Lab, eventually, one_turn
-from vbnet.testing.processes import count_fds
+from vbnet.testing.processes import count_fds, count_own_fds
 
 RAM = 64 * 1024
 
@@ -413,7 +413,7 @@ async def test_lent_descriptors_nobody_takes_are_bounded_and_end_with_the_guest(
         guest = await lab.guest("web")
         session = lab.host.book.find("web")
         fd = os.eventfd(0)
-        before = count_fds(os.getpid())
+        before = count_own_fds()
 
         for _ in range(KEPT_LENDS + 36):
             ticket = session.lend(fd)
@@ -433,7 +433,7 @@ async def test_nothing_is_lent_to_a_process_that_does_not_read(run_root: Path) -
         guest = await lab.guest("web")
         session = lab.host.book.find("web")
         fd = os.eventfd(0)
-        before = count_fds(os.getpid())
+        before = count_own_fds()
 
         lent = 0
         with contextlib.suppress(ResourceError):
@@ -466,7 +466,7 @@ async def test_a_lend_for_another_session_is_closed_at_once(run_root: Path) -> N
         await lab.guest("web")
         session = lab.host.book.find("web")
         assert session.attached is not None
-        before = count_fds(os.getpid())
+        before = count_own_fds()
         fd = os.eventfd(0)
 
         session.attached.lend(session.sid + 7, 1, fd)

@@ -3,7 +3,7 @@
 //! * [`venet`]: the driver half of a venet device, everything else here sends and receives through it.
 //! * [`intc`]: the serving half of an interrupt controller, and the outbox for signals to others.
 //! * [`stack`]: many small IP hosts on one thread, made of [`stack_host`] (one of them), [`stack_config`] (what it is
-//!   and counts), [`stack_device`] (how it reaches the driver), `stack_service`, [`stack_udp`] and [`http`] (what it
+//!   and counts), [`stack_device`] (how it reaches the driver), `stack_service`, [`stack_echo`] and [`http`] (what it
 //!   serves) and [`stack_client`] (what it asks others).
 //! * [`fastcall`]: the calling half of a fastcall slot.
 //! * [`traffic`]: generator, sink, reflector and requester for measuring, with [`imix`] and [`sequence`] under them.
@@ -20,9 +20,9 @@ pub mod stack;
 pub mod stack_client;
 pub mod stack_config;
 pub mod stack_device;
+pub mod stack_echo;
 pub mod stack_host;
 mod stack_service;
-pub mod stack_udp;
 pub mod timer;
 pub mod traffic;
 pub mod venet;

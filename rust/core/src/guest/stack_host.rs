@@ -29,8 +29,8 @@ use super::row::Row;
 use super::stack_client::{Exchange, ExchangeReport, ExchangeRequest, PingReport, PingRequest, Pinger, Step};
 use super::stack_config::{HostConfig, IPV6_MTU_MIN, StackStats, link_local};
 use super::stack_device::{Tally, Wire};
+use super::stack_echo::{self, Verdict};
 use super::stack_service::{Connection, IDLE_NS, Service, connection_request, listen};
-use super::stack_udp::{self, Verdict};
 use super::venet::{Bells, ETHERNET_HEADER, Receiver, Sender};
 use crate::error::{Error, Result};
 
@@ -311,13 +311,17 @@ impl Host {
         receiver.receive(BATCH, |frame| {
             copy.clear();
             copy.extend_from_slice(frame);
-            match stack_udp::serve(copy, *mac, |address| interface.has_ip_addr(address)) {
-                Verdict::Answer(length) => {
+            match stack_echo::serve(copy, *mac, |address| interface.has_ip_addr(address)) {
+                Verdict::Echo => {
                     stats.udp_datagrams += 1;
-                    tally.send(sender, &copy[..length]);
+                    tally.send(sender, copy);
                     return;
                 }
-                Verdict::Taken => {
+                Verdict::Pong => {
+                    tally.send(sender, copy);
+                    return;
+                }
+                Verdict::Swallow => {
                     stats.udp_datagrams += 1;
                     return;
                 }

@@ -14,7 +14,7 @@ use smoltcp::wire::{
 use super::clock::SECOND_NS;
 use super::http::{self, Facts, Parsed, Response};
 use super::stack_config::{HostConfig, StackStats};
-use super::stack_udp;
+use super::stack_echo;
 
 /// A connection on which nothing moves for so long is reset.
 pub(super) const IDLE_NS: u64 = 120 * SECOND_NS;
@@ -36,8 +36,8 @@ impl Service {
     /// The service of a TCP port.
     const fn of(port: u16) -> Option<Self> {
         match port {
-            stack_udp::ECHO => Some(Self::Echo),
-            stack_udp::DISCARD | 5001 => Some(Self::Discard),
+            stack_echo::ECHO => Some(Self::Echo),
+            stack_echo::DISCARD | 5001 => Some(Self::Discard),
             80 => Some(Self::Http),
             _ => None,
         }
