@@ -56,13 +56,14 @@ def test_a_thousand_killed_guests_leave_nothing_in_the_host(lab: Lab, net: Net) 
 
 def check_serving(lab: Lab, count: int) -> None:
     """Show that the host holds the same after ``count`` guests that were killed while they served a signal."""
-    lab.operator.bus_create("signals")
-    lab.operator.device_create("irq", "intc")
-    lab.operator.device_plug("irq", "signals")
+    bus, device = f"signals-{next(lab.numbers)}", f"irq-{next(lab.numbers)}"
+    lab.operator.bus_create(bus)
+    lab.operator.device_create(device, "intc")
+    lab.operator.device_plug(device, bus)
     states = []
     for cycles in (WARM_UP, count):
         for _ in range(cycles):
-            with Child(serving_program, lab.run_dir.path, f"guest-{next(lab.numbers)}", "signals") as guest:
+            with Child(serving_program, lab.run_dir.path, f"guest-{next(lab.numbers)}", bus) as guest:
                 assert guest.hear() == "serving"
                 guest.kill()
             eventually(lambda: not lab.operator.guest_list(), "the guest is gone")

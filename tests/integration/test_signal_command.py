@@ -117,7 +117,7 @@ MISTAKES = [
     ("raise web/tok", 3, "there is no signal 'web/tok'; `vbnet signal list` shows all"),
     ("create a/b", 2, "no slash"),
     ("set web/tick", 2, "say what to change: --priority N, --mask or --unmask"),
-    ("set web/tick --priority 8", 2, "less than or equal to 7"),
+    ("set web/tick --priority 8", 2, "8 is not in the range"),
     ("route web/tick", 2, "say where: --like SIGNAL, or any of --guest, --vcpu and --vector; or --nowhere alone"),
     ("route web/tick --nowhere --vcpu 1", 2, "or --nowhere alone"),
     ("route web/tick --like web/tok", 3, "there is no signal 'web/tok'"),

@@ -151,6 +151,7 @@ class Link:
         self._on_message = on_message
         self._on_lost = on_lost
         self._is_over = False
+        self._loss: PeerGone | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         socket = new_socket(self._context, zmq.DEALER, outbound=_OUTBOUND)
         if secrets is not None:
@@ -172,6 +173,8 @@ class Link:
         """
         if self._is_over:
             raise ClosedError(f"the connection to {self._where} is closed")
+        if self._loss is not None:
+            raise self._loss
         if len(data) > MAX_MESSAGE_BYTES:
             raise TooLargeError(
                 f"a message of {len(data)} bytes was not sent; the host takes {MAX_MESSAGE_BYTES}",
@@ -193,10 +196,13 @@ class Link:
             self._on_message(parts[0])
 
     def _lost(self, reason: str) -> None:
+        if self._is_over or self._loss is not None:
+            return
+        self._port.take_last()
+        self._port.close()
+        self._loss = PeerGone(f"{self._where}: {reason}", where=self._where, reason=reason)
         if not self._is_over:
-            self._port.take_last()
-        if not self._is_over:
-            self._on_lost(PeerGone(f"{self._where}: {reason}", where=self._where, reason=reason))
+            self._on_lost(self._loss)
 
 
 def _endpoint(address: RunDir | TcpAddress, service: int, secrets: Secrets | None) -> tuple[str, str]:

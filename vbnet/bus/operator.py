@@ -50,7 +50,6 @@ class EventStream:
         self._end: VbnetError | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         socket = new_socket(self._context, zmq.SUB, outbound=_EVENT_BACKLOG)
-        socket.setsockopt(zmq.RECONNECT_IVL, -1)
         if secrets is not None:
             secure_client(socket, secrets.keys, secrets.server_public)
         self._topics = tuple(topics)
@@ -101,6 +100,8 @@ class EventStream:
 
     def _lost(self, reason: str) -> None:
         if self._end is None:
+            self._port.take_last()
+            self._port.close()
             self._end = PeerGone(f"no more events: {reason}", reason=reason)
             self._arrived.set()
 

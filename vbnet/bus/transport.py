@@ -25,6 +25,9 @@ __all__ = ["ConnectionWatch", "Delivery", "ZmqPort", "new_socket", "require_libz
 _REQUIRED = (4, 3, 5)
 _BATCH = 64
 _LAST_BATCHES = 64
+_RECONNECT_MS = 3_600_000
+"""Longer than any client leaves a lost connection open. ``-1``, which means never, has libzmq throw away what arrived
+before the other side hung up and was not read yet, such as the answer of a host node that was told to end."""
 
 
 def require_libzmq(version: tuple[int, int, int] | None = None) -> None:
@@ -60,8 +63,8 @@ def new_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, *, outbound: 
     socket.setsockopt(zmq.RCVHWM, outbound)
     if kind == zmq.ROUTER:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    if kind == zmq.DEALER:
-        socket.setsockopt(zmq.RECONNECT_IVL, -1)
+    if kind in {zmq.DEALER, zmq.SUB}:
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
     return socket
 
 
