@@ -58,6 +58,12 @@ def pytest_xdist_auto_num_workers() -> int:
 # --- a skip is a failure where everything can be installed ---------------------------------------------------------
 
 
+def pytest_collection_finish() -> None:
+    """Take the collected tests out of the garbage collector's sight: many of them have it look through everything."""
+    gc.collect()
+    gc.freeze()
+
+
 def fail_instead_of_skip(report: Report) -> Report:
     """Return the report, failed if it was a skip and CI=true. An expected failure is no skip."""
     if os.environ.get("CI") == "true" and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
