@@ -650,7 +650,12 @@ class GuestSession:
     async def _ask(self, body: messages.Request, deadline_s: float | None = None) -> HostBody:
         if self._end is not None:
             raise self._end
-        return await self._node.ask(self.sid, body, deadline_s)
+        try:
+            return await self._node.ask(self.sid, body, deadline_s)
+        except VbnetError:
+            if self._end is None:
+                raise
+            raise self._end from None  # why it ended says more than that the host does not know it any more
 
     async def _wait_until(self, find: Callable[[], T | None], what: str, timeout: float | None) -> T:  # noqa: ASYNC109
         changed = asyncio.Event()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import asyncio
 import pytest
 import zmq
 
@@ -151,6 +152,24 @@ async def test_force_takes_apart_what_is_in_use(run_root: Path) -> None:
         ) == ([], [], [])
         with pytest.raises(PeerGone, match="bus-deleted"):
             await guest.list_devices()
+
+
+async def test_questions_under_way_when_a_guest_is_ended_say_why_it_ended(run_root: Path) -> None:
+    """The host does not know the guest any more when it reads them; the guest knows better."""
+    async with Lab.open(run_root) as lab:
+        await lab.operator.bus_create("lan")
+        guest = await lab.guest("web", "lan")
+        ending = asyncio.create_task(lab.operator.bus_delete("lan", force=True))
+        questions = []
+
+        while not ending.done():
+            questions.append(asyncio.create_task(guest.list_devices()))
+            await asyncio.sleep(0)
+
+        answers = await asyncio.gather(*questions, return_exceptions=True)
+        refusals = [answer for answer in answers if answer != []]
+        assert refusals
+        assert [] == [each for each in refusals if not isinstance(each, PeerGone) or "bus-deleted" not in str(each)]
 
 
 async def test_apply_stops_at_the_first_refusal_and_says_which(run_root: Path) -> None:
