@@ -1,9 +1,9 @@
 """What operators may do, over the real admin socket."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
-import asyncio
 import pytest
 import zmq
 
