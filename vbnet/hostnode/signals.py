@@ -352,6 +352,8 @@ class SignalBook:
         self._boosters[guest] = (coordinator, member)
         if guest in self._controllers:
             self.native.controller_boost(self._controllers[guest], coordinator, member)
+        if guest in self._apics:
+            self._apics[guest].boost(coordinator, member)
 
     def boost_no_more(self, guest: str, coordinator: SchedCoordinator) -> None:
         """End that; harmless when another coordinator does it, or none."""
@@ -360,10 +362,14 @@ class SignalBook:
         del self._boosters[guest]
         if guest in self._controllers and self._native is not None:
             self._native.controller_boost(self._controllers[guest])
+        if guest in self._apics:
+            self._apics[guest].boost()
 
     def detach_controller(self, guest: str) -> None:
         """Let go of it; lines that led there are latched from now on. Harmless when there is none."""
-        self._apics.pop(guest, None)
+        apics = self._apics.pop(guest, None)
+        if apics is not None:
+            apics.boost()  # a line may still lead there
         controller = self._controllers.pop(guest, None)
         if controller is not None and self._native is not None:
             self._native.controller_detach(controller)
@@ -373,6 +379,8 @@ class SignalBook:
         if guest in self._controllers or guest in self._apics:
             raise ExistsError(f"guest {guest!r} has a controller already", guest=guest)
         self._apics[guest] = apics
+        if guest in self._boosters:
+            apics.boost(*self._boosters[guest])
 
     def attach_outbox(self, guest: str, ram: Any, place: tuple[int, int], kick_fd: int) -> None:  # noqa: ANN401
         """Take a guest's outbox into use; raises ExistsError when it has one, PeerFault for its memory."""

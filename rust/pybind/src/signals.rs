@@ -257,6 +257,17 @@ impl Apics {
         Ok(Self { inner: Arc::new(core::Apics(vcpus)) })
     }
 
+    /// Has urgent signals raise the threads that serve them; no coordinator: no more.
+    #[pyo3(signature = (coordinator = None, member = 0))]
+    fn boost(&self, py: Python<'_>, coordinator: Option<&SchedCoordinator>, member: u64) -> PyResult<()> {
+        py.detach(|| {
+            let hook = coordinator.map(|found| found.inner.booster(member)).transpose()?;
+            self.inner.set_hook(hook.map(|hook| hook as Arc<dyn WakeHook>).as_ref());
+            Ok::<(), Error>(())
+        })
+        .or_raise(py)
+    }
+
     /// What answers acknowledge and end.
     fn handler(&self) -> FastHandler {
         FastHandler { inner: self.inner.clone() }

@@ -42,6 +42,13 @@ pub(super) struct Board {
     pub(super) boosts: u64,
 }
 
+impl Board {
+    /// Whether a signal raised this thread and nobody has put it back.
+    pub(super) fn is_boosted(&self, tid: u32) -> bool {
+        self.targets.values().any(|target| target.tid == tid && target.boosted_at.is_some())
+    }
+}
+
 /// Whether the coordinator knows that somebody is boosted, and its doorbell.
 pub(super) struct Caller {
     pub(super) is_called: Mutex<bool>,

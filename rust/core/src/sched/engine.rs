@@ -445,10 +445,14 @@ impl<K: Kernel> Engine<K> {
 
     fn tell(&self, id: u64, slot: usize) {
         let Some(client) = self.clients.get(&id) else { return };
-        let class = client.threads.get(&slot).and_then(|thread| thread.class);
+        let thread = client.threads.get(&slot);
+        let class = thread.and_then(|thread| thread.class);
+        // Held to the end: a boost from now on tells of itself after this.
+        let board = client.booster.board();
+        let is_boosted = thread.is_some_and(|thread| board.is_boosted(thread.wish.tid));
         client.records[slot].tell(Verdict {
             applied: class.map_or(0, |class| class as u32 + 1),
-            boosted: 0,
+            boosted: is_boosted.into(),
             refusal: client.refused[slot].map_or(0, |refusal| refusal as u32 + 1),
         });
     }
@@ -514,6 +518,10 @@ impl<K: Kernel> Engine<K> {
                 {
                     thread.boost = Some(Boost { until_ns, at_turns });
                     thread.schedule = target.schedule;
+                    if thread.ends_boost(target.record.turns()) {
+                        // It has run already: its doorbell may have been heard before it was known to be boosted.
+                        thread.boost = Some(Boost { until_ns: now_ns, at_turns });
+                    }
                 }
             }
         }
@@ -1024,6 +1032,22 @@ mod tests {
         assert_eq!(([false, false, true, false], [false, true]), (boosts, rings));
         assert_eq!((true, false), (raised[0].is_boosted, scene.engine.threads(0)[0].is_boosted));
         assert_eq!(1, scene.counted(SchedCounter::Boosts));
+    }
+
+    #[test]
+    fn boost_is_over_at_once_whose_thread_ran_and_was_heard_before_anybody_knew_of_it() {
+        let mut scene = Scene::new(Limits::default());
+        scene.fake.spawn(1151);
+        scene.declare(0, &Declaration { vcpu: 0, ..wants(1151, Class::Normal) });
+        let booster = scene.engine.client(1).unwrap().booster();
+        booster.board().targets.get_mut(&0).unwrap().boosted_at = Some(0);
+        let _ = [scene.records[0].running(), scene.records[0].idle()];
+        scene.engine.serve(1, 0);
+
+        scene.pass(0);
+
+        let board = booster.board();
+        assert_eq!((false, None), (scene.engine.threads(0)[0].is_boosted, board.targets[&0].boosted_at));
     }
 
     #[test]

@@ -10,12 +10,16 @@
 //! synchronous call to the host, and a vCPU has one line for all priorities. In one thing it is kinder than the real one:
 //! an end tells whether more is requested, so that a busy guest needs no doorbell for each. All state is the host's own;
 //! a guest that acknowledges or ends out of turn gets nothing. Source: Intel SDM volume 3, 10.8 (IRR, ISR, EOI).
+//!
+//! One thread serves all priorities, so an urgent request is told to the [`WakeHook`] also when the doorbell was rung for
+//! a lesser one before: the thread may still wait for a processor, or be in the middle of the lesser one's handler.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::io::Errno;
 
+use super::controller::WakeHook;
 use crate::fastcall::{FastHandler, Refusal};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::intc::{PRIORITIES, VECTORS};
@@ -78,25 +82,42 @@ pub const ACKNOWLEDGE: u32 = 15;
 /// Function of a fastcall with a vCPU: end of interrupt; answered with one byte, whether another is requested.
 pub const END: u32 = 16;
 
+/// Who is told of requests, and under which number this vCPU goes there.
+struct Told {
+    hook: Arc<dyn WakeHook>,
+    vcpu: u32,
+}
+
 /// One vCPU's emulated controller.
 pub struct Apic {
     pins: Mutex<Box<Pins>>,
     pub(crate) bell: Doorbell,
+    told: RwLock<Option<Told>>,
 }
 
 impl Apic {
     /// One vCPU, whose guest waits on `bell`.
     #[must_use]
     pub fn new(bell: Doorbell) -> Self {
-        Self { pins: Mutex::default(), bell }
+        Self { pins: Mutex::default(), bell, told: RwLock::new(None) }
     }
 
     fn pins(&self) -> MutexGuard<'_, Box<Pins>> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests `vector` at `priority`.
-    pub(crate) fn request(&self, priority: u32, vector: u32) -> Requested {
+    /// Requests `vector` at `priority`; what is new is told to the hook, before anybody rings for it.
+    pub(crate) fn raise(&self, priority: u32, vector: u32) -> Requested {
+        let requested = self.request(priority, vector);
+        if requested != Requested::Already
+            && let Some(told) = &*self.told.read().unwrap_or_else(PoisonError::into_inner)
+        {
+            told.hook.waking(told.vcpu, priority);
+        }
+        requested
+    }
+
+    fn request(&self, priority: u32, vector: u32) -> Requested {
         let (word, bit) = ((vector % VECTORS / 64) as usize, 1 << (vector % 64));
         let mut pins = self.pins();
         let requested = &mut pins.requested[(priority % PRIORITIES) as usize][word];
@@ -140,6 +161,16 @@ impl Apic {
 /// The vCPUs of one guest, as the fastcalls of its interrupt controller reach them.
 #[derive(Debug, Default)]
 pub struct Apics(pub Vec<Arc<Apic>>);
+
+impl Apics {
+    /// Has `hook` told of requests from now on; `None`: nobody.
+    pub fn set_hook(&self, hook: Option<&Arc<dyn WakeHook>>) {
+        for (vcpu, apic) in (0..).zip(&self.0) {
+            let told = hook.map(|hook| Told { hook: hook.clone(), vcpu });
+            *apic.told.write().unwrap_or_else(PoisonError::into_inner) = told;
+        }
+    }
+}
 
 impl FastHandler for Apics {
     fn call(&self, function: u32, data: &[u8], answer: &mut [u8]) -> std::result::Result<usize, Refusal> {
@@ -201,6 +232,32 @@ mod tests {
         let outcomes = [apic.request(0, 1), apic.request(0, 1), apic.request(0, 2), apic.request(7, 3)];
 
         assert_eq!([Requested::Assert, Requested::Already, Requested::Later, Requested::Later], outcomes);
+    }
+
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<(u32, u32)>>);
+
+    impl WakeHook for Notes {
+        fn waking(&self, vcpu: u32, priority: u32) {
+            self.0.lock().unwrap().push((vcpu, priority));
+        }
+    }
+
+    #[test]
+    fn hook_is_told_of_what_is_new_also_while_the_doorbell_is_asserted_and_under_its_vcpus_number() {
+        let apics = Apics(vec![Arc::new(apic()), Arc::new(apic())]);
+        let notes = Arc::new(Notes::default());
+        let hook: Arc<dyn WakeHook> = notes.clone();
+
+        apics.0[1].raise(7, 9);
+        apics.set_hook(Some(&hook));
+        for (vcpu, priority, vector) in [(0, 2, 1), (0, 2, 1), (0, 6, 2), (1, 5, 3)] {
+            apics.0[vcpu].raise(priority, vector);
+        }
+        apics.set_hook(None);
+        apics.0[0].raise(7, 4);
+
+        assert_eq!(vec![(0, 2), (0, 6), (1, 5)], *notes.0.lock().unwrap());
     }
 
     #[test]

@@ -24,9 +24,10 @@ use crate::worker::watchdog::Ringer;
 /// Most vCPUs of one controller.
 pub const VCPUS_MAX: usize = 64;
 
-/// Told before a sleeping level is rung, on the path that makes a system call anyway: what raises a thread's class.
+/// Told before a sleeping level is rung, on the path that makes a system call anyway, and of what is newly requested of an
+/// emulated controller: what raises a thread's class.
 pub trait WakeHook: Send + Sync {
-    /// Priority `priority` of vCPU `vcpu` is about to be woken. Called from any thread that raises; must not block.
+    /// A signal of priority `priority` waits for vCPU `vcpu`. Called from any thread that raises; must not block.
     fn waking(&self, vcpu: u32, priority: u32);
 }
 

@@ -281,7 +281,7 @@ impl Line {
                 Target::Nowhere => {}
                 Target::Bell(bell) => return self.ring(bell, flags, ringer),
                 Target::Apic { apic, vector } => {
-                    return match apic.request(self.priority(), *vector) {
+                    return match apic.raise(self.priority(), *vector) {
                         Requested::Assert => self.ring(&apic.bell, flags, ringer),
                         Requested::Later => {
                             self.add(LineCounter::CoalescedAcross);
