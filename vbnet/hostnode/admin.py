@@ -49,6 +49,7 @@ TOPICS = {
     "guest.fault": "a guest broke a rule",
     "link.changed": "the carrier of a guest's device went up or down",
     "port.fault": "a port was quarantined; rule says why",
+    "sched.created": "a scheduler coordinator was made; cannot says what this host lacks",
     "signal.blocked": "a guest made the doorbell behind a signal block; it is not rung any more",
     "signal.source_gone": "what drove a signal from outside hung up",
     "node.stopping": "this host node ends",

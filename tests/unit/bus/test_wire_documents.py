@@ -1,5 +1,6 @@
 """docs/wire and docs/errors.md name every message, field, verb, topic and error of the code, and none more."""
 
+import re
 import typing
 from pathlib import Path
 from types import UnionType
@@ -92,6 +93,15 @@ def test_every_topic_is_in_the_table() -> None:
     rows = table(DOCS / "wire" / "admin.md", "topics").rows
 
     assert TOPICS == {row["topic"]: row["meaning"] for row in rows}
+
+
+def test_every_topic_that_the_code_publishes_is_known_and_no_other() -> None:
+    """Whoever asks what topics there are is told of all."""
+    texts = [path.read_text() for path in (DOCS.parent / "vbnet").rglob("*.py")]
+
+    published = {topic for text in texts for topic in re.findall(r'publish\(\s*"([a-z_]+\.[a-z_]+)"', text)}
+
+    assert set(TOPICS) == published
 
 
 def test_every_error_is_in_the_table_with_what_else_it_is() -> None:
