@@ -27,6 +27,7 @@ On the wire a refusal is an errno name; ``REFUSALS`` is the one table between th
 from __future__ import annotations
 
 import errno as _errno
+from collections.abc import Iterable
 from typing import ClassVar
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "VbnetError",
+    "did_you_mean",
     "error_from_refusal",
     "refusal_name",
 ]
@@ -221,3 +223,11 @@ def error_from_refusal(code: str, message: str, detail: dict[str, object] | None
         number = fields.pop("errno")
         return ResourceError(message, errno=number if isinstance(number, int) else _errno.ENOSPC, **fields)
     return cls(message, **fields)
+
+
+def did_you_mean(word: str, known: Iterable[str], *, otherwise: str) -> str:
+    """Return ``did you mean `x`?`` for the closest known word, else ``otherwise``: what to do, for an error's end."""
+    import difflib  # noqa: PLC0415 - only where something went wrong
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean `{close[0]}`?" if close else otherwise

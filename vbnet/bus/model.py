@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vbnet.errors import BusyError, ExistsError, NotFoundError, ResourceError, UsageError
+from vbnet.errors import BusyError, ExistsError, NotFoundError, ResourceError, UsageError, did_you_mean
 
 __all__ = ["BusModel", "DeviceRecord", "Slot"]
 
@@ -200,7 +200,8 @@ class BusModel(Generic[InterfaceT, MemberT]):
         try:
             return self._devices[name]
         except KeyError:
-            raise NotFoundError(f"there is no device {name!r}", device=name) from None
+            fix = did_you_mean(name, self._devices, otherwise="`vbnet device list` shows all")
+            raise NotFoundError(f"there is no device {name!r}; {fix}", device=name) from None
 
     def devices(self) -> list[DeviceRecord]:
         """All devices, oldest first."""
@@ -277,4 +278,5 @@ class BusModel(Generic[InterfaceT, MemberT]):
         try:
             return self._buses[name]
         except KeyError:
-            raise NotFoundError(f"there is no bus {name!r}", bus=name) from None
+            fix = did_you_mean(name, self._buses, otherwise="`vbnet bus list` shows all")
+            raise NotFoundError(f"there is no bus {name!r}; {fix}", bus=name) from None

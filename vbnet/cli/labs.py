@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from vbnet.cluster.process import Identity, is_alive
-from vbnet.cluster.source import did_you_mean
 from vbnet.cluster.state import GuestState, LabState, choose_lab, lab_folders, read_state
-from vbnet.errors import NotFoundError, PeerGone, VbnetError
+from vbnet.errors import NotFoundError, PeerGone, VbnetError, did_you_mean
 
 
 def complete_lab(incomplete: str) -> list[str]:

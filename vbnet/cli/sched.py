@@ -22,7 +22,7 @@ app = output.application(
     is_group=True,
 )
 
-_COLUMNS = ("guest", "tid", "wanted", "applied", "is_running", "is_boosted", "age_s", "refusal")
+_COLUMNS = ("guest", "tid", "wanted", "applied", "is_running", "is_boosted", "age_s", "weight", "refusal")
 
 
 @app.command()

@@ -42,6 +42,10 @@ def validate(
     results = [_check(file, here) for file in files]
     if how is Format.json:
         output.print_json(results)
+    else:
+        for result in results:
+            if not result["problems"]:
+                output.say(f"{result['file']}: no problem; guests: {result['guests']}")
     if any(result["problems"] for result in results):
         sys.exit(2)
 

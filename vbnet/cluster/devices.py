@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from vbnet.clock import MonotonicClock
-from vbnet.cluster.source import did_you_mean
 from vbnet.cluster.topology import attribute_text
-from vbnet.errors import NotFoundError, VbnetError
+from vbnet.errors import NotFoundError, VbnetError, did_you_mean
 from vbnet.hostnode.device import Device, HostServices
 from vbnet.hostnode.registry import ClassRegistry
 from vbnet.hostnode.signals import SignalBook

@@ -12,7 +12,6 @@ anything is built from it, and nothing in it can name a Python type.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -134,12 +133,6 @@ def parse_source(text: str, file: str, environment: Mapping[str, str] | None = N
     if builder.problems:
         raise TopologyError(file, builder.problems)
     return Source(file, data, builder.lines)
-
-
-def did_you_mean(word: str, known: Iterable[str], *, otherwise: str) -> str:
-    """Return ``did you mean `x`?`` for the closest known word, else ``otherwise``."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean `{close[0]}`?" if close else otherwise
 
 
 class _Loader(yaml.SafeLoader):

@@ -23,7 +23,8 @@ import msgspec
 from msgspec import Meta
 
 from vbnet.cluster.quantity import duration_s, length_bytes, rate_per_second
-from vbnet.cluster.source import Place, Problem, Source, TopologyError, did_you_mean, load_source, parse_source
+from vbnet.cluster.source import Place, Problem, Source, TopologyError, load_source, parse_source
+from vbnet.errors import did_you_mean
 
 SCHEMA_ID = "https://vbnet.dev/schema/lab.schema.json"
 GUESTS_MAX = 10_000

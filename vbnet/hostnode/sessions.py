@@ -35,6 +35,7 @@ from vbnet.errors import (
     TooLargeError,
     UnsupportedError,
     UsageError,
+    did_you_mean,
 )
 from vbnet.hostnode import metrics
 from vbnet.hostnode.bells import Bells
@@ -599,7 +600,8 @@ class SessionBook:
         try:
             return self._sessions[name]
         except KeyError:
-            raise NotFoundError(f"there is no guest {name!r}", guest=name) from None
+            fix = did_you_mean(name, self._sessions, otherwise="`vbnet guest list` shows all")
+            raise NotFoundError(f"there is no guest {name!r}; {fix}", guest=name) from None
 
     def welcome(self, peer: Peer, sid: int, hello: messages.Hello) -> messages.Welcome:
         """Open a session.

@@ -30,7 +30,7 @@ impl SchedCoordinator {
         Ok(Self { inner })
     }
 
-    /// What this host can do: realtime, deadline, nice, slice.
+    /// What this host can do: realtime, deadline, nice, slice, weight.
     fn abilities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let abilities = self.inner.abilities();
         let row = PyDict::new(py);
@@ -38,6 +38,7 @@ impl SchedCoordinator {
         row.set_item("deadline", abilities.deadline)?;
         row.set_item("nice", abilities.nice)?;
         row.set_item("slice", abilities.slice)?;
+        row.set_item("weight", abilities.weight)?;
         Ok(row)
     }
 
@@ -111,6 +112,7 @@ impl SchedCoordinator {
                 row.set_item("is_running", thread.is_running)?;
                 row.set_item("is_boosted", thread.is_boosted)?;
                 row.set_item("age_s", thread.age_ns as f64 / 1e9)?;
+                row.set_item("weight", thread.weight)?;
                 row.set_item("refusal", thread.refusal)?;
                 Ok(row)
             })

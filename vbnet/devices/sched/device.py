@@ -34,6 +34,7 @@ _MISSING: Final = {
     "deadline": "deadline (no CAP_SYS_NICE, or no bandwidth left)",
     "nice": "nice, idle (no CAP_SYS_NICE: there would be no way back)",
     "slice": "slice (the kernel is older than 6.12)",
+    "weight": "weight of control groups (version 2 has no cpu controller here)",
 }
 
 

@@ -23,6 +23,8 @@ METRICS: Final = (
     _sched("applied", "changes", "Changes made to threads."),
     _sched("put_back", "threads", "Threads that got back what they had before."),
     _sched("put_back_failed", "threads", "Threads that could not get back what they had before."),
+    _sched("weighed", "changes", "Times a guest's control group got another weight."),
+    _sched("weigh_failed", "groups", "Control groups that could not be weighed, and are left alone since."),
     _sched("boosts", "boosts", "Threads raised because an urgent signal waited for them."),
     _sched("muted", "times", "Times a guest that rang without end was not heard for a while."),
     Metric("vbnet_sched_guests", "guests", "Guests that take part now.", _DEVICE, MetricKind.GAUGE),

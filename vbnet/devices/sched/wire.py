@@ -28,7 +28,7 @@ RECORD_BYTES: Final = 0x100
 RECORDS_MAX: Final = 256
 SIGNAL_OFFSET: Final = 0x80
 
-ABILITIES: Final = ("realtime", "deadline", "nice", "slice")
+ABILITIES: Final = ("realtime", "deadline", "nice", "slice", "weight")
 """What a host may be able to do; bit *n* of ABILITIES's answer is the *n*-th."""
 
 

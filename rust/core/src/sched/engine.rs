@@ -10,6 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::boost::{Board, Booster, Caller, Target};
+use super::group::{Group, weigh};
 use super::kernel::{Kernel, Processors, Schedule, Setting};
 use super::policy::{
     Abilities, Class, Limits, Refusal, Room, Step, Wish, affinity, boosted, check, giving_way, ladder,
@@ -31,9 +32,13 @@ const BURST_MIN: u64 = 16;
 /// How often a page is looked through before the host sleeps on it.
 const LOOKS: u32 = 4;
 const WHOLE_PPM: u64 = 1_000_000;
+const NICE_MAX: i32 = 19;
 
 /// Threads that some coordinator of this process has in hand: nobody else puts back what another applied.
 static CLAIMED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// Groups that some coordinator of this process weighs.
+static WEIGHED: Mutex<BTreeSet<Group>> = Mutex::new(BTreeSet::new());
 
 fn claim(tid: u32) -> bool {
     CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).insert(tid)
@@ -65,6 +70,13 @@ struct Thread {
     watched: Option<(u64, u64)>,
 }
 
+/// A guest's control group.
+struct Weighed {
+    group: Group,
+    before: u32,
+    now: u32,
+}
+
 /// A guest's page, and what came of it.
 pub(super) struct Client {
     guest: String,
@@ -74,6 +86,7 @@ pub(super) struct Client {
     seen: Vec<u32>,
     refused: Vec<Option<Refusal>>,
     threads: BTreeMap<usize, Thread>,
+    weighed: Option<Weighed>,
     acts: u64,
     filled_ns: u64,
     again_ns: Option<u64>,
@@ -144,6 +157,7 @@ impl<K: Kernel> Engine<K> {
             page,
             records,
             threads: BTreeMap::new(),
+            weighed: self.claim_group(pid),
             acts: self.burst(),
             filled_ns: now_ns,
             again_ns: None,
@@ -159,6 +173,9 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn leave(&mut self, id: u64) {
         self.release_all(id);
         if let Some(client) = self.clients.remove(&id) {
+            if let Some(weighed) = client.weighed {
+                disclaim_group(&weighed.group);
+            }
             self.past_boosts += client.booster.board().boosts;
         }
         self.block.set(SchedCounter::Guests as usize, self.clients.len() as u64);
@@ -254,6 +271,7 @@ impl<K: Kernel> Engine<K> {
         client.acts -= 1;
         if !is_new {
             self.turn(id, slot, now_ns);
+            self.weigh(id);
             return;
         }
         self.count(SchedCounter::Samples, 1);
@@ -279,6 +297,7 @@ impl<K: Kernel> Engine<K> {
                     self.release(id, slot);
                     self.refuse(id, slot, refusal);
                 }
+                self.weigh(id);
                 self.tell(id, slot);
             }
         }
@@ -339,6 +358,50 @@ impl<K: Kernel> Engine<K> {
         self.count_threads();
         let wanted = affinity(&wish.affinity, &before.affinity)?;
         self.apply(id, slot, wanted, now_ns)
+    }
+
+    /// The group of a guest's process, if it has one that nobody weighs yet.
+    fn claim_group(&self, pid: u32) -> Option<Weighed> {
+        let group = self.kernel.group(pid)?;
+        let before = self.kernel.weight(&group).ok()?;
+        let is_free = WEIGHED.lock().unwrap_or_else(PoisonError::into_inner).insert(group.clone());
+        is_free.then_some(Weighed { group, before, now: before })
+    }
+
+    /// Gives a guest's group the weight that its most urgent thread is worth; one that polls while idle is the least.
+    fn weigh(&mut self, id: u64) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        if client.threads.is_empty() {
+            return self.unweigh(id);
+        }
+        let Some(weighed) = &mut client.weighed else { return };
+        let Some(steps) = client.threads.values().filter_map(Thread::steps).max() else { return };
+        let wanted = weigh(weighed.before, steps);
+        if wanted == weighed.now {
+            return;
+        }
+        let counter = if self.kernel.set_weight(&weighed.group, wanted).is_ok() {
+            weighed.now = wanted;
+            SchedCounter::Weighed
+        } else {
+            disclaim_group(&weighed.group);
+            client.weighed = None;
+            SchedCounter::WeighFailed
+        };
+        self.block.add(counter as usize, 1);
+    }
+
+    /// Puts back what a guest's group weighed, unless it is gone or somebody else has weighed it meanwhile.
+    fn unweigh(&mut self, id: u64) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Some(weighed) = &mut client.weighed else { return };
+        if weighed.now == weighed.before || self.kernel.weight(&weighed.group).ok() != Some(weighed.now) {
+            return;
+        }
+        let is_done = self.kernel.set_weight(&weighed.group, weighed.before).is_ok();
+        weighed.now = weighed.before;
+        let counter = if is_done { SchedCounter::PutBack } else { SchedCounter::PutBackFailed };
+        self.block.add(counter as usize, 1);
     }
 
     fn count_threads(&self) {
@@ -485,6 +548,7 @@ impl<K: Kernel> Engine<K> {
             self.release(id, slot);
             self.tell(id, slot);
         }
+        self.unweigh(id);
     }
 
     /// Does what time brings: ends boosts, watches realtime threads, looks again at who was too quick.
@@ -562,6 +626,7 @@ impl<K: Kernel> Engine<K> {
             if let Err(refusal) = self.apply(id, slot, wanted, now_ns) {
                 self.refuse(id, slot, refusal);
             }
+            self.weigh(id);
             self.tell(id, slot);
         }
     }
@@ -591,6 +656,7 @@ impl<K: Kernel> Engine<K> {
                     is_running: thread.is_some_and(|thread| thread.is_running),
                     is_boosted: thread.is_some_and(|thread| thread.boost.is_some()),
                     age_ns: thread.map_or(0, |thread| now_ns.saturating_sub(thread.since_ns)),
+                    weight: client.weighed.as_ref().map_or(0, |weighed| weighed.now),
                     refusal: refusal.map_or("", |refusal| Refusal::NAMES[refusal as usize]),
                 });
             }
@@ -601,6 +667,11 @@ impl<K: Kernel> Engine<K> {
 }
 
 impl Thread {
+    /// By how many nice values it is more urgent than before. `None`: it does not run by weight.
+    fn steps(&self) -> Option<i32> {
+        nice_of(&self.before.schedule).zip(nice_of(&self.schedule)).map(|(before, now)| before - now)
+    }
+
     /// Whether there is something to decide now that its turns say `turns`.
     fn has_turned(&self, turns: u32) -> bool {
         self.is_running != (turns % 2 == 1) || self.ends_boost(turns)
@@ -618,6 +689,19 @@ impl Thread {
 
     fn is_due(&self, now_ns: u64) -> bool {
         self.due_ns().is_some_and(|due_ns| due_ns <= now_ns)
+    }
+}
+
+fn disclaim_group(group: &Group) {
+    WEIGHED.lock().unwrap_or_else(PoisonError::into_inner).remove(group);
+}
+
+/// What counts among ordinary threads; who runs only when nobody else wants to is the least of them.
+const fn nice_of(schedule: &Schedule) -> Option<i32> {
+    match schedule {
+        Schedule::Fair { nice, .. } => Some(*nice),
+        Schedule::Idle { .. } => Some(NICE_MAX),
+        Schedule::Realtime { .. } | Schedule::Deadline { .. } => None,
     }
 }
 
@@ -696,7 +780,7 @@ mod tests {
     const HOST: u32 = 99;
     const OFFSET: u32 = 4096;
     const RECORDS: u32 = 4;
-    const ALL: Abilities = Abilities { realtime: true, deadline: true, nice: true, slice: true };
+    const ALL: Abilities = Abilities { realtime: true, deadline: true, nice: true, slice: true, weight: true };
     const ORDINARY: Setting = Setting {
         schedule: Schedule::Fair { is_batch: false, nice: 0, slice_ns: 0 },
         is_reset_on_fork: false,
@@ -708,6 +792,9 @@ mod tests {
     struct World {
         threads: BTreeMap<u32, (u32, u64, Setting)>,
         used_ns: u64,
+        /// Each process's group, and what groups weigh.
+        groups: BTreeMap<u32, Group>,
+        weights: BTreeMap<Group, u32>,
         changes: u32,
         /// Answer to every change.
         errno: i32,
@@ -762,6 +849,25 @@ mod tests {
         fn used_ns(&self, _pid: u32, _tid: u32) -> Option<u64> {
             Some(self.world(|world| world.used_ns))
         }
+
+        fn group(&self, pid: u32) -> Option<Group> {
+            self.world(|world| world.groups.get(&pid).cloned())
+        }
+
+        fn weight(&self, group: &Group) -> io::Result<u32> {
+            self.world(|world| world.weights.get(group).copied().ok_or_else(|| io::ErrorKind::NotFound.into()))
+        }
+
+        fn set_weight(&self, group: &Group, weight: u32) -> io::Result<()> {
+            self.world(|world| {
+                if world.errno != 0 {
+                    return Err(io::Error::from_raw_os_error(world.errno));
+                }
+                let found = world.weights.get_mut(group).ok_or(io::ErrorKind::NotFound)?;
+                *found = weight;
+                Ok(())
+            })
+        }
     }
 
     struct Scene {
@@ -775,6 +881,11 @@ mod tests {
 
     impl Scene {
         fn new(limits: Limits) -> Self {
+            Self::of(Fake::default(), limits)
+        }
+
+        /// A scene in a world that has something in it already.
+        fn of(fake: Fake, limits: Limits) -> Self {
             let ram = Ram::create("test", 1 << 16).unwrap();
             let page = Arc::new(GuestPage::create(ram.clone(), OFFSET, RECORDS).unwrap());
             let records = (0..RECORDS).map(|index| page.publisher(index).unwrap()).collect();
@@ -782,7 +893,6 @@ mod tests {
             let block = file.allocate("sched", "", COUNTERS).unwrap();
             let bell = Arc::new(Doorbell::create().unwrap());
             let caller = Arc::new(Caller { is_called: Mutex::new(false), bell });
-            let fake = Fake::default();
             let mut engine = Engine::new(fake.clone(), ALL, limits, 1, caller, block, HOST);
             let shown = HostPage::open(ram.clone(), OFFSET, sched_page_bytes(RECORDS)).unwrap();
             engine.join(1, "guest".into(), PID, shown, 0);
@@ -829,6 +939,86 @@ mod tests {
         assert_eq!(Setting { schedule: realtime(1), is_reset_on_fork: true, affinity: [0b10, 0, 0, 0] }, given);
         assert_eq!(ORDINARY, scene.fake.now(1001));
         assert_eq!((1, 0), (scene.counted(SchedCounter::PutBack), scene.counted(SchedCounter::Threads)));
+    }
+
+    fn scene_with_group(path: &str) -> (Scene, Group) {
+        let group = Group(path.into());
+        let world = Fake::default();
+        world.world(|world| {
+            world.groups.insert(PID, group.clone());
+            world.weights.insert(group.clone(), 200);
+        });
+        (Scene::of(world, Limits::default()), group)
+    }
+
+    #[test]
+    fn group_of_a_guest_weighs_what_its_most_urgent_thread_is_worth() {
+        //! Ten nice values more are worth 9.3 times. A thread that polls while idle counts least, and with the last
+        //! thread goes the weight.
+        let (mut scene, group) = scene_with_group("/weighed/most-urgent");
+        for (record, (tid, class)) in [(2001, Class::Batch), (2002, Class::Interactive)].into_iter().enumerate() {
+            scene.fake.spawn(tid);
+            scene.declare(record, &wants(tid, class));
+        }
+        let weight = |scene: &Scene| scene.fake.world(|world| world.weights[&group]);
+        let both = weight(&scene);
+        scene.declare(1, &Declaration { flags: FLAG_IDLE_POLLS, ..wants(2002, Class::Interactive) });
+        let one_idles = weight(&scene);
+        let must_ring = scene.records[1].running();
+        scene.engine.serve(1, 0);
+        let told = scene.engine.threads(0)[0].weight;
+        for record in 0..2 {
+            scene.declare(record, &Declaration::default());
+        }
+
+        assert_eq!((true, [1863, 66, 1863, 200]), (must_ring, [both, one_idles, told, weight(&scene)]));
+        assert_eq!(4, scene.counted(SchedCounter::Weighed));
+    }
+
+    #[test]
+    fn group_gets_back_what_it_weighed_unless_somebody_else_weighed_it() {
+        for (other, expected) in [(None, 200), (Some(300), 300)] {
+            let (mut scene, group) = scene_with_group(&format!("/weighed/back/{expected}"));
+            scene.fake.spawn(2011);
+            scene.declare(0, &wants(2011, Class::Interactive));
+            if let Some(weight) = other {
+                scene.fake.world(|world| world.weights.insert(group.clone(), weight));
+            }
+
+            scene.engine.leave(1);
+
+            assert_eq!(expected, scene.fake.world(|world| world.weights[&group]));
+        }
+    }
+
+    #[test]
+    fn group_is_weighed_by_one_guest_and_free_again_when_it_leaves() {
+        let (mut first, group) = scene_with_group("/weighed/shared");
+        let (mut second, _) = scene_with_group("/weighed/shared");
+        let tids = [2021, 2022];
+        for (scene, tid) in [&mut first, &mut second].into_iter().zip(tids) {
+            scene.fake.spawn(tid);
+            scene.declare(0, &wants(tid, Class::Interactive));
+        }
+        let told = [first.engine.threads(0)[0].weight, second.engine.threads(0)[0].weight];
+        first.engine.leave(1);
+        let (third, _) = scene_with_group("/weighed/shared");
+
+        assert_eq!([1863, 0], told);
+        assert!(third.engine.client(1).is_some_and(|client| client.weighed.is_some()));
+        assert_eq!(200, second.fake.world(|world| world.weights[&group]));
+    }
+
+    #[test]
+    fn group_that_cannot_be_weighed_is_told_and_left_alone() {
+        let (mut scene, group) = scene_with_group("/weighed/refused");
+        scene.fake.spawn(2031);
+        scene.fake.world(|world| world.weights.remove(&group));
+
+        scene.declare(0, &wants(2031, Class::Interactive));
+
+        let counted = [SchedCounter::Weighed, SchedCounter::WeighFailed].map(|counter| scene.counted(counter));
+        assert_eq!(([0, 1], 0), (counted, scene.engine.threads(0)[0].weight));
     }
 
     #[test]

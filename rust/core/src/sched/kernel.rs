@@ -6,7 +6,9 @@
 //! Source: sched_setattr(2), sched_setaffinity(2), proc_pid_stat(5), sched(7).
 
 use std::io;
+use std::path::Path;
 
+use super::group::{Group, Groups};
 use super::policy::AFFINITY_WORDS;
 
 /// `SCHED_FLAG_RESET_ON_FORK`: children of a raised thread begin as ordinary ones.
@@ -101,6 +103,20 @@ pub trait Kernel: Send {
     fn pin(&self, tid: u32, affinity: &Processors) -> io::Result<()>;
     /// Processor time it has used, ns.
     fn used_ns(&self, pid: u32, tid: u32) -> Option<u64>;
+    /// The control group of a process, if there is one that may be weighed.
+    fn group(&self, pid: u32) -> Option<Group>;
+    /// What a group weighs now.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    fn weight(&self, group: &Group) -> io::Result<u32>;
+    /// Gives a group another weight.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    fn set_weight(&self, group: &Group, weight: u32) -> io::Result<()>;
 }
 
 #[repr(C)]
@@ -117,10 +133,11 @@ struct Attr {
 }
 
 /// Linux itself.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Linux {
     /// The slice a thread has that never asked for one; reported like one that was asked for.
-    pub usual_slice_ns: u64,
+    usual_slice_ns: u64,
+    groups: Option<Groups>,
 }
 
 impl Linux {
@@ -128,7 +145,13 @@ impl Linux {
     #[must_use]
     pub fn new() -> Self {
         let usual_slice_ns = get(0).map_or(0, |attr| attr.runtime);
-        Self { usual_slice_ns }
+        Self { usual_slice_ns, groups: Groups::find(Path::new("/proc")) }
+    }
+
+    /// Whether there are control groups that can be weighed.
+    #[must_use]
+    pub const fn has_groups(&self) -> bool {
+        self.groups.is_some()
     }
 }
 
@@ -221,5 +244,17 @@ impl Kernel for Linux {
     fn used_ns(&self, pid: u32, tid: u32) -> Option<u64> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
         stat.split(' ').next()?.parse().ok()
+    }
+
+    fn group(&self, pid: u32) -> Option<Group> {
+        self.groups.as_ref()?.of(pid)
+    }
+
+    fn weight(&self, group: &Group) -> io::Result<u32> {
+        group.weight()
+    }
+
+    fn set_weight(&self, group: &Group, weight: u32) -> io::Result<()> {
+        group.set_weight(weight)
     }
 }

@@ -9,7 +9,8 @@
 //! One native thread waits for kicks edge-triggered and never reads a doorbell, so no guest can make it block; a guest
 //! that rings without end is not heard for a while. With the privilege for it the thread is itself a realtime one, above
 //! every guest's, so that it can always take back what it gave. Pages and records: [`crate::shm::sched`]; what is granted:
-//! [`policy`]; the system calls: [`kernel`]. Source: vbus's coordination of guests' and host's schedulers; sched(7).
+//! [`policy`]; the system calls: [`kernel`]; whole guests beside
+//! others: [`group`]. Source: vbus's coordination of guests' and host's schedulers; sched(7).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -35,6 +36,7 @@ use crate::shm::sched::HostPage;
 
 mod boost;
 mod engine;
+pub mod group;
 pub mod kernel;
 pub mod policy;
 
@@ -68,6 +70,10 @@ counters! {
         PutBack = "put_back",
         /// Threads that could not get it back.
         PutBackFailed = "put_back_failed",
+        /// Times a guest's control group got another weight.
+        Weighed = "weighed",
+        /// Groups that could not be weighed, and are left alone since.
+        WeighFailed = "weigh_failed",
         /// Threads raised because an urgent signal waited for them.
         Boosts = "boosts",
         /// Times a guest that rang without end was not heard for a while.
@@ -110,6 +116,8 @@ pub struct ThreadInfo {
     pub is_boosted: bool,
     /// For how long it has had that, ns.
     pub age_ns: u64,
+    /// Weight of its guest's control group; 0: that is not weighed.
+    pub weight: u32,
     /// Why it did not get what it wants, or nothing.
     pub refusal: &'static str,
 }
@@ -415,5 +423,5 @@ fn try_out(kernel: &Linux, tid: u32) -> Abilities {
     let deadline = can(Schedule::Deadline { runtime_ns: 100_000, deadline_ns: 10_000_000, period_ns: 10_000_000 });
     let _ = kernel.schedule(tid, before.schedule, before.is_reset_on_fork);
     let realtime = can(Schedule::Realtime { is_fifo: true, priority: HOST_PRIORITY });
-    Abilities { realtime, deadline, nice, slice }
+    Abilities { realtime, deadline, nice, slice, weight: kernel.has_groups() }
 }

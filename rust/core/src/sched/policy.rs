@@ -190,6 +190,8 @@ pub struct Abilities {
     pub nice: bool,
     /// A slice of one's own for an ordinary thread.
     pub slice: bool,
+    /// Weights of control groups.
+    pub weight: bool,
 }
 
 /// What is still to be given away.
@@ -405,7 +407,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: Abilities = Abilities { realtime: true, deadline: true, nice: true, slice: true };
+    const ALL: Abilities = Abilities { realtime: true, deadline: true, nice: true, slice: true, weight: false };
     const ROOM: Room = Room { realtime: true, deadline_ppm: 500_000 };
 
     fn before() -> Setting {
@@ -542,7 +544,7 @@ mod tests {
                 affinity: [0; AFFINITY_WORDS],
             };
             let limits = Limits::default();
-            let abilities = Abilities { realtime: able[0], deadline: able[1], nice: able[2], slice: able[3] };
+            let abilities = Abilities { realtime: able[0], deadline: able[1], nice: able[2], slice: able[3], weight: false };
             let room = Room { realtime: room.0, deadline_ppm: room.1 };
             if let Ok(wish) = check(&declaration, &limits) {
                 let (steps, _) = ladder(&wish, &before(), abilities, &limits, room);
