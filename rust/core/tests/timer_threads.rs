@@ -13,6 +13,7 @@ use vbnet_core::guest::timer::{Arming, ForLoop, Side, Timers, TimersLayout};
 use vbnet_core::shm::counters::CounterFile;
 use vbnet_core::shm::doorbell::Doorbell;
 use vbnet_core::shm::region::Ram;
+use vbnet_core::shm::timer::{Expiry, Keeper, TimerMemory};
 use vbnet_core::timer::{Timekeeper, TimerPage, now_ns};
 
 const PATIENCE_NS: u64 = 10_000_000_000;
@@ -58,9 +59,9 @@ impl Lab {
     fn connect(&mut self, priority: u8) {
         let layout = self.timers.layout();
         let call = Doorbell::create().unwrap();
-        self.timers.connect_priority(priority, copy(&call)).unwrap();
         let place = (layout.signal_offset(priority), layout.signal_bytes);
         self.keeper.connect(self.id, priority, &self.host_ram, place, copy(&call).into()).unwrap();
+        self.timers.connect_priority(priority, copy(&call)).unwrap();
         self.calls.push(call);
     }
 }
@@ -311,6 +312,133 @@ fn detached_page_is_touched_no_more() {
     assert!(matches!(again, Ok(()) | Err(Error::PeerGone(_))));
     assert_eq!(None, lab.timers.wait(id, Some(now_ns() + 1)).unwrap());
     assert_eq!(1, Arc::strong_count(&lab.host_ram));
+}
+
+impl Lab {
+    /// The page goes from one keeper to another; what `meanwhile` does happens when nobody keeps it.
+    fn hand_over(&mut self, lead_max_ns: u64, meanwhile: impl FnOnce(&Timers)) {
+        let layout = self.timers.layout();
+        self.keeper.detach(self.id).unwrap();
+        self.timers.hand_over();
+        meanwhile(&self.timers);
+        let keeper = Timekeeper::start(Arc::new(CounterFile::create(None, 1 << 20).unwrap())).unwrap();
+        let kick = Doorbell::create().unwrap();
+        let page = TimerPage {
+            ram: self.host_ram.clone(),
+            place: (layout.page_offset, layout.page_bytes),
+            kick: copy(&kick),
+            slots_max: 1024,
+            lead_max_ns,
+        };
+        self.id = keeper.attach(page, "guest=test").unwrap();
+        self.keeper = keeper;
+        for (priority, call) in self.calls.iter().enumerate() {
+            let place = (layout.signal_offset(priority as u8), layout.signal_bytes);
+            self.keeper.connect(self.id, priority as u8, &self.host_ram, place, copy(call).into()).unwrap();
+        }
+        self.timers.connect(kick, lead_max_ns);
+    }
+}
+
+#[test]
+fn timers_handed_from_keeper_to_keeper_tick_once_each_under_the_names_they_have() {
+    for lead_max_ns in [0, 1_000_000] {
+        let mut lab = Lab::new(lead_max_ns);
+        let (first_ns, period_ns) = (now_ns() + 1_000_000, 200_000);
+        let periodic = lab.timers.arm(Arming { period_ns, ..once(first_ns) }).unwrap();
+        let timers = lab.timers.clone();
+
+        let waiting = thread::spawn(move || {
+            let mut ticks = Vec::new();
+            while let Some(tick) = timers.wait(periodic, patience()).unwrap() {
+                ticks.push(tick);
+            }
+            ticks
+        });
+        for step in 0..40u64 {
+            let deadline_ns = now_ns() + (step % 4) * 400_000;
+            let before = lab.timers.arm(once(deadline_ns)).unwrap();
+            let mut during = None;
+            lab.hand_over(lead_max_ns, |timers| during = Some(timers.arm(once(deadline_ns)).unwrap()));
+            for id in [before, during.unwrap()] {
+                let tick = lab.timers.wait(id, patience()).unwrap().unwrap();
+                assert_eq!((id, 1, deadline_ns, 0), (tick.id, tick.number, tick.deadline_ns, tick.missed));
+                assert_eq!(None, lab.timers.wait(id, Some(0)).unwrap());
+            }
+        }
+        assert!(lab.timers.cancel(periodic));
+
+        let mut number = 0;
+        for tick in waiting.join().unwrap() {
+            assert_eq!((periodic, number + 1 + tick.missed), (tick.id, tick.number));
+            assert_eq!(first_ns + (tick.number - 1) * period_ns, tick.deadline_ns);
+            number = tick.number;
+        }
+        assert!(number > 40);
+    }
+}
+
+#[test]
+fn periods_between_two_keepers_are_counted_and_told_once() {
+    let mut lab = Lab::new(0);
+    let first_ns = now_ns();
+    let id = lab.timers.arm(Arming { period_ns: 1_000_000, ..once(first_ns) }).unwrap();
+    let before = lab.timers.wait(id, patience()).unwrap().unwrap();
+
+    lab.hand_over(0, |_| {
+        while now_ns() < before.deadline_ns + 10_000_000 {
+            std::hint::spin_loop();
+        }
+    });
+    let after = lab.timers.wait(id, patience()).unwrap().unwrap();
+
+    assert_eq!(before.number + after.missed + 1, after.number);
+    assert!(after.missed >= 9, "missed {}", after.missed);
+    assert_eq!(after.missed + before.missed, lab.timers.totals().missed);
+}
+
+#[test]
+fn loop_that_sleeps_hears_of_what_expired_before_the_next_keeper_had_a_doorbell() {
+    let mut lab = Lab::new(0);
+    lab.timers.arm(Arming { side: Side::Loop, ..once(now_ns() + LONG_NS) }).unwrap();
+    assert!(matches!(lab.timers.take_for_loop().unwrap(), ForLoop::Sleep(None)));
+
+    lab.hand_over(0, |timers| assert!(timers.arm(Arming { side: Side::Loop, ..once(1) }).is_ok()));
+
+    assert_eq!(vec![1], loop_ticks(&lab.timers));
+}
+
+#[test]
+fn keeper_that_tells_less_than_it_told_before_tells_nothing() {
+    let layout = TimersLayout::plan(0, 64).unwrap();
+    let ram = Ram::create("vbnet-test", layout.end.into()).unwrap();
+    let timers = Timers::open(&ram, layout).unwrap();
+    let keeper = Keeper::new(TimerMemory::attach(&ram, layout.page_offset, layout.page_bytes, 64).unwrap());
+    // Expiry 3 is due, and expiry 4 not for as long again as the machine runs.
+    let arming = Arming { period_ns: now_ns() / 2 - 1, side: Side::Loop, ..once(1) };
+    timers.arm(arming).unwrap();
+
+    let heard = [3, 2].map(|times| {
+        let _ = keeper.expire(0, 0, Expiry { generation: 1, times });
+        timers.take_for_loop().unwrap()
+    });
+
+    assert!(matches!(&heard[0], ForLoop::Ticks(ticks) if ticks.len() == 1 && ticks[0].number == 3));
+    assert_eq!(ForLoop::Sleep(None), heard[1]);
+}
+
+#[test]
+fn doorbell_that_was_replaced_wakes_nobody() {
+    let mut lab = Lab::new(0);
+    let former = copy(&lab.calls[0]);
+    lab.connect(0);
+    assert!(matches!(lab.timers.take_for_loop().unwrap(), ForLoop::Sleep(None)));
+
+    former.ring().unwrap();
+
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(lab.timers.loop_fd()) };
+    let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    assert_eq!(0, poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&at_once)).unwrap());
 }
 
 #[test]

@@ -197,6 +197,11 @@ impl Timers {
         Ok(())
     }
 
+    /// Sets every timer anew, between one keeper and the next.
+    fn hand_over(&self, py: Python<'_>) {
+        py.detach(|| self.inner.hand_over());
+    }
+
     fn connect_priority(&self, py: Python<'_>, priority: u8, call: RawFd) -> PyResult<()> {
         self.inner.connect_priority(priority, Doorbell::from_fd(duplicate(py, call)?)).or_raise(py)
     }

@@ -16,6 +16,11 @@
 //! awake collects for both, and rings the other's bell when something is for it. Of several threads one waits for the
 //! host, and the others for it. How early to be woken is learned from how late the last wake-ups were: a little more for
 //! each that was late, a very little less for each that was early, which settles where one in [`LEAD_DOWN`] is late.
+//!
+//! Who keeps the timers may change while they run: the host, a thread of this process, the host again. Between two
+//! keepers [`Timers::hand_over`] notes what the former one told and sets every timer anew on the page, from the expiry
+//! after the last one told on. That is another generation of the slot, so whatever the former one says late is void; the
+//! name of the timer and the numbers of its ticks stay.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -187,7 +192,10 @@ struct Timer {
     /// Deadline of the first expiry.
     first_ns: u64,
     period_ns: u64,
+    /// Which arming of the slot, as its name says.
     generation: u32,
+    /// The generation of its setting on the page.
+    written: u32,
     priority: u8,
     side: Side,
     is_armed: bool,
@@ -195,6 +203,8 @@ struct Timer {
     is_soon: bool,
     /// Expiries the host told of.
     told: u64,
+    /// Those of them that belong to earlier settings.
+    told_before: u64,
     /// The last expiry delivered, by number.
     delivered: u64,
     /// Delivered, and not fetched by the thread that waits.
@@ -206,14 +216,21 @@ impl Timer {
         first_ns: 0,
         period_ns: 0,
         generation: 0,
+        written: 0,
         priority: 0,
         side: Side::Thread,
         is_armed: false,
         is_soon: false,
         told: 0,
+        told_before: 0,
         delivered: 0,
         waiting: None,
     };
+
+    /// What this slot's next arming, and its next setting, are called.
+    const fn next(&self) -> (u32, u32) {
+        ((self.generation + 1) % GENERATIONS, (self.written + 1) % GENERATIONS)
+    }
 
     /// When expiry `number` is due, from 1 on.
     const fn deadline_of(&self, number: u64) -> u64 {
@@ -284,6 +301,12 @@ impl Bed {
             .map_err(|errno| Error::machine("wait for a doorbell", errno))
     }
 
+    /// The other end may keep a bell open for longer than we do.
+    fn forget(&self, bell: &Doorbell) {
+        // It cannot fail: the descriptor is ours and was added.
+        let _ = epoll::delete(&self.epoll, bell);
+    }
+
     /// Sleeps until a bell rings or `until_ns` is there.
     fn sleep(&self, until_ns: Option<u64>) {
         let limit = until_ns.map(|until_ns| {
@@ -349,6 +372,18 @@ impl Timers {
         self.layout
     }
 
+    /// Sets every timer anew for the next keeper. The former one touches the page no more, and the next one has yet to be
+    /// given it; then [`Self::connect`]. What is armed meanwhile waits for the next one.
+    ///
+    /// Cost: a [`Setter::set`] for each timer that runs.
+    pub fn hand_over(&self) {
+        let mut book = self.book();
+        self.collect(&mut book, now_ns());
+        for slot in 0..book.timers.len() as u32 {
+            book.set_anew(slot);
+        }
+    }
+
     /// The host keeps the timers and is woken by `kick`; it grants a lead of `lead_max_ns`, 0 for none.
     pub fn connect(&self, kick: Doorbell, lead_max_ns: u64) {
         let mut book = self.book();
@@ -356,9 +391,11 @@ impl Timers {
         book.lead_max_ns = lead_max_ns.min(LEAD_MAX_NS);
         book.lead_fine = book.lead_fine.min(book.lead_max_ns * LEAD_DOWN);
         book.wake_host();
+        // What expired before the host had all signals rang none.
+        self.wake(&mut book);
     }
 
-    /// The host rings `call` for what expires at `priority`.
+    /// The host rings `call` for what expires at `priority`, and no doorbell it was given before. It has it already.
     ///
     /// # Errors
     ///
@@ -368,7 +405,9 @@ impl Timers {
         let place = book.calls.get_mut(usize::from(priority));
         let place = place.ok_or_else(|| Error::Usage(format!("a priority is 0 to 7; got {priority}")))?;
         self.beds.iter().try_for_each(|bed| bed.listen(&call))?;
-        *place = Some(call);
+        if let Some(former) = place.replace(call) {
+            self.beds.iter().for_each(|bed| bed.forget(&former));
+        }
         // Whoever sleeps does not listen to it yet.
         self.wake(&mut book);
         Ok(())
@@ -649,14 +688,40 @@ impl Book {
 
     fn set(&mut self, slot: u32, arming: Arming) -> TimerId {
         let Arming { deadline_ns, period_ns, priority, side } = arming;
-        let generation = (self.timers[slot as usize].generation + 1) % GENERATIONS;
-        self.timers[slot as usize] =
-            Timer { first_ns: deadline_ns, period_ns, generation, priority, side, is_armed: true, ..Timer::FREE };
+        let (generation, written) = self.timers[slot as usize].next();
+        self.timers[slot as usize] = Timer {
+            first_ns: deadline_ns,
+            period_ns,
+            generation,
+            written,
+            priority,
+            side,
+            is_armed: true,
+            ..Timer::FREE
+        };
         self.totals.arms += 1;
-        if self.setter.set(slot, Setting { deadline_ns, period_ns, priority, generation, is_armed: true }) {
+        self.write(slot, deadline_ns);
+        TimerId::new(slot, generation)
+    }
+
+    /// Sets a timer that has expiries left on the page anew, from the next one on. One that was told of for the last time
+    /// is none of the keeper's business any more.
+    fn set_anew(&mut self, slot: u32) {
+        let timer = &mut self.timers[slot as usize];
+        if timer.is_armed && (timer.period_ns != 0 || timer.told == 0) {
+            timer.written = timer.next().1;
+            timer.told_before = timer.told;
+            let deadline_ns = timer.deadline_of(timer.told + 1);
+            self.write(slot, deadline_ns);
+        }
+    }
+
+    /// Writes the setting of an armed timer.
+    fn write(&mut self, slot: u32, deadline_ns: u64) {
+        let Timer { period_ns, priority, written, .. } = self.timers[slot as usize];
+        if self.setter.set(slot, Setting { deadline_ns, period_ns, priority, generation: written, is_armed: true }) {
             self.wake_host();
         }
-        TimerId::new(slot, generation)
     }
 
     fn wake_host(&mut self) {
@@ -671,14 +736,14 @@ impl Book {
     fn release(&mut self, slot: u32) {
         let Some(timer) = self.timers.get_mut(slot as usize) else { return };
         let was_armed = timer.is_armed;
-        let generation = (timer.generation + 1) % GENERATIONS;
+        let (generation, written) = timer.next();
         let priority = timer.priority;
-        *timer = Timer { generation, ..Timer::FREE };
+        *timer = Timer { generation, written, ..Timer::FREE };
         self.free.push(slot);
         if was_armed {
             // Nobody has to be told that there is less to wait for.
-            let _ =
-                self.setter.set(slot, Setting { deadline_ns: 0, period_ns: 0, priority, generation, is_armed: false });
+            let setting = Setting { deadline_ns: 0, period_ns: 0, priority, generation: written, is_armed: false };
+            let _ = self.setter.set(slot, setting);
         }
     }
 
@@ -705,8 +770,10 @@ impl Book {
             for slot in found.drain(..) {
                 let expiry = self.taker.expiry(slot);
                 let Some(timer) = self.timers.get_mut(slot as usize) else { continue };
-                let news = expiry.times.wrapping_sub(timer.told) % TIMES;
-                if !timer.is_armed || timer.generation != expiry.generation || news == 0 {
+                let news = expiry.times.wrapping_sub(timer.told - timer.told_before) % TIMES;
+                // The upper half is what was told before, by a host that read the setting twice.
+                let is_new = news != 0 && news < TIMES / 2;
+                if !timer.is_armed || timer.written != expiry.generation || !is_new {
                     continue;
                 }
                 timer.told += if timer.period_ns == 0 { 1 - timer.told } else { news };
