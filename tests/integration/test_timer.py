@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import vbnet
+from tests.support import vbnet_program
 from tests.support.waiting import PATIENCE, eventually
 from vbnet.bus.operator import SyncOperator
 from vbnet.devices.timer.driver import Tick, TimerDriver, Timers
@@ -27,6 +28,33 @@ with vbnet.Guest(sys.argv[2], "lan", address=sys.argv[1]) as guest:
     timers.wait(mine)
     print("ticking", flush=True)
     sys.stdin.readline()
+"""
+COUNTING_GUEST = """
+import sys, threading, vbnet
+PERIOD_NS = 1_000_000
+with vbnet.Guest("app", "lan", address=sys.argv[1]) as guest:
+    timers = guest.bind("timer0")
+    first_ns = timers.now_ns() + PERIOD_NS
+    mine = timers.arm(deadline_ns=first_ns, every=PERIOD_NS / 1e9, priority=4)
+
+    def obey():
+        for line in sys.stdin:
+            if line.strip() == "end":
+                mine.cancel()
+                return
+            due_ns = timers.now_ns() + 2_000_000
+            once = timers.arm(deadline_ns=due_ns)
+            tick = timers.wait(once, 15)
+            print(tick.number, tick.deadline_ns - due_ns, timers.wait(once, 0), timers.is_shared, flush=True)
+
+    threading.Thread(target=obey).start()
+    print("ticking", flush=True)
+    number = lost = 0
+    while (tick := timers.wait(mine, 15)) is not None:
+        lost += tick.number != number + 1 + tick.missed or tick.deadline_ns != first_ns + (tick.number - 1) * PERIOD_NS
+        number = tick.number
+    passed = (timers.now_ns() - first_ns) // PERIOD_NS + 1
+    print("lost", lost, "kept up", passed - number < 1000, flush=True)
 """
 
 
@@ -51,6 +79,10 @@ class Site:
     def kept(self) -> int:
         """How many guests' timers the host keeps."""
         return int(self.operator.device_get("timer0").attributes["guests"])
+
+    def wait_kept(self, count: int) -> None:
+        """Wait until it keeps those of so many guests."""
+        eventually(lambda: self.kept() == count, f"timers of {count} guests kept by the host")
 
     def counted(self, guest: str = "app") -> dict[str, int]:
         """What the host counted for a guest."""
@@ -222,6 +254,42 @@ def test_disabled_device_lets_guests_keep_their_timers_themselves(site: Site) ->
     assert 0 == site.kept()
 
 
+def test_guest_that_is_bound_follows_the_command_there_and_back(
+    site: Site, run_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other processes throughout: its timers are kept where the operator says, and none is lost or comes twice."""
+    monkeypatch.setenv("VBNET_RUN_DIR", str(run_root))
+    with PythonProcess(COUNTING_GUEST, [str(site.host.run_dir.path)]) as guest:
+        assert "ticking" == guest.line()
+        for enabled in (0, 1, 0, 1):
+            vbnet_program.run("device", "set", "timer0", f"enabled={enabled}")
+            site.wait_kept(enabled)
+            guest.tell("once")
+            assert f"1 0 None {bool(enabled)}" == guest.line()
+
+        guest.tell("end")
+
+        assert "lost 0 kept up True" == guest.line()
+        assert 0 == guest.wait()
+
+
+def test_guest_that_stands_still_is_served_on_and_follows_later(site: Site) -> None:
+    """Switching off waits for nobody, and another guest's timers go on."""
+    with site.guest("bystander") as guest, PythonProcess(COUNTING_GUEST, [str(site.host.run_dir.path)]) as still:
+        timers = guest.bind("timer0", PATIENCE)
+        assert "ticking" == still.line()
+        still.pause()
+        site.set("enabled", 0)
+        site.wait_kept(1)
+
+        assert timers.wait(timers.arm(0.002), PATIENCE) is not None
+        assert (False, 1) == (timers.is_shared, site.kept())
+        still.resume()
+        site.wait_kept(0)
+        still.tell("end")
+        assert "lost 0 kept up True" == still.line()
+
+
 def test_lead_can_be_changed_while_guests_run(site: Site) -> None:
     """Without it nobody is told early; with it timers still never come early."""
     with site.guest() as guest:
@@ -244,14 +312,16 @@ def test_guest_killed_by_nine_frees_what_the_host_kept(site: Site) -> None:
             assert 2 == site.kept()
             victim.kill()
 
-        eventually(lambda: site.kept() == 1, "the victim's page let go")
+        site.wait_kept(1)
 
         assert timers.wait(timer, PATIENCE) is not None
         assert {"bystander"} == {block.labels["guest"] for block in read_counted(site.host.run_dir.counters, "timer")}
 
 
-def test_everything_that_waits_hears_that_the_host_died(site: Site) -> None:
-    """A thread, a sleeper and an iterator: all get PeerGone, and so does who arms afterwards."""
+@pytest.mark.parametrize("enabled", [1, 0])
+def test_everything_that_waits_hears_that_the_host_died(site: Site, enabled: int) -> None:
+    """A thread, a sleeper and an iterator: all get PeerGone, and so does who arms afterwards; whoever keeps them."""
+    site.set("enabled", enabled)
 
     async def program() -> list[str]:
         async with bound(site) as timers:

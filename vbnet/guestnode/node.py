@@ -623,7 +623,7 @@ class GuestSession:
                     self._drop(dropped, PeerGone(f"device {dropped.name!r} left the bus", dev_id=event.dev_id))
             case messages.LinkState():
                 if (linked := self._devices.get(event.dev_id)) is not None:
-                    linked.is_link_up = event.is_up
+                    linked.link_changed(is_up=event.is_up)
             case messages.ShmClose():
                 pass
             case _:

@@ -15,6 +15,8 @@ from vbnet.errors import ClosedError, PeerGone, VbnetError
 from vbnet.guestnode.memory import Memory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vbnet.guestnode.driver import DriverInstance
     from vbnet.sharedmem import Ram
 
@@ -96,6 +98,7 @@ class ProxyDevice:
         name: as the device calls this interface, for instance ``"eth0"``.
         is_present: False once it left the bus.
         is_link_up: the carrier as the host last said, None if it never did.
+        on_link: called with that whenever the host says it; for the driver to set, on the guest's event loop.
         instance: the driver at work on it, or None.
         probe_error: what the driver's ``probe`` raised, or None.
     """
@@ -107,6 +110,7 @@ class ProxyDevice:
         self.name = name
         self.is_present = True
         self.is_link_up: bool | None = None
+        self.on_link: Callable[[bool], object] | None = None
         self.instance: DriverInstance | None = None
         self.probe_error: BaseException | None = None
         self._opens: list[OpenDevice] = []
@@ -165,6 +169,12 @@ class ProxyDevice:
             PeerGone: the host ended. UnsupportedError: it is on another machine.
         """
         return await self._carrier.take_fd(ticket, deadline_s)
+
+    def link_changed(self, *, is_up: bool) -> None:
+        """The host said how the carrier is."""
+        self.is_link_up = is_up
+        if self.on_link is not None:
+            self.on_link(is_up)
 
     def forget(self, opened: OpenDevice) -> None:
         """An open of this device was closed."""

@@ -2,13 +2,16 @@
 
 What is on the pages is the timekeeper's business (a native thread, one for all devices of a host); here are the regions
 a driver shares, about once in its life. The timekeeper is started for the first guest, and ends with the last device.
+
+Switched off, a device tells those who have it open, and each that follows takes its timers over and says so. Who does
+not is served on: what that costs is what it cost before, ``guests`` shows it, and unplugging the device ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vbnet.devices.timer import wire
@@ -140,26 +143,30 @@ class TimerDevice(Device):
         self.name = name
         self._released = released
         self.connections: set[TimerConnection] = set()
+        self.kept: set[TimerConnection] = set()
         self.attributes = AttributeTable(
             (
                 Attribute(
                     "enabled",
-                    "whether the host keeps timers for guests that bind from now on, 0 or 1",
+                    "whether the host keeps guests' timers, 0 or 1; told at once to those that are bound",
                     _flag,
                     default=True,
                     format=lambda on: str(int(on)),
                 ),
-                Attribute("slots_max", "most timers of one guest, 64..131072", _slots, 16384),
+                Attribute("slots_max", "most timers of a guest that binds from now on, 64..131072", _slots, 16384),
                 Attribute("lead_us", "how early guests may be woken, to wait the rest awake; 0..1000 µs", _lead, 100),
-                Attribute("guests", "guests whose timers are kept now", int, 0, is_read_only=True),
+                Attribute("guests", "guests whose timers the host keeps now", int, 0, is_read_only=True),
             ),
             self._on_change,
         )
 
     def _on_change(self, name: str, value: Any) -> None:  # noqa: ANN401 - as the declaration says
         if name == "lead_us":
-            for connection in self.connections:
+            for connection in self.kept:
                 connection.set_lead(value)
+        elif name == "enabled":
+            for connection in self.connections:
+                connection.opener.link_state(is_up=value)
 
     def plug(self, bus: str) -> Sequence[Interface]:
         """Show one interface, named after the last part of the device's name, on any bus."""
@@ -172,7 +179,7 @@ class TimerDevice(Device):
 
     def count(self) -> None:
         """Show how many guests' timers are kept."""
-        self.attributes.publish("guests", len(self.connections))
+        self.attributes.publish("guests", len(self.kept))
 
 
 class TimerInterface(Interface):
@@ -192,67 +199,110 @@ class TimerInterface(Interface):
 
 
 class TimerConnection(Connection):
-    """One guest's use: a page, then a signal for each priority it uses."""
+    """One guest's use: a page, then a signal for each priority; shared also while the guest keeps its timers itself.
+
+    Attributes:
+        opener: the guest.
+    """
 
     def __init__(self, device: TimerDevice, opener: Opener) -> None:
         self._device = device
-        self._opener = opener
+        self.opener = opener
+        self._slots_max: int = device.attributes["slots_max"]
+        self._page: SharedRegion | None = None
+        self._signals: dict[int, SharedRegion] = {}
         self._kept: tuple[Timekeeper, int] | None = None
-        self._has_page = False
-        self._shown: set[int] = set()
+        self._is_given_up = False
+        device.connections.add(self)
 
     def call(self, function: int, data: bytes) -> bytes:
-        """Answer QUERY."""
-        if function != wire.QUERY:
+        """Answer QUERY, KEEP and RELEASE."""
+        if function not in (wire.QUERY, wire.KEEP, wire.RELEASE):
             return super().call(function, data)
         if data:
-            raise UsageError(f"QUERY takes no data; got {len(data)} bytes", got=len(data), limit=0)
-        attributes = self._device.attributes
-        return wire.QUERY_ANSWER.pack(attributes["enabled"], attributes["slots_max"], attributes["lead_us"] * 1000)
+            raise UsageError(f"function {function} takes no data; got {len(data)} bytes", got=len(data), limit=0)
+        if function == wire.QUERY:
+            attributes = self._device.attributes
+            return wire.QUERY_ANSWER.pack(attributes["enabled"], self._slots_max, attributes["lead_us"] * 1000)
+        if function == wire.RELEASE:
+            self._let_go()
+        elif self._page is None:
+            raise UsageError("share the timer page first")
+        else:
+            with self._blamed():
+                self._keep(self._page)
+        return b""
 
     def shm(self, region: SharedRegion) -> None:
         """Take the page, or the signal of a priority."""
-        try:
+        with self._blamed():
             if region.id == wire.PAGE:
                 self._take_page(region)
             elif wire.SIGNAL <= region.id < wire.SIGNAL + wire.PRIORITIES:
                 self._take_signal(region, region.id - wire.SIGNAL)
             else:
                 super().shm(region)
-        except PeerFault as fault:
-            self._opener.fault(fault)
-            raise
 
     def _take_page(self, region: SharedRegion) -> None:
+        if self._page is not None:
+            raise ExistsError("a timer page was shared before; close the device to share it anew")
+        self._keep(region)
+        self._page = region
+
+    def _take_signal(self, region: SharedRegion, priority: int) -> None:
+        if self._page is None:
+            raise UsageError("share the timer page first")
+        if priority in self._signals:
+            raise ExistsError(f"the signal of priority {priority} was shared before")
+        _need_signal(region, 0)
+        self._connect(priority, region)
+        self._signals[priority] = region
+
+    def _keep(self, page: SharedRegion) -> None:
+        """Have the timekeeper keep the page, with all signals that were shared; nothing when it does already."""
         attributes = self._device.attributes
         if not attributes["enabled"]:
             raise UnsupportedError(f"device {self._device.name!r} keeps no timers now; its attribute `enabled` is 0")
-        if self._has_page:
-            raise ExistsError("a timer page was shared before; close the device to share it anew")
-        signal = _need_signal(region, wire.PAGE_SIGNAL_OFFSET)
-        labels = f"guest={self._opener.guest},device={self._device.name}"
+        if self._is_given_up:
+            raise UsageError("these timers were given up, for a rule that was broken; close the device to start anew")
+        if self._kept is not None:
+            return
+        signal = _need_signal(page, wire.PAGE_SIGNAL_OFFSET)
+        labels = f"guest={self.opener.guest},device={self._device.name}"
         self._kept = self._device.keeper.attach(
-            region, signal, labels, slots_max=attributes["slots_max"], lead_us=attributes["lead_us"]
+            page, signal, labels, slots_max=self._slots_max, lead_us=attributes["lead_us"]
         )
-        self._has_page = True
         self._device.keeper.watch(self._kept[1], self._given_up)
-        self._device.connections.add(self)
+        self._device.kept.add(self)
         self._device.count()
+        try:
+            for priority, region in self._signals.items():
+                self._connect(priority, region)
+        except BaseException:
+            self._let_go()
+            raise
 
-    def _take_signal(self, region: SharedRegion, priority: int) -> None:
-        if self._kept is None:
-            raise UsageError("share the timer page first")
-        if priority in self._shown:
-            raise ExistsError(f"the signal of priority {priority} was shared before")
-        signal = _need_signal(region, 0)
-        native, page = self._kept
-        place = (region.offset, region.length)
-        native.connect(page, priority, region.ram, place, self._opener.line(signal), self._device.keeper.signals)
-        self._shown.add(priority)
+    def _connect(self, priority: int, region: SharedRegion) -> None:
+        """Call the guest by this signal, if the host keeps its timers; otherwise from when it does."""
+        if self._kept is not None:
+            native, page = self._kept
+            place = (region.offset, region.length)
+            line = self.opener.line(_need_signal(region, 0))
+            native.connect(page, priority, region.ram, place, line, self._device.keeper.signals)
+
+    @contextlib.contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """A fault is the guest's, and it is told so."""
+        try:
+            yield
+        except PeerFault as fault:
+            self.opener.fault(fault)
+            raise
 
     def _given_up(self, fault: PeerFault) -> None:
         """The guest broke a rule: its timers are not kept any more."""
-        self._opener.fault(fault)
+        self._is_given_up = True
+        self.opener.fault(fault)
         self._let_go()
 
     def set_lead(self, lead_us: int) -> None:
@@ -265,12 +315,13 @@ class TimerConnection(Connection):
     def close(self) -> None:
         """Let go of the page; when this returns nobody touches the guest's memory."""
         self._let_go()
+        self._device.connections.discard(self)
 
     def _let_go(self) -> None:
         kept, self._kept = self._kept, None
         if kept is not None:
             self._device.keeper.detach(kept[1])
-            self._device.connections.discard(self)
+            self._device.kept.discard(self)
             self._device.count()
 
 

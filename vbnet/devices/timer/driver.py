@@ -11,8 +11,9 @@
 
 Deadlines are nanoseconds of ``timer.now_ns()``, CLOCK_MONOTONIC. No tick comes early; a periodic timer stays on its
 grid, and expiries without a tick are counted in ``missed``. When the device or the host is gone, everything that waits
-raises PeerGone. A host whose device is not ``enabled`` keeps no timers: then a thread of this process does, and
-``is_shared`` is False. Who writes which memory: see ``rust/core/src/guest/timer.rs``.
+raises PeerGone. While the operator has the device not ``enabled`` the host keeps no timers: then a thread of this
+process does, on the same page, and ``is_shared`` is False. Timers go from one to the other while they run; a switch may
+make a tick late, and none is lost or comes twice. Who writes which memory: see ``rust/core/src/guest/timer.rs``.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Final
 
-from vbnet._native import CounterFile, Ram, Tick, Timekeeper, TimersLayout, timer_now_ns
+from vbnet._native import CounterFile, Tick, Timekeeper, TimersLayout, timer_now_ns
 from vbnet._native import Timers as NativeTimers
 from vbnet.devices.timer import wire
-from vbnet.errors import BusyError, ClosedError, PeerGone, UsageError, VbnetError
+from vbnet.errors import BusyError, ClosedError, DeadlineError, PeerGone, UnsupportedError, UsageError, VbnetError
 from vbnet.guestnode.memory import Block
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice, SharedSignal
 
-__all__ = ["LocalTimers", "Tick", "Timer", "TimerDriver", "Timers"]
+__all__ = ["Tick", "Timer", "TimerDriver", "Timers"]
 
 Handler = Callable[[Tick], object]
 
@@ -83,21 +84,31 @@ class Timer:
 class Timers:
     """All timers of one guest on one device.
 
+    Args:
+        native: what arms and waits.
+        opened: the device.
+        block: their memory.
+
     Attributes:
         is_shared: whether the host keeps them; otherwise a thread of this process does.
     """
 
-    def __init__(self, native: NativeTimers, opened: OpenDevice, block: Block | None, *, is_shared: bool) -> None:
-        self.is_shared = is_shared
+    def __init__(self, native: NativeTimers, opened: OpenDevice, block: Block) -> None:
+        self.is_shared = False
         self._native = native
         self._opened = opened
-        self._block = block
+        self._block: Block | None = block
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._handlers: dict[int, Timer] = {}
         self._mailboxes: set[_Mailbox] = set()
-        self._shown: set[int] = set()
-        self._showing: set[asyncio.Task[None]] = set()
+        self._shown = {0}
+        self._page: SharedSignal | None = None
+        self._signals: dict[int, SharedSignal] = {}
+        self._kept_here: int | None = None
+        self._may_host_keep = False
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._is_serving = False
         self._reminder: asyncio.TimerHandle | None = None
         self._ended: VbnetError | None = None
@@ -193,14 +204,13 @@ class Timers:
 
     async def remove(self) -> None:
         """The device left, or the guest does: whoever waits hears of it, and the memory is free again."""
+        self._opened.device.on_link = None
         reason = self._opened.ended_by
-        if isinstance(reason, PeerGone):
-            self._native.abandon()
-        else:
-            self._native.close()
-        self._end(reason if reason is not None else ClosedError("these timers are closed"))
-        for task in self._showing:
+        self._stop(reason if reason is not None else ClosedError("these timers are closed"))
+        for task in self._tasks:
             task.cancel()
+        with contextlib.suppress(VbnetError):
+            self._let_go()
         await self._opened.close()
         if self._block is not None:
             self._opened.device.memory.free(self._block)
@@ -215,6 +225,14 @@ class Timers:
             yield mailbox
         finally:
             self._mailboxes.discard(mailbox)
+
+    def _stop(self, reason: VbnetError) -> None:
+        """Nobody keeps them any more: a thread that waits hears of it, and so does what waits on the event loop."""
+        if isinstance(reason, ClosedError):
+            self._native.close()
+        else:
+            self._native.abandon()
+        self._end(reason)
 
     def _end(self, reason: VbnetError) -> None:
         self._ended = self._ended or reason
@@ -265,29 +283,127 @@ class Timers:
         """Have the host told where the signal of a priority is; what expires meanwhile is told then."""
         self._shown.add(priority)
         if threading.get_ident() == self._thread:
-            self._start_showing(priority)
+            self._start(self.show_priority(priority))
         else:
-            self._loop.call_soon_threadsafe(self._start_showing, priority)
+            self._loop.call_soon_threadsafe(lambda: self._start(self.show_priority(priority)))
 
-    def _start_showing(self, priority: int) -> None:
-        task = self._loop.create_task(self.show_priority(priority))
-        self._showing.add(task)
-        task.add_done_callback(self._shown_or_not)
+    def look_again(self, is_up: bool) -> None:
+        """The host keeps timers from now on, or does so no more: do as it says, soon."""
+        del is_up  # by the time it is done it may be otherwise
+        self._start(self.settle())
 
-    def _shown_or_not(self, task: asyncio.Task[None]) -> None:
-        self._showing.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and self._ended is None:
-            self._loop.call_exception_handler({"message": "a timer's signal was refused", "exception": error})
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None or self._ended is not None:
+            return
+        if not isinstance(error, (PeerGone, ClosedError)):
+            self._loop.call_exception_handler({"message": "a timer device refused its guest", "exception": error})
+        if not self.is_shared and self._kept_here is None and not self._turn.locked():
+            self._stop(PeerGone(f"nobody keeps these timers: {error}"))
 
     async def show_priority(self, priority: int) -> None:
-        """Show the host the signal of a priority, and listen to it; done by itself for the first timer of each."""
+        """Have whoever keeps the timers ring for a priority; done by itself for the first timer of each."""
         self._shown.add(priority)
+        async with self._turn:
+            if self.is_shared:
+                await self._share_priority(priority)
+            elif self._kept_here is not None:
+                self._ring_here(priority)
+
+    async def settle(self) -> None:
+        """Have the timers kept by the host if its device is enabled, otherwise here."""
+        async with self._turn:
+            is_enabled, lead_ns = await self._query()
+            try:
+                if is_enabled and not self.is_shared:
+                    await self._give_to_host(lead_ns)
+                elif not is_enabled and (self.is_shared or self._kept_here is None):
+                    await self._take_from_host()
+            except UnsupportedError:
+                if (await self._query())[0]:
+                    raise
+                # Switched off between question and answer: that is a wish of its own, and granted already.
+
+    async def _query(self) -> tuple[bool, int]:
+        is_enabled, _, lead_ns = wire.QUERY_ANSWER.unpack(await self._opened.call(wire.QUERY))
+        return bool(is_enabled), lead_ns
+
+    async def _give_to_host(self, lead_ns: int) -> None:
+        """From here to the host; it stays here when the host refuses."""
+        self._let_go()
+        self._native.hand_over()
+        self._may_host_keep = True
+        try:
+            if self._page is None:
+                layout = self._native.layout
+                place = (layout.page_offset, layout.page_bytes)
+                self._page = _need(await self._opened.shm(wire.PAGE, *place, signal_offset=wire.PAGE_SIGNAL_OFFSET))
+            else:
+                await self._opened.call(wire.KEEP)
+            for priority in sorted(self._shown):
+                await self._share_priority(priority)
+        except (PeerGone, ClosedError):
+            raise
+        except VbnetError:
+            await self._take_from_host()
+            raise
+        self.is_shared = True
+        self._native.connect(self._page.kick_fd, lead_ns)
+
+    async def _take_from_host(self) -> None:
+        """From the host to here: it is asked until it has said that it lets go, for two must never keep one page."""
+        keeper = _own_keeper()
+        while self._may_host_keep:
+            with contextlib.suppress(DeadlineError):
+                await self._opened.call(wire.RELEASE)
+                self._may_host_keep = False
+        self.is_shared = False
+        self._native.hand_over()
         layout = self._native.layout
-        offset = layout.signals_offset + priority * layout.signal_bytes
-        signal = await self._opened.shm(
-            wire.SIGNAL + priority, offset, layout.signal_bytes, priority=priority, signal_offset=0
-        )
-        self._native.connect_priority(priority, _need(signal).call_fd)
+        with _Bell() as bell:
+            kick = bell if self._page is None else self._page.kick_fd
+            place = (layout.page_offset, layout.page_bytes)
+            ram = self._opened.device.ram
+            self._kept_here = keeper.attach(ram, place, kick, "guest=local", slots_max=layout.slots, lead_ns=0)
+            for priority in sorted(self._shown):
+                self._ring_here(priority)
+            self._native.connect(kick, 0)
+
+    def _let_go(self) -> None:
+        """This process keeps them no more; when this returns, its thread touches the page no more."""
+        kept, self._kept_here = self._kept_here, None
+        if kept is not None:
+            _own_keeper().detach(kept)
+
+    async def _share_priority(self, priority: int) -> None:
+        if priority in self._signals:
+            return
+        offset, length = self._signal_place(priority)
+        region = wire.SIGNAL + priority
+        signal = _need(await self._opened.shm(region, offset, length, priority=priority, signal_offset=0))
+        self._signals[priority] = signal
+        self._native.connect_priority(priority, signal.call_fd)
+
+    def _ring_here(self, priority: int) -> None:
+        """Have our own thread ring for a priority: the doorbell that the host would ring, if there is one."""
+        if self._kept_here is None:
+            return
+        shared = self._signals.get(priority)
+        with _Bell() as bell:
+            call = bell if shared is None else shared.call_fd
+            place, ram = self._signal_place(priority), self._opened.device.ram
+            _own_keeper().connect(self._kept_here, priority, ram, place, call)
+            if shared is None:
+                self._native.connect_priority(priority, call)
+
+    def _signal_place(self, priority: int) -> tuple[int, int]:
+        layout = self._native.layout
+        return layout.signals_offset + priority * layout.signal_bytes, layout.signal_bytes
 
 
 class TimerDriver:
@@ -303,35 +419,29 @@ class TimerDriver:
         self._slots = slots
 
     async def probe(self, device: ProxyDevice) -> Timers:
-        """Open the device and share a timer page; keep the timers in this process when the host does not."""
+        """Open the device and share a timer page; keep the timers in this process while the host does not."""
         opened = await device.open(wire.VERSION)
         try:
-            is_enabled, slots_max, lead_ns = wire.QUERY_ANSWER.unpack(await opened.call(wire.QUERY))
-            if not is_enabled:
-                return await _keep_here(opened, self._slots)
-            return await _share(opened, min(self._slots, 1 << (slots_max.bit_length() - 1)), lead_ns)
+            _, slots_max, _ = wire.QUERY_ANSWER.unpack(await opened.call(wire.QUERY))
+            slots = min(self._slots, 1 << (slots_max.bit_length() - 1))
+            layout = TimersLayout(slots)
+            ram, block = device.ram, device.memory.allocate(layout.end - layout.page_offset, _LINE_PAIR)
         except BaseException:
             await opened.close()
             raise
-
-
-async def _share(opened: OpenDevice, slots: int, lead_ns: int) -> Timers:
-    """Timers that the host keeps, in the guest's own memory."""
-    device = opened.device
-    layout = TimersLayout(slots)
-    block = device.memory.allocate(layout.end - layout.page_offset, _LINE_PAIR)
-    try:
-        native = NativeTimers(device.ram, slots, block.offset)
-        layout = native.layout
-        page = await opened.shm(wire.PAGE, layout.page_offset, layout.page_bytes, signal_offset=wire.PAGE_SIGNAL_OFFSET)
-        native.connect(_need(page).kick_fd, lead_ns)
-        timers = Timers(native, opened, block, is_shared=True)
-        await timers.show_priority(0)
-    except BaseException:
-        await opened.close()  # before the memory is another's
-        device.memory.free(block)
-        raise
-    return timers
+        try:
+            timers = Timers(NativeTimers(ram, slots, block.offset), opened, block)
+        except BaseException:
+            await opened.close()
+            device.memory.free(block)
+            raise
+        try:
+            device.on_link = timers.look_again
+            await timers.settle()
+        except BaseException:
+            await timers.remove()
+            raise
+        return timers
 
 
 def _need(signal: SharedSignal | None) -> SharedSignal:
@@ -341,53 +451,10 @@ def _need(signal: SharedSignal | None) -> SharedSignal:
     return signal
 
 
-class LocalTimers(Timers):
-    """Timers that a thread of this process keeps.
-
-    Args:
-        kept: who keeps them, under which number, in which memory.
-    """
-
-    def __init__(self, native: NativeTimers, opened: OpenDevice, kept: tuple[Timekeeper, int, Ram]) -> None:
-        super().__init__(native, opened, None, is_shared=False)
-        self._kept = kept
-
-    async def show_priority(self, priority: int) -> None:
-        """Listen to the signal of a priority."""
-        self._shown.add(priority)
-        keeper, page, ram = self._kept
-        layout = self._native.layout
-        signal = (layout.signals_offset + priority * layout.signal_bytes, layout.signal_bytes)
-        with _Bell() as call:
-            self._native.connect_priority(priority, call)
-            keeper.connect(page, priority, ram, signal, call)
-
-    async def remove(self) -> None:
-        """Whoever waits hears of it, and the thread lets go of the memory."""
-        keeper, page, _ram = self._kept
-        with contextlib.suppress(VbnetError):
-            keeper.detach(page)
-        await super().remove()
-
-
 @functools.cache
 def _own_keeper() -> Timekeeper:
     """The thread that keeps timers of this process."""
     return Timekeeper(CounterFile.create())
-
-
-async def _keep_here(opened: OpenDevice, slots: int) -> Timers:
-    """Timers in memory that nobody else sees."""
-    layout = TimersLayout(slots)
-    ram = Ram.create(layout.end)
-    native = NativeTimers(ram, slots)
-    with _Bell() as kick:
-        place = (layout.page_offset, layout.page_bytes)
-        page = _own_keeper().attach(ram, place, kick, "guest=local", slots_max=slots, lead_ns=0)
-        native.connect(kick, 0)
-    timers = LocalTimers(native, opened, (_own_keeper(), page, ram))
-    await timers.show_priority(0)
-    return timers
 
 
 class _Mailbox:
