@@ -14,7 +14,8 @@ the guest is refused with EIO, while everyone else goes on.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -244,6 +245,20 @@ class SharedRegion:
     signal_offset: int | None = None
     signal: SignalEnds | None = None
 
+    def signal_at(self, offset: int) -> SignalEnds:
+        """The signal, which by the device's ABI has its doorbell words at ``offset`` in the region.
+
+        Raises:
+            UsageError: it has none, or has it elsewhere; the guest's fault.
+        """
+        if self.signal is None or self.signal_offset != offset:
+            raise UsageError(
+                f"region {self.id} carries its signal at {offset:#x}; got {self.signal_offset}",
+                got=self.signal_offset,
+                limit=offset,
+            )
+        return self.signal
+
 
 class Opener(ABC):
     """Who opened an interface, and what the device may ask of them."""
@@ -323,6 +338,15 @@ class Opener(ABC):
     @abstractmethod
     def fault(self, fault: PeerFault) -> None:
         """Report a rule this guest broke: it is counted, logged, published. Quarantine is the device's own to do."""
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Within, what is found wrong with the guest's memory is reported as its fault, and refused."""
+        try:
+            yield
+        except PeerFault as fault:
+            self.fault(fault)
+            raise
 
 
 class Connection(ABC):

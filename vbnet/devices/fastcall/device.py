@@ -6,12 +6,11 @@ changed while they call. What is in a slot is the native service's business.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
 from vbnet.devices.fastcall import wire
-from vbnet.errors import PeerFault, ResourceError, UsageError
+from vbnet.errors import ResourceError, UsageError
 from vbnet.hostnode.device import (
     Attribute,
     AttributeTable,
@@ -24,6 +23,7 @@ from vbnet.hostnode.device import (
     SharedRegion,
 )
 from vbnet.hostnode.fastcalls import Fastcalls, SlotParams
+from vbnet.hostnode.values import flag, flag_text, within
 
 __all__ = ["FastcallClass", "FastcallDevice"]
 
@@ -58,21 +58,21 @@ class FastcallDevice(Device):
                 Attribute(
                     "enabled",
                     "whether calls are answered, 0 or 1; 0: guests make ordinary calls",
-                    _flag,
+                    flag,
                     default=True,
-                    format=lambda on: str(int(on)),
+                    format=flag_text,
                 ),
-                Attribute("slots_max", "slots a guest may show, 1..256", functools.partial(_within, 1, _SLOTS_MAX), 16),
+                Attribute("slots_max", "slots a guest may show, 1..256", within(1, _SLOTS_MAX), 16),
                 Attribute(
                     "spin_us",
                     "µs a slot is polled after its last call, 0..100000",
-                    functools.partial(_within, 0, _SPIN_US_MAX),
+                    within(0, _SPIN_US_MAX),
                     50,
                 ),
                 Attribute(
                     "trap_ns",
                     "modelled cost of a call in ns, spent by the caller, 0..1000000",
-                    functools.partial(_within, 0, _TRAP_NS_MAX),
+                    within(0, _TRAP_NS_MAX),
                     0,
                 ),
                 Attribute("slots", "slots that guests show now", int, 0, is_read_only=True),
@@ -149,18 +149,10 @@ class FastcallConnection(Connection):
         limit = self._device.attributes["slots_max"]
         if len(self.slots) >= limit:
             raise ResourceError(f"a guest may show {limit} slots; raise slots_max for more", limit=limit)
-        if region.signal is None or region.signal_offset != wire.SIGNAL_OFFSET:
-            raise UsageError(
-                f"a slot carries its signal at {wire.SIGNAL_OFFSET:#x}; got {region.signal_offset}",
-                got=region.signal_offset,
-                limit=wire.SIGNAL_OFFSET,
-            )
+        region.signal_at(wire.SIGNAL_OFFSET)
         opener = self._opener
-        try:
+        with opener.blamed():
             slot = self._fastcalls.attach(opener.guest, opener.bus, region, self._device.params, opener.fault)
-        except PeerFault as fault:
-            opener.fault(fault)
-            raise
         self.slots[region.id] = slot
         self._device.count_slots()
 
@@ -176,14 +168,3 @@ class FastcallConnection(Connection):
         self.slots.clear()
         self._device.connections.discard(self)
         self._device.count_slots()
-
-
-def _within(low: int, high: int, text: str) -> int:
-    value = int(text)
-    if not low <= value <= high:
-        raise ValueError(f"allowed are {low}..{high}")
-    return value
-
-
-def _flag(text: str) -> bool:
-    return bool(_within(0, 1, text))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from vbnet.devices.intc import wire
-from vbnet.errors import BusyError, ExistsError, NotPermittedError, PeerFault, UnsupportedError, UsageError, VbnetError
+from vbnet.errors import BusyError, ExistsError, NotPermittedError, UnsupportedError, UsageError, VbnetError
 from vbnet.hostnode.device import (
     Attribute,
     AttributeTable,
@@ -26,6 +26,7 @@ from vbnet.hostnode.device import (
     SharedRegion,
 )
 from vbnet.hostnode.signals import Vector
+from vbnet.hostnode.values import flag, flag_text, within
 
 if TYPE_CHECKING:
     from vbnet._native import FastHandler
@@ -69,12 +70,14 @@ class IntcDevice(Device):
                 Attribute(
                     "enabled",
                     "1: signals go through controllers; 0: each by its own eventfd",
-                    parse=_flag,
+                    parse=flag,
                     default=True,
-                    format=_bit,
+                    format=flag_text,
                 ),
-                Attribute("vcpus", "most vCPUs of one guest, 1 to 64", _vcpus, 8, is_locked_while_open=True),
-                Attribute("signals", "most signals one guest may name", _signals, 65_536),
+                Attribute(
+                    "vcpus", "most vCPUs of one guest, 1 to 64", within(1, wire.VCPUS_MAX), 8, is_locked_while_open=True
+                ),
+                Attribute("signals", "most signals one guest may name", within(0, _SIGNALS_MAX), 65_536),
             ),
             self._changed,
         )
@@ -161,12 +164,7 @@ class IntcConnection(Connection):
             )
         if region.id in self._regions:
             raise ExistsError(f"region {region.id} was shared before; close the device to share it anew")
-        if region.signal is None or region.signal_offset != wire.LEVEL_SIGNAL_OFFSET:
-            raise UsageError(
-                f"a level carries its signal at {wire.LEVEL_SIGNAL_OFFSET:#x}; got {region.signal_offset}",
-                got=region.signal_offset,
-                limit=wire.LEVEL_SIGNAL_OFFSET,
-            )
+        signal = region.signal_at(wire.LEVEL_SIGNAL_OFFSET)
         if region.length != wire.LEVEL_BYTES:
             raise UsageError(
                 f"a level has {wire.LEVEL_BYTES} bytes; got {region.length}", got=region.length, limit=wire.LEVEL_BYTES
@@ -177,9 +175,9 @@ class IntcConnection(Connection):
                 got=region.priority,
             )
         if region.id == wire.OUTBOX:
-            with self._blamed():
+            with self._opener.blamed():
                 place = (region.offset, region.length)
-                self._signals.attach_outbox(self.guest, region.ram, place, region.signal.kick_fd)
+                self._signals.attach_outbox(self.guest, region.ram, place, signal.kick_fd)
         self._regions[region.id] = region
 
     def call(self, function: int, data: bytes) -> bytes:
@@ -238,7 +236,7 @@ class IntcConnection(Connection):
         if self._device.is_trapped:
             return self._start_trapped([self._regions[vcpu[0]] for vcpu in wanted])
         first = self._regions[0]
-        with self._blamed():
+        with self._opener.blamed():
             places = [[self._place(region) for region in vcpu] for vcpu in wanted]
             self._signals.attach_controller(self.guest, first.ram, places)
         return wire.MODE.pack(wire.SHARED)
@@ -361,15 +359,6 @@ class IntcConnection(Connection):
         finally:
             os.close(fd)
 
-    @contextlib.contextmanager
-    def _blamed(self) -> Any:  # noqa: ANN401 - a generator's shape
-        """What is wrong with the guest's memory is the guest's fault, and counted as such."""
-        try:
-            yield
-        except PeerFault as fault:
-            self._opener.fault(fault)
-            raise
-
 
 def _name(data: bytes) -> str:
     try:
@@ -382,26 +371,3 @@ def _boolean(value: int) -> bool:
     if value not in {0, 1}:
         raise UsageError(f"0 or 1 is wanted; got {value}", got=value)
     return bool(value)
-
-
-def _flag(text: str) -> bool:
-    return bool(_within(text, 0, 1))
-
-
-def _bit(value: object) -> str:
-    return str(int(bool(value)))
-
-
-def _vcpus(text: str) -> int:
-    return _within(text, 1, wire.VCPUS_MAX)
-
-
-def _signals(text: str) -> int:
-    return _within(text, 0, _SIGNALS_MAX)
-
-
-def _within(text: str, low: int, high: int) -> int:
-    value = int(text)
-    if not low <= value <= high:
-        raise ValueError(f"allowed are {low}..{high}")
-    return value

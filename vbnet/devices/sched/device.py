@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from vbnet._native import SCHED_CLASSES, SCHED_COUNTERS, SchedCoordinator
 from vbnet.devices.sched import wire
-from vbnet.errors import ExistsError, PeerFault, UnsupportedError, UsageError, VbnetError
+from vbnet.errors import ExistsError, UnsupportedError, VbnetError
 from vbnet.hostnode.device import (
     Attribute,
     AttributeTable,
@@ -26,6 +26,7 @@ from vbnet.hostnode.device import (
     Opener,
     SharedRegion,
 )
+from vbnet.hostnode.values import flag, flag_text, within
 
 __all__ = ["SchedClass", "SchedDevice"]
 
@@ -84,17 +85,17 @@ class SchedDevice(Device):
         cannot = "; ".join(text for ability, text in _MISSING.items() if not abilities[ability]) or "-"
         self.attributes = _LiveTable(
             (
-                Attribute("enabled", "0 puts everything back", _flag, default=True, format=lambda on: str(int(on))),
+                Attribute("enabled", "0 puts everything back", flag, default=True, format=flag_text),
                 Attribute("highest", f"highest class of a guest: {', '.join(SCHED_CLASSES)}", _class, "deadline"),
-                Attribute("rt_priority", "highest realtime priority of a guest, 1..40", _within(1, 40), 40),
-                Attribute("rt_threads", "realtime threads of all guests together, 0..1024", _within(0, 1024), 4),
+                Attribute("rt_priority", "highest realtime priority of a guest, 1..40", within(1, 40), 40),
+                Attribute("rt_threads", "realtime threads of all guests together, 0..1024", within(0, 1024), 4),
                 Attribute(
-                    "rt_share", "‰ of a processor a realtime thread may use, and deadlines of all", _within(1, 950), 500
+                    "rt_share", "‰ of a processor a realtime thread may use, and deadlines of all", within(1, 950), 500
                 ),
-                Attribute("nice_min", "least nice value of a guest, -20..0", _within(-20, 0), -15),
-                Attribute("boost_from", "signals of this priority boost, 0..7; 8: none", _within(0, 8), 6),
-                Attribute("boost_ms", "longest boost that the guest does not end, ms", _within(1, 1000), 20),
-                Attribute("rate", "transitions of one guest acted on a second", _within(1, 100_000), 2000),
+                Attribute("nice_min", "least nice value of a guest, -20..0", within(-20, 0), -15),
+                Attribute("boost_from", "signals of this priority boost, 0..7; 8: none", within(0, 8), 6),
+                Attribute("boost_ms", "longest boost that the guest does not end, ms", within(1, 1000), 20),
+                Attribute("rate", "transitions of one guest acted on a second", within(1, 100_000), 2000),
                 Attribute("cannot", "what this host cannot do", str, cannot, is_read_only=True),
                 Attribute("threads", "every thread in hand or refused, as JSON", str, "[]", is_read_only=True),
                 Attribute("counts", "what was counted, as JSON; zeroes left out", str, "{}", is_read_only=True),
@@ -202,19 +203,11 @@ class SchedConnection(Connection):
             return super().shm(region)
         if self._member is not None:
             raise ExistsError("the page was shared before; close the device to share it anew")
-        if region.signal is None or region.signal_offset != wire.SIGNAL_OFFSET:
-            raise UsageError(
-                f"a scheduling page carries its signal at {wire.SIGNAL_OFFSET:#x}; got {region.signal_offset}",
-                got=region.signal_offset,
-                limit=wire.SIGNAL_OFFSET,
-            )
+        signal = region.signal_at(wire.SIGNAL_OFFSET)
         opener = self._opener
         place = (region.offset, region.length)
-        try:
-            self._member = self._coordinator.join(opener.guest, opener.pid, region.ram, place, region.signal.kick_fd)
-        except PeerFault as fault:
-            opener.fault(fault)
-            raise
+        with opener.blamed():
+            self._member = self._coordinator.join(opener.guest, opener.pid, region.ram, place, signal.kick_fd)
         with contextlib.suppress(ExistsError):  # another coordinator's: this one schedules without signals
             self._signals.boost(opener.guest, self._coordinator, self._member)
         return None
@@ -240,20 +233,6 @@ _LIMITS: Final = {
     "boost_ms": "boost_ms",
     "rate": "rate",
 }
-
-
-def _within(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError(f"allowed are {low}..{high}")
-        return value
-
-    return parse
-
-
-def _flag(text: str) -> bool:
-    return bool(_within(0, 1)(text))
 
 
 def _class(text: str) -> str:

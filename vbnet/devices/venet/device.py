@@ -13,7 +13,7 @@ from typing import Any
 
 from vbnet.bus.limits import MAX_PRIORITY
 from vbnet.devices.venet import wire
-from vbnet.errors import BusyError, ExistsError, PeerFault, UnsupportedError, UsageError, VbnetError
+from vbnet.errors import BusyError, ExistsError, UnsupportedError, UsageError, VbnetError
 from vbnet.hostnode.device import (
     Attribute,
     AttributeTable,
@@ -25,6 +25,7 @@ from vbnet.hostnode.device import (
     Opener,
     SharedRegion,
 )
+from vbnet.hostnode.values import flag, flag_text, within
 from vbnet.net.mac import MacAddress
 
 __all__ = ["LoopbackClass", "VenetClass", "VenetDevice"]
@@ -74,15 +75,24 @@ class VenetDevice(Device):
                 Attribute(
                     "mac", "address of the guest's end", MacAddress.parse_station, own, is_locked_while_open=True
                 ),
-                Attribute("mtu", "largest packet in bytes, 68..65535", _mtu, 1500, is_locked_while_open=True),
                 Attribute(
-                    "enabled", "carrier of the link, 0 or 1", _flag, default=True, format=lambda on: str(int(on))
+                    "mtu",
+                    "largest packet in bytes, 68..65535",
+                    within(wire.MTU_MIN, wire.MTU_MAX),
+                    1500,
+                    is_locked_while_open=True,
                 ),
-                Attribute("txmitigation", "frames sent per completion signal, 0..32768; 0: one a batch", _count, 10),
+                Attribute("enabled", "carrier of the link, 0 or 1", flag, default=True, format=flag_text),
                 Attribute(
-                    "burstthresh", "µs the port stays awake after kicks in close succession, 0..100000", _micros, 50
+                    "txmitigation", "frames sent per completion signal, 0..32768; 0: one a batch", within(0, 32768), 10
                 ),
-                Attribute("budget", "frames taken from this card at a turn, 1..4096", _budget, 256),
+                Attribute(
+                    "burstthresh",
+                    "µs the port stays awake after kicks in close succession, 0..100000",
+                    within(0, 100_000),
+                    50,
+                ),
+                Attribute("budget", "frames taken from this card at a turn, 1..4096", within(1, 4096), 256),
                 Attribute(
                     "priority",
                     "of its rings and signals, 0..7, 7 the most urgent; `driver`: as the guest's driver showed them",
@@ -200,12 +210,7 @@ class VenetConnection(Connection):
             return super().shm(region)
         if which in self._regions:
             raise ExistsError(f"region {which.name} was shared before; close the device to share it anew")
-        if region.signal is None or region.signal_offset != wire.RING_SIGNAL_OFFSET:
-            raise UsageError(
-                f"region {which.name} carries its signal at {wire.RING_SIGNAL_OFFSET:#x}; got {region.signal_offset}",
-                got=region.signal_offset,
-                limit=wire.RING_SIGNAL_OFFSET,
-            )
+        region.signal_at(wire.RING_SIGNAL_OFFSET)
         self._regions[which] = region
         return None
 
@@ -227,17 +232,16 @@ class VenetConnection(Connection):
         if not switch and not self._device.is_loopback:
             raise UsageError(f"device {self._device.name!r} is joined to no switch; set its attribute `switch`")
         tx, rx = self._regions[wire.Region.TX], self._regions[wire.Region.RX]
-        if tx.signal is None or rx.signal is None:  # refused in shm() already
-            raise UsageError("both rings need a signal")
-        self._lines = {wire.Region.TX: self._opener.line(tx.signal), wire.Region.RX: self._opener.line(rx.signal)}
-        try:
+        tx_signal, rx_signal = (region.signal_at(wire.RING_SIGNAL_OFFSET) for region in (tx, rx))
+        self._lines = {wire.Region.TX: self._opener.line(tx_signal), wire.Region.RX: self._opener.line(rx_signal)}
+        with self._opener.blamed():
             port = self._fabric.port_add_venet(
                 switch,
                 self._device.name,
                 tx.ram,
                 (tx.offset, tx.length),
                 (rx.offset, rx.length),
-                (tx.signal.kick_fd, tx.signal.call_fd, rx.signal.kick_fd, rx.signal.call_fd),
+                (tx_signal.kick_fd, tx_signal.call_fd, rx_signal.kick_fd, rx_signal.call_fd),
                 mac=str(attributes["mac"]),
                 mtu=attributes["mtu"],
                 tx_mitigation=attributes["txmitigation"],
@@ -246,9 +250,6 @@ class VenetConnection(Connection):
                 signals=self._device.services.signals.native,
                 lines=(self._lines[wire.Region.TX], self._lines[wire.Region.RX]),
             )
-        except PeerFault as fault:
-            self._opener.fault(fault)
-            raise
         self._port = port
         self.prioritise(attributes["priority"])
         return port
@@ -304,32 +305,5 @@ _BY_DRIVER = "driver"
 _PORT_PARAMETERS = {"txmitigation": "tx_mitigation", "burstthresh": "burst_threshold_us", "budget": "budget"}
 
 
-def _within(text: str, low: int, high: int) -> int:
-    value = int(text)
-    if not low <= value <= high:
-        raise ValueError(f"allowed are {low}..{high}")
-    return value
-
-
-def _mtu(text: str) -> int:
-    return _within(text, wire.MTU_MIN, wire.MTU_MAX)
-
-
-def _count(text: str) -> int:
-    return _within(text, 0, 32768)
-
-
-def _micros(text: str) -> int:
-    return _within(text, 0, 100_000)
-
-
-def _budget(text: str) -> int:
-    return _within(text, 1, 4096)
-
-
 def _priority(text: str) -> int | None:
-    return None if text == _BY_DRIVER else _within(text, 0, MAX_PRIORITY)
-
-
-def _flag(text: str) -> bool:
-    return bool(_within(text, 0, 1))
+    return None if text == _BY_DRIVER else within(0, MAX_PRIORITY)(text)
