@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vbnet.devices.timer import wire
@@ -28,6 +28,7 @@ from vbnet.hostnode.device import (
     SharedRegion,
     SignalEnds,
 )
+from vbnet.hostnode.values import flag, flag_text, within
 
 if TYPE_CHECKING:
     from vbnet._native import Signals, Timekeeper
@@ -149,12 +150,19 @@ class TimerDevice(Device):
                 Attribute(
                     "enabled",
                     "whether the host keeps guests' timers, 0 or 1; told at once to those that are bound",
-                    _flag,
+                    flag,
                     default=True,
-                    format=lambda on: str(int(on)),
+                    format=flag_text,
                 ),
-                Attribute("slots_max", "most timers of a guest that binds from now on, 64..131072", _slots, 16384),
-                Attribute("lead_us", "how early guests may be woken, to wait the rest awake; 0..1000 µs", _lead, 100),
+                Attribute(
+                    "slots_max",
+                    "most timers of a guest that binds from now on, 64..131072",
+                    within(wire.SLOTS_MIN, wire.SLOTS_MAX),
+                    16384,
+                ),
+                Attribute(
+                    "lead_us", "how early guests may be woken, to wait the rest awake; 0..1000 µs", within(0, 1000), 100
+                ),
                 Attribute("guests", "guests whose timers the host keeps now", int, 0, is_read_only=True),
             ),
             self._on_change,
@@ -229,13 +237,13 @@ class TimerConnection(Connection):
         elif self._page is None:
             raise UsageError("share the timer page first")
         else:
-            with self._blamed():
+            with self.opener.blamed():
                 self._keep(self._page)
         return b""
 
     def shm(self, region: SharedRegion) -> None:
         """Take the page, or the signal of a priority."""
-        with self._blamed():
+        with self.opener.blamed():
             if region.id == wire.PAGE:
                 self._take_page(region)
             elif wire.SIGNAL <= region.id < wire.SIGNAL + wire.PRIORITIES:
@@ -254,7 +262,7 @@ class TimerConnection(Connection):
             raise UsageError("share the timer page first")
         if priority in self._signals:
             raise ExistsError(f"the signal of priority {priority} was shared before")
-        _need_signal(region, 0)
+        region.signal_at(0)
         self._connect(priority, region)
         self._signals[priority] = region
 
@@ -267,7 +275,7 @@ class TimerConnection(Connection):
             raise UsageError("these timers were given up, for a rule that was broken; close the device to start anew")
         if self._kept is not None:
             return
-        signal = _need_signal(page, wire.PAGE_SIGNAL_OFFSET)
+        signal = page.signal_at(wire.PAGE_SIGNAL_OFFSET)
         labels = f"guest={self.opener.guest},device={self._device.name}"
         self._kept = self._device.keeper.attach(
             page, signal, labels, slots_max=self._slots_max, lead_us=attributes["lead_us"]
@@ -287,17 +295,8 @@ class TimerConnection(Connection):
         if self._kept is not None:
             native, page = self._kept
             place = (region.offset, region.length)
-            line = self.opener.line(_need_signal(region, 0))
+            line = self.opener.line(region.signal_at(0))
             native.connect(page, priority, region.ram, place, line, self._device.keeper.signals)
-
-    @contextlib.contextmanager
-    def _blamed(self) -> Iterator[None]:
-        """A fault is the guest's, and it is told so."""
-        try:
-            yield
-        except PeerFault as fault:
-            self.opener.fault(fault)
-            raise
 
     def _given_up(self, fault: PeerFault) -> None:
         """The guest broke a rule: its timers are not kept any more."""
@@ -323,32 +322,3 @@ class TimerConnection(Connection):
             self._device.keeper.detach(kept[1])
             self._device.kept.discard(self)
             self._device.count()
-
-
-def _need_signal(region: SharedRegion, offset: int) -> SignalEnds:
-    if region.signal is None or region.signal_offset != offset:
-        raise UsageError(
-            f"region {region.id} carries its doorbell words at {offset:#x}; got {region.signal_offset}",
-            got=region.signal_offset,
-            limit=offset,
-        )
-    return region.signal
-
-
-def _within(text: str, low: int, high: int) -> int:
-    value = int(text)
-    if not low <= value <= high:
-        raise ValueError(f"allowed are {low}..{high}")
-    return value
-
-
-def _flag(text: str) -> bool:
-    return bool(_within(text, 0, 1))
-
-
-def _slots(text: str) -> int:
-    return _within(text, wire.SLOTS_MIN, wire.SLOTS_MAX)
-
-
-def _lead(text: str) -> int:
-    return _within(text, 0, wire.LEAD_MAX_US)
