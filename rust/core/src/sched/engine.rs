@@ -380,15 +380,17 @@ impl<K: Kernel> Engine<K> {
         if wanted == weighed.now {
             return;
         }
-        let counter = if self.kernel.set_weight(&weighed.group, wanted).is_ok() {
+        if self.kernel.set_weight(&weighed.group, wanted).is_ok() {
             weighed.now = wanted;
-            SchedCounter::Weighed
-        } else {
+            self.count(SchedCounter::Weighed, 1);
+            return;
+        }
+        self.count(SchedCounter::WeighFailed, 1);
+        // Left alone from now on, with what it had before if that can be.
+        self.unweigh(id);
+        if let Some(weighed) = self.clients.get_mut(&id).and_then(|client| client.weighed.take()) {
             disclaim_group(&weighed.group);
-            client.weighed = None;
-            SchedCounter::WeighFailed
-        };
-        self.block.add(counter as usize, 1);
+        }
     }
 
     /// Puts back what a guest's group weighed, unless it is gone or somebody else has weighed it meanwhile.
@@ -795,6 +797,8 @@ mod tests {
         /// Each process's group, and what groups weigh.
         groups: BTreeMap<u32, Group>,
         weights: BTreeMap<Group, u32>,
+        /// The one weight that no group gets.
+        refused_weight: Option<u32>,
         changes: u32,
         /// Answer to every change.
         errno: i32,
@@ -862,6 +866,9 @@ mod tests {
             self.world(|world| {
                 if world.errno != 0 {
                     return Err(io::Error::from_raw_os_error(world.errno));
+                }
+                if world.refused_weight == Some(weight) {
+                    return Err(io::ErrorKind::PermissionDenied.into());
                 }
                 let found = world.weights.get_mut(group).ok_or(io::ErrorKind::NotFound)?;
                 *found = weight;
@@ -1007,6 +1014,19 @@ mod tests {
         assert_eq!([1863, 0], told);
         assert!(third.engine.client(1).is_some_and(|client| client.weighed.is_some()));
         assert_eq!(200, second.fake.world(|world| world.weights[&group]));
+    }
+
+    #[test]
+    fn group_that_cannot_be_weighed_any_more_gets_back_what_it_had() {
+        let (mut scene, group) = scene_with_group("/weighed/once");
+        scene.fake.spawn(2041);
+        scene.declare(0, &wants(2041, Class::Batch));
+        scene.fake.world(|world| world.refused_weight = Some(1863));
+
+        scene.declare(0, &wants(2041, Class::Interactive));
+
+        assert_eq!(200, scene.fake.world(|world| world.weights[&group]));
+        assert_eq!((1, 0), (scene.counted(SchedCounter::WeighFailed), scene.engine.threads(0)[0].weight));
     }
 
     #[test]
