@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.lab import Lab, Net
 from tests.support.processes import Child, ProcessState
-from tests.support.programs import nic_program, serving_program
+from tests.support.programs import driving_program, nic_program, serving_program
 from tests.support.waiting import eventually
 
 WARM_UP = 10
@@ -86,3 +86,24 @@ def test_guests_killed_while_they_serve_a_signal_leave_nothing_in_the_host(lab: 
 def test_two_hundred_guests_killed_while_they_serve_leave_nothing_in_the_host(lab: Lab) -> None:
     """The same two hundred times, so that a leak of a few KiB each shows."""
     check_serving(lab, 200)
+
+
+def test_operators_killed_while_they_drive_a_signal_leave_nothing_in_the_host(lab: Lab) -> None:
+    """One signal driven, another exported: ``kill -9``, twenty times; the last export's eventfd is the signal's."""
+    lab.operator.signal_create("alarm")
+    lab.operator.signal_create("bell")
+    states = []
+    for cycles in (WARM_UP, 20):
+        for _ in range(cycles):
+            with Child(driving_program, lab.run_dir.path) as operator:
+                assert operator.hear() == "driving"
+                assert 1 == lab.operator.node_info().counters["vbnet_attach_drives"]
+                operator.kill()
+            eventually(lambda: not lab.operator.node_info().counters["vbnet_attach_drives"], "nothing is driven")
+        states.append(ProcessState.of(lab.host.pid))
+
+    before, after = states
+    assert (before.fds, before.shared) == (after.fds, after.shared)
+    assert after.anonymous - before.anonymous < ANONYMOUS
+    for signal in ("alarm", "bell"):
+        lab.operator.signal_destroy(signal)

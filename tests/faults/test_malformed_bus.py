@@ -3,6 +3,7 @@
 The peer here is made from the byte tables, shares no code with the bus, and runs against a host node process.
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -18,12 +19,16 @@ from tests.support.waiting import PATIENCE, eventually
 from vbnet.bus import admin
 from vbnet.bus.operator import SyncOperator
 from vbnet.sharedmem import Ram
-from vbnet.testing.processes import HostProcess
-from vbnet.testing.wire import RawPeer, pack
+from vbnet.testing.processes import HostProcess, count_fds
+from vbnet.testing.wire import RawPeer, pack, unpack
 
 RAM_BYTES = 16 * 4096
+ENOSPC = 'vbnet_bus_refused_total{code="ENOSPC"}'
 EPROTO = 'vbnet_bus_refused_total{code="EPROTO"}'
 DROPPED = "vbnet_bus_refusal_drop_total"
+EXPORTS_WAITING = 256
+PEER_FDS = 2
+"""What an attach connection costs the host: its socket and a pidfd."""
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +368,150 @@ def test_gifts_are_bounded(peer: RawPeer) -> None:
     os.close(fd)
 
     assert [[67, 1]] * 16 + [[65, "ENOSPC"]] * 4 == codes
+
+
+# ---- operators on the attach socket ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def desk(host: HostProcess) -> Iterator[SyncOperator]:
+    """A lawful operator with a signal ``alarm``, on a host that has driven signals before."""
+    with SyncOperator(host.run_dir) as operator:
+        operator.signal_create("alarm")
+        with SyncOperator(host.run_dir) as other:
+            fd = os.eventfd(0)
+            other.signal_drive("alarm", fd)
+            os.close(fd)
+        eventually(lambda: not drives(operator), "the first drive has ended")
+        yield operator
+        operator.signal_destroy("alarm")
+
+
+def alarm(desk: SyncOperator) -> dict[str, Any]:
+    """The signal as the host lists it."""
+    [row] = desk.signal_list()
+    return row
+
+
+def drives(desk: SyncOperator) -> int:
+    """By how many eventfds operators raise signals now."""
+    return desk.node_info().counters["vbnet_attach_drives"]
+
+
+@pytest.mark.usefixtures("bystander")
+@pytest.mark.parametrize(
+    ("body", "count", "code"),
+    [
+        ([3, "alarm"], 1, "EPROTO"),
+        ([3, "alarm"], 200, "EPROTO"),
+        ([4, "alarm", False], 0, "EPROTO"),
+        ([4, "alarm", True], 2, "EPROTO"),
+        ([4, "alarm", False], 1, "EINVAL"),
+        ([4, "alarm", True], 1, "EINVAL"),
+        ([3, "nobody/alarm"], 0, "ENOENT"),
+        ([3, "99999999999999999999999"], 0, "ENOENT"),
+        ([3, "\0" * 256], 0, "ENOENT"),
+        ([4, "\U0010ffff" * 256, False], 1, "ENOENT"),
+        ([3, "x" * 257], 0, "EPROTO"),
+        ([4, "alarm", 1], 1, "EPROTO"),
+    ],
+)
+def test_what_an_operator_hands_over_wrongly_is_refused_and_closed(
+    desk: SyncOperator, peer: RawPeer, body: list[Any], count: int, code: str
+) -> None:
+    """Wrong numbers of descriptors, a file for an eventfd, no such signal: nothing changes, and nothing is kept."""
+    fd = os.memfd_create(name := unique())
+
+    peer.packet(7, body, [fd] * count)
+    reply, fds = peer.receive_packet()
+    os.close(fd)
+
+    pid = desk.node_info().pid
+    held = [entry for entry in Path(f"/proc/{pid}/fd").iterdir() if name in str(entry.readlink())]
+    assert ([1, 7, 65, code], [], []) == ([*reply[:2], *reply[2][:2]], fds, held)
+    row = alarm(desk)
+    assert ("nowhere", 0, 0) == (row["route"], row["sources"], drives(desk))
+
+
+@pytest.mark.usefixtures("bystander")
+@pytest.mark.parametrize("body", [[3, "alarm"], [4, "alarm", False]])
+def test_a_guest_s_connection_is_no_operator_s(desk: SyncOperator, peer: RawPeer, body: list[Any]) -> None:
+    """A process with a session asks its interrupt controller; the session goes on."""
+    peer.join(1, unique(), "lan")
+    fd = os.eventfd(0)
+
+    peer.packet(7, body, [fd] * (body[0] == 4))
+    reply, _ = peer.receive_packet()
+    os.close(fd)
+
+    assert [65, "EPERM"] == reply[2][:2]
+    assert 2 == len(peer.ask(1, 5, [peer.LIST])[1])
+    assert "nowhere" == alarm(desk)["route"]
+
+
+@pytest.mark.usefixtures("bystander", "desk")
+def test_an_operator_s_connection_is_no_guest_s(peer: RawPeer) -> None:
+    """A guest attaches elsewhere, and its token was not spent here."""
+    token = peer.hello(1, unique(), "lan")[1]
+    peer.packet(1, [3, "alarm"])
+    _, fds = peer.receive_packet()
+    os.close(fds[0])
+
+    peer.packet(2, [1, token, False])
+    refused, _ = peer.receive_packet()
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        other.settimeout(PATIENCE)
+        other.connect(peer.attach_socket.getpeername())
+        other.send(pack([1, 3, [1, token, False]]))
+        assert [1, 3, [64, 1]] == unpack(other.recv(4096))
+    assert [65, "EPERM"] == refused[2][:2]
+
+
+@pytest.mark.usefixtures("bystander")
+def test_drives_of_a_connection_are_bounded_and_end_with_it(
+    host: HostProcess, desk: SyncOperator, peer: RawPeer
+) -> None:
+    """An operator cannot fill the host's descriptor table; when it hangs up, the host has what it had before."""
+    peer.ask(1, 9, [peer.LIST])
+    before = count_fds(host.pid)
+    fd = os.eventfd(0)
+    codes = []
+
+    for seq in range(1, 71):
+        peer.packet(seq, [4, "alarm", False], [fd])
+        codes.append(peer.receive_packet()[0][2][:2])
+    os.close(fd)
+    held = (drives(desk), alarm(desk)["sources"])
+    peer.attach_socket.close()
+    eventually(lambda: not drives(desk), "the drives have ended")
+
+    assert ([70] * 64, [[65, "ENOSPC"]] * 6) == ([code for code, _ in codes[:64]], codes[64:])
+    assert (64, 64, 0) == (*held, alarm(desk)["sources"])
+    assert before - PEER_FDS == count_fds(host.pid)
+
+
+@pytest.mark.usefixtures("bystander")
+def test_a_flood_of_exports_nobody_reads_is_bounded(host: HostProcess, desk: SyncOperator, peer: RawPeer) -> None:
+    """Each leads the signal to another eventfd; so many wait and no more, and all are closed in the end."""
+    peer.ask(1, 9, [peer.LIST])
+    before = count_fds(host.pid)
+    refused = desk.node_info().counters.get(ENOSPC, 0)
+
+    def flood() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            for seq in range(1, 1000):
+                peer.attach_socket.send(pack([1, seq, [3, "alarm"]]), socket.MSG_DONTWAIT)
+        return desk.node_info().counters.get(ENOSPC, 0) > refused
+
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        eventually(flood, "exports are refused")
+    most = count_fds(host.pid)
+    peer.attach_socket.close()
+    desk.signal_route("alarm", nowhere=True)
+
+    assert most - before <= EXPORTS_WAITING + 1
+    eventually(lambda: before - PEER_FDS == count_fds(host.pid), "no descriptor is left")
 
 
 # ---- shared memory ---------------------------------------------------------------------------------------------------

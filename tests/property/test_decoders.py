@@ -30,6 +30,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=20,
 )
+SIGNALS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256)
 BODIES = st.lists(st.integers(0, 80) | VALUES, max_size=10)
 
 
@@ -56,3 +57,13 @@ def test_almost_lawful_messages(
             decode(data)
         except MessageFault:
             continue
+
+
+@settings(max_examples=150, deadline=None)
+@given(seq=st.integers(1, (1 << 32) - 1), signal=SIGNALS, keep=st.booleans())
+def test_any_name_of_a_signal_travels_whole_and_fits_a_packet(seq: int, signal: str, keep: bool) -> None:
+    """What operators hand over is read as it was meant, whatever characters are in the name."""
+    data = [pack([1, seq, [3, signal]]), pack([1, seq, [4, signal, keep]])]
+
+    assert [(seq, fdpass.Export(signal)), (seq, fdpass.Drive(signal, keep))] == [*map(fdpass.decode_attach, data)]
+    assert max(map(len, data)) <= fdpass.MAX_PACKET_BYTES

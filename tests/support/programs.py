@@ -20,6 +20,7 @@ from tests.support.waiting import PATIENCE
 from vbnet import Guest
 from vbnet._native import CounterFile, Fabric
 from vbnet.bus.limits import Limits
+from vbnet.bus.operator import SyncOperator
 from vbnet.bus.rundir import RunDir
 from vbnet.devices.venet.driver import Nic, VenetDriver
 from vbnet.errors import UsageError
@@ -30,6 +31,7 @@ __all__ = [
     "COUNTERS",
     "GuestProgram",
     "drive_all_program",
+    "driving_program",
     "host_program",
     "make_fabric",
     "nic_program",
@@ -81,6 +83,15 @@ def serving_program(path: Path, name: str, bus: str, ready: Connection) -> None:
 
     guest.run(intc.create("knock", serve, priority=3))
     guest.run(intc.connect(f"{name}/knock")).ring()
+    threading.Event().wait()
+
+
+def driving_program(path: Path, ready: Connection) -> None:
+    """Be an operator that drives ``alarm`` and was handed the eventfd of ``bell``; say so, and wait to be killed."""
+    operator = SyncOperator(path)
+    fds = [operator.signal_export("bell"), os.eventfd(0)]
+    operator.signal_drive("alarm", fds[1])
+    ready.send("driving")
     threading.Event().wait()
 
 

@@ -5,4 +5,5 @@
 ``transport``  ZeroMQ sockets with bounds                  ``fdpass``     descriptors over a Unix socket
 ``keys``       CURVE keys and the allow-list               ``rundir``     the private folder all sockets live in
 ``kinds``      device kinds, discovered                    ``operator``   the administrator's client
+``handover``   an operator's descriptors                   ``admin``      what operators say and are answered
 """

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from vbnet.bus.limits import MAX_ADMIN_VERBS, MAX_PRIORITY
-from vbnet.bus.messages import PROTOCOL_VERSION, U16, U32, MessageFault, Name
+from vbnet.bus.messages import PROTOCOL_VERSION, U16, U32, MessageFault, Name, SignalText
 
 __all__ = [
     "AdminFailure",
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 Text = Annotated[str, Meta(max_length=4096)]
-SignalText = Annotated[str, Meta(min_length=1, max_length=256)]
 Priority = Annotated[int, Meta(ge=0, le=MAX_PRIORITY)]
 Port = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 

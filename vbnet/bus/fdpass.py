@@ -23,13 +23,20 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta
 
-from vbnet.bus.messages import I63, PROTOCOL_VERSION, U16, U32, U64, Body, MessageFault
+from vbnet.bus.messages import I63, PROTOCOL_VERSION, U16, U32, U64, Body, MessageFault, SignalText
+from vbnet.bus.rundir import RunDir
+from vbnet.errors import DeadlineError, NotFoundError
 
 __all__ = [
     "Attach",
     "AttachBody",
     "AttachReply",
     "Attached",
+    "Drive",
+    "DriveEnded",
+    "Driven",
+    "Export",
+    "Exported",
     "FdChannel",
     "FdListener",
     "FdRefused",
@@ -38,6 +45,7 @@ __all__ = [
     "Lent",
     "PeerIdentity",
     "SignalFds",
+    "connect_attach",
     "decode_attach",
     "decode_attach_reply",
     "encode_packet",
@@ -64,6 +72,19 @@ class Give(Body, tag=2, frozen=True):
 
     sid: U32
     ticket: U64
+
+
+class Export(Body, tag=3, frozen=True):
+    """An operator's: lead this signal to a new eventfd, and hand me that."""
+
+    signal: SignalText
+
+
+class Drive(Body, tag=4, frozen=True):
+    """An operator's: let the eventfd that follows raise this signal; with ``keep`` also when this connection ended."""
+
+    signal: SignalText
+    keep: bool
 
 
 class Attached(Body, tag=64, frozen=True):
@@ -101,8 +122,26 @@ class Lent(Body, tag=68, frozen=True):
     ticket: U64
 
 
-AttachBody = Attach | Give
-AttachReply = Attached | FdRefused | SignalFds | Given | Lent
+class Exported(Body, tag=69, frozen=True):
+    """One eventfd follows, to which the signal of this number leads now."""
+
+    signal: I63
+
+
+class Driven(Body, tag=70, frozen=True):
+    """The eventfd raises the signal from now on; ``source`` is the number of this drive."""
+
+    source: I63
+
+
+class DriveEnded(Body, tag=71, frozen=True):
+    """That drive is over, for its signal was destroyed. seq is 0."""
+
+    source: I63
+
+
+AttachBody = Attach | Give | Export | Drive
+AttachReply = Attached | FdRefused | SignalFds | Given | Lent | Exported | Driven | DriveEnded
 
 
 class _Packet(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -124,10 +163,10 @@ def encode_packet(seq: int, body: Body) -> bytes:
 
 
 def decode_attach(data: bytes) -> tuple[int, AttachBody]:
-    """Read a packet from a guest process.
+    """Read a packet from a guest's or operator's process.
 
     Raises:
-        MessageFault: malformed, or of another version (the guest's fault).
+        MessageFault: malformed, or of another version (the sender's fault).
     """
     return _decode(data, _attach_decoder)
 
@@ -185,6 +224,25 @@ def receive_packet(sock: socket.socket) -> tuple[bytes, list[int], bool]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
     return data, list(fds), bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC))
+
+
+def connect_attach(run_dir: RunDir, deadline_s: float) -> socket.socket:
+    """Connect this process to the attach socket of a host node; the socket is the caller's.
+
+    Raises:
+        DeadlineError: it lets nobody in. NotFoundError: none runs there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(deadline_s)
+    try:
+        sock.connect(str(run_dir.attach_socket))
+    except TimeoutError:
+        sock.close()
+        raise DeadlineError(f"the host node in {run_dir.path} lets nobody in", deadline_s=deadline_s) from None
+    except OSError as error:
+        sock.close()
+        raise NotFoundError(f"no host node runs in {run_dir.path}", path=str(run_dir.path)) from error
+    return sock
 
 
 class FdChannel:
@@ -302,7 +360,7 @@ class FdChannel:
 
 
 class FdListener:
-    """The host's end: accepts guest processes at a path in the run directory.
+    """The host's end: accepts guests' and operators' processes at a path in the run directory.
 
     Args:
         path: of the socket; must not exist.

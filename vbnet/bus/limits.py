@@ -68,6 +68,8 @@ class Limits:
         heartbeat_misses: missed heartbeats after which a session counts as stuck.
         outbound_messages: messages waiting for one peer that does not read; then it is cut off.
         channels: attach connections at once.
+        drives_per_connection: eventfds by which an operator's connection raises signals, and which end with it.
+        drives: all eventfds in operators' hands that raise signals, those kept beyond their connection included.
         call_bytes: longest data of a call and of its answer.
     """
 
@@ -86,4 +88,6 @@ class Limits:
     heartbeat_misses: int = 3
     outbound_messages: int = 16384
     channels: int = 4096
+    drives_per_connection: int = 64
+    drives: int = 1024
     call_bytes: int = MAX_MESSAGE_BYTES - 4 * KIB

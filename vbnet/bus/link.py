@@ -95,13 +95,14 @@ class Requests(Generic[T]):
         return seq, future
 
     def answer(self, seq: int, value: T) -> bool:
-        """End one well; False when it is not under way (late, or never asked)."""
+        """End one well; False when it is not under way (late, given up, or never asked)."""
         entry = self._pending.pop(seq, None)
         if entry is None:
             return False
         entry[1].cancel()
-        if not entry[0].done():
-            entry[0].set_result(value)
+        if entry[0].done():
+            return False
+        entry[0].set_result(value)
         return True
 
     def refuse(self, seq: int, error: VbnetError) -> bool:

@@ -52,6 +52,7 @@ __all__ = [
     "Shm",
     "ShmClose",
     "Signal",
+    "SignalText",
     "Welcome",
     "decode_envelope",
     "decode_guest_body",
@@ -72,6 +73,8 @@ U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 U64 = Annotated[int, Meta(ge=0)]  # MessagePack has nothing larger
 I63 = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
+SignalText = Annotated[str, Meta(min_length=1, max_length=256)]
+"""What names a signal to the host: a number, ``GUEST/NAME``, or an operator's ``NAME``."""
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_BYTES, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*\Z")]
 Word = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_:.-]*\Z")]
 

@@ -18,6 +18,7 @@ import zmq
 
 from vbnet.bus import admin
 from vbnet.bus.admin import BusInfo, ClassInfo, DeviceInfo, GuestInfo, NodeInfo
+from vbnet.bus.handover import Handover
 from vbnet.bus.keys import TcpAddress, secure_client
 from vbnet.bus.limits import MAX_ADMIN_VERBS, MAX_MESSAGE_BYTES, REQUEST_DEADLINE_S
 from vbnet.bus.link import Address, Link, Requests, Secrets, resolve_address
@@ -26,7 +27,7 @@ from vbnet.bus.messages import MessageFault
 from vbnet.bus.rundir import RunDir
 from vbnet.bus.transport import ConnectionWatch, ZmqPort, new_socket
 from vbnet.clock import Clock, MonotonicClock
-from vbnet.errors import ClosedError, PeerGone, VbnetError, error_from_refusal
+from vbnet.errors import ClosedError, PeerGone, UnsupportedError, VbnetError, error_from_refusal
 
 __all__ = ["EventStream", "Operator", "SyncOperator"]
 
@@ -121,6 +122,7 @@ class Operator:
         self._deadline_s = deadline_s
         self._requests: Requests[msgspec.Raw] = Requests(clock)
         self._streams: list[EventStream] = []
+        self._local = Handover(address, clock, deadline_s) if isinstance(address, RunDir) else None
         self._link = Link(address, 1, secrets=secrets, on_message=self._received, on_lost=self._requests.fail_all)
 
     @classmethod
@@ -156,6 +158,8 @@ class Operator:
         self._requests.fail_all(ClosedError("this operator is closed"))
         for stream in self._streams:
             stream.close()
+        if self._local is not None:
+            self._local.close()
         self._link.close()
 
     async def node_info(self) -> NodeInfo:
@@ -288,6 +292,46 @@ class Operator:
         """Remove a signal that somebody named."""
         await self._ask(admin.SignalDestroy(signal), NoneType)
 
+    async def signal_export(self, signal: str) -> int:
+        """Lead a signal to a new eventfd, and give that: any process that has it sees the raises from now on.
+
+        The descriptor is non-blocking and the caller's, to hand on and to close. That it was closed everywhere does
+        not change where the signal leads; ``signal_route`` does.
+
+        Raises:
+            UnsupportedError: the host node is reached over tcp, which carries no descriptors.
+            ResourceError: no descriptor is left, here or there.
+        """
+        return await self._handover().export(signal)
+
+    async def signal_drive(self, signal: str, fd: int, *, keep: bool = False) -> int:
+        """Let an eventfd raise a signal: each write to it is a raise, and several may become one.
+
+        It goes on until the signal is destroyed, the host ends or, without ``keep``, this operator is closed or its
+        process ended. The host never reads the eventfd: write small numbers, for it blocks at 2^64 - 1.
+
+        Args:
+            signal: any signal, also a guest's or a device's.
+            fd: the eventfd; it stays the caller's, who may close it.
+            keep: go on when this operator is gone.
+
+        Returns:
+            The number of this drive, for ``signal_drive_ended``.
+
+        Raises:
+            UsageError: the descriptor is no eventfd. ResourceError: too many eventfds drive signals.
+            UnsupportedError: the host node is reached over tcp, which carries no descriptors.
+        """
+        return await self._handover().drive(signal, fd, keep=keep)
+
+    async def signal_drive_ended(self, drive: int) -> None:
+        """Return when the signal of a drive, which was not to be kept, is destroyed.
+
+        Raises:
+            PeerGone: the host ended. NotFoundError: no such drive, or it was told already that it is over.
+        """
+        await self._handover().ended(drive)
+
     async def event_topics(self) -> dict[str, Any]:
         """Every topic with its meaning, and the endpoint they are published at."""
         return await self._ask(admin.EventTopics(), dict[str, Any])
@@ -313,6 +357,13 @@ class Operator:
         stream = EventStream(self._address, topics or ("",), self._secrets)
         self._streams.append(stream)
         return stream
+
+    def _handover(self) -> Handover:
+        if self._local is None:
+            raise UnsupportedError(
+                "descriptors cannot travel over tcp: ask an operator on the host node's own machine, without tcp://"
+            )
+        return self._local
 
     async def _ask(self, verb: msgspec.Struct, result: type[T]) -> T:
         what = str(verb.__struct_config__.tag)
@@ -518,6 +569,18 @@ class SyncOperator:
     def signal_destroy(self, signal: str) -> None:
         """See ``Operator.signal_destroy``."""
         self._thread.run(self._operator.signal_destroy(signal))
+
+    def signal_export(self, signal: str) -> int:
+        """See ``Operator.signal_export``."""
+        return self._thread.run(self._operator.signal_export(signal))
+
+    def signal_drive(self, signal: str, fd: int, *, keep: bool = False) -> int:
+        """See ``Operator.signal_drive``."""
+        return self._thread.run(self._operator.signal_drive(signal, fd, keep=keep))
+
+    def signal_drive_ended(self, drive: int) -> None:
+        """See ``Operator.signal_drive_ended``."""
+        self._thread.run(self._operator.signal_drive_ended(drive))
 
     def event_topics(self) -> dict[str, Any]:
         """See ``Operator.event_topics``."""

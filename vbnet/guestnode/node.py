@@ -17,7 +17,6 @@ import contextlib
 import itertools
 import logging
 import os
-import socket
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -92,7 +91,7 @@ class GuestNode:
         try:
             if isinstance(address, RunDir):
                 self._channel = FdChannel(
-                    _connect_attach(address, deadline_s),
+                    fdpass.connect_attach(address, deadline_s),
                     on_packet=self._packet,
                     on_closed=lambda reason: self._lost(PeerGone(f"the host node ended: {reason}", reason=reason)),
                 )
@@ -755,20 +754,6 @@ class GuestSession:
     def _wake(self) -> None:
         for changed in self._changed:
             changed.set()
-
-
-def _connect_attach(run_dir: RunDir, deadline_s: float) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.settimeout(deadline_s)
-    try:
-        sock.connect(str(run_dir.attach_socket))
-    except TimeoutError:
-        sock.close()
-        raise DeadlineError(f"the host node in {run_dir.path} lets nobody in", deadline_s=deadline_s) from None
-    except OSError as error:
-        sock.close()
-        raise NotFoundError(f"no host node runs in {run_dir.path}", path=str(run_dir.path)) from error
-    return sock
 
 
 def _new_ram(size: int) -> Ram:

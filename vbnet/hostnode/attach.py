@@ -3,20 +3,33 @@
 The kernel says who connected; the token says which session; both must agree with what was said in Hello. The end of
 the process is seen twice, by the hang-up of its socket and by its pidfd, because a child may have inherited the one
 and pids are reused; whichever comes first ends all its sessions.
+
+Operators come here too, for ZeroMQ carries no descriptors: they take eventfds to which signals lead, and hand over
+eventfds that raise signals. A connection is a guest's process's or an operator's, whichever it is used as first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vbnet.bus import fdpass
+from vbnet.bus.descriptors import is_eventfd
 from vbnet.bus.fdpass import FdChannel, FdListener, PeerIdentity
-from vbnet.errors import NotPermittedError, PeerFault, ResourceError, VbnetError, refusal_name
+from vbnet.errors import (
+    NotFoundError,
+    NotPermittedError,
+    PeerFault,
+    ResourceError,
+    UsageError,
+    VbnetError,
+    refusal_name,
+)
 from vbnet.hostnode import metrics
 from vbnet.hostnode.device import SignalEnds
 
@@ -41,6 +54,9 @@ class AttachPeer:
     def __init__(self, sock: socket.socket, identity: PeerIdentity, desk: AttachDesk) -> None:
         self.identity = identity
         self.sessions: dict[int, Session] = {}
+        self.is_operators = False
+        self.drives: dict[int, int] = {}
+        """Of the eventfds that end with this connection: which source drives which line."""
         self._desk = desk
         self._faults = 0
         self._loop = asyncio.get_running_loop()
@@ -66,6 +82,11 @@ class AttachPeer:
         Raises:
             ResourceError: the process does not read what it is sent, or this one has no room for a copy.
         """
+        self.check_reads()
+        self._send(fdpass.encode_packet(0, fdpass.Lent(sid, ticket)), [fd])
+
+    def check_reads(self) -> None:
+        """Raise ResourceError when the process does not read what it is sent: then it gets no descriptor."""
         limit = self._desk.book.limits.lends_waiting
         if self._channel.waiting_packets >= limit:
             raise ResourceError(
@@ -73,10 +94,11 @@ class AttachPeer:
                 got=self._channel.waiting_packets,
                 limit=limit,
             )
-        try:
-            self._channel.send(fdpass.encode_packet(0, fdpass.Lent(sid, ticket)), (fd,))
-        except OSError as error:
-            raise ResourceError(f"no descriptor to lend: {error.strerror}", errno=error.errno or 0) from error
+
+    def drive_ended(self, source: int) -> None:
+        """Tell an operator that a signal it drives is gone."""
+        if self.drives.pop(source, None) is not None:
+            self._channel.send(fdpass.encode_packet(0, fdpass.DriveEnded(source)))
 
     def hang_up(self) -> None:
         """Send the process away: everything it still holds ends."""
@@ -99,23 +121,24 @@ class AttachPeer:
     def _packet(self, data: bytes, fds: list[int], is_cut: bool) -> None:
         surplus = len(fds)
         seq = 0
-        failure: Exception | None = None
         try:
-            seq, body = fdpass.decode_attach(data)
-            _check_fds(body, fds, is_cut=is_cut)
-            reply = self._desk.handle(self, body, fds)
+            with _closed_after(fds):
+                seq, body = fdpass.decode_attach(data)
+                _check_fds(body, fds, is_cut=is_cut)
+                reply, given = self._desk.handle(self, body, fds)
+            with _closed_after(given):
+                self._send(fdpass.encode_packet(seq, reply), given)
         except VbnetError as error:
-            seq, failure = seq or getattr(error, "seq", 0), error
+            self._refuse(seq or getattr(error, "seq", 0), error, surplus)
         except Exception as error:  # no packet may stop the host
             self._desk.book.services.log.exception("attach_failed")
-            failure = error
-        finally:
-            for fd in fds:
-                os.close(fd)
-        if failure is not None:
-            self._refuse(seq, failure, surplus)
-        else:
-            self._channel.send(fdpass.encode_packet(seq, reply))
+            self._refuse(seq, error, surplus)
+
+    def _send(self, data: bytes, fds: list[int]) -> None:
+        try:
+            self._channel.send(data, fds)
+        except OSError as error:
+            raise ResourceError(f"no descriptor to send: {error.strerror}", errno=error.errno or 0) from error
 
     def _refuse(self, seq: int, error: Exception, surplus: int) -> None:
         book = self._desk.book
@@ -143,6 +166,7 @@ class AttachDesk:
         self.book = book
         self._open_ram = open_ram
         self._peers: set[AttachPeer] = set()
+        self._kept_drives: set[int] = set()
         self._listener = FdListener(path, self._connected)
 
     def __len__(self) -> int:
@@ -156,32 +180,94 @@ class AttachDesk:
         self._peers.clear()
 
     def lost(self, peer: AttachPeer, cause: str) -> None:
-        """A process is gone, or no longer wanted: end all its sessions."""
+        """A process is gone, or no longer wanted: end all its sessions and drives."""
         if peer not in self._peers:
             return
         self._peers.discard(peer)
         peer.close()
+        for source, line in peer.drives.items():
+            with contextlib.suppress(NotFoundError):
+                self.book.services.signals.undrive(line, source)
+        peer.drives.clear()
+        self._count_drives()
         for session in list(peer.sessions.values()):
             self.book.end(session, cause, tell=False)
-        if all(other.identity.pid != peer.identity.pid for other in self._peers):
-            self.book.end_unattached(peer.identity.pid, cause)
+        if not peer.is_operators:  # that an operator hangs up says nothing about the guests in its process
+            pid = peer.identity.pid
+            if not any(other.identity.pid == pid and not other.is_operators for other in self._peers):
+                self.book.end_unattached(pid, cause)
 
-    def handle(self, peer: AttachPeer, body: fdpass.AttachBody, fds: list[int]) -> fdpass.Attached | fdpass.Given:
+    def handle(self, peer: AttachPeer, body: fdpass.AttachBody, fds: list[int]) -> tuple[fdpass.AttachReply, list[int]]:
         """Do what a packet asks; takes out of ``fds`` what it keeps.
+
+        Gives the reply, and the descriptors to send with it, which are to be closed then.
 
         Raises:
             VbnetError: refused.
         """
         if isinstance(body, fdpass.Attach):
-            return self._attach(peer, body, fds)
+            return self._attach(peer, body, fds), []
+        if isinstance(body, fdpass.Export):
+            return self._export(peer, body)
+        if isinstance(body, fdpass.Drive):
+            return self._drive(peer, body, fds[0]), []
         session = peer.sessions.get(body.sid)
         if session is None:
             raise NotPermittedError(f"session {body.sid} is not attached to this process", sid=body.sid)
         session.accept_gift(body.ticket, fds[0])
         fds.pop()
-        return fdpass.Given(body.sid, body.ticket)
+        return fdpass.Given(body.sid, body.ticket), []
+
+    def _export(self, peer: AttachPeer, body: fdpass.Export) -> tuple[fdpass.Exported, list[int]]:
+        _make_operators(peer)
+        peer.check_reads()
+        signals = self.book.services.signals
+        line = signals.find(body.signal)
+        return fdpass.Exported(line), [signals.export(line)]
+
+    def _drive(self, peer: AttachPeer, body: fdpass.Drive, fd: int) -> fdpass.Driven:
+        _make_operators(peer)
+        signals, limits = self.book.services.signals, self.book.limits
+        line = signals.find(body.signal)
+        if not is_eventfd(fd):
+            raise UsageError("a signal is driven by an eventfd; the descriptor that came is none, and was closed")
+        if not body.keep and len(peer.drives) >= limits.drives_per_connection:
+            raise ResourceError(
+                f"this connection drives signals by {len(peer.drives)} eventfds already; end some, or make another",
+                got=len(peer.drives),
+                limit=limits.drives_per_connection,
+            )
+        if (drives := self._count_drives()) >= limits.drives:
+            raise ResourceError(
+                f"operators drive signals by {drives} eventfds already, and no more are taken",
+                got=drives,
+                limit=limits.drives,
+            )
+        if body.keep:
+            source = signals.drive(line, fd, on_gone=self._kept_drive_ended)
+            self._kept_drives.add(source)
+        else:
+            source = signals.drive(line, fd, on_gone=lambda source: self._drive_ended(peer, source))
+            peer.drives[source] = line
+        self._count_drives()
+        return fdpass.Driven(source)
+
+    def _drive_ended(self, peer: AttachPeer, source: int) -> None:
+        peer.drive_ended(source)
+        self._count_drives()
+
+    def _kept_drive_ended(self, source: int) -> None:
+        self._kept_drives.discard(source)
+        self._count_drives()
+
+    def _count_drives(self) -> int:
+        count = len(self._kept_drives) + sum(len(peer.drives) for peer in self._peers)
+        self.book.tally.set(metrics.DRIVES, count)
+        return count
 
     def _attach(self, peer: AttachPeer, body: fdpass.Attach, fds: list[int]) -> fdpass.Attached:
+        if peer.is_operators:
+            raise NotPermittedError("this connection is an operator's; a guest attaches on one of its own")
         session = self.book.spend_token(body.token)
         try:
             if peer.identity.pid != session.pid:
@@ -220,9 +306,27 @@ class AttachDesk:
         self._peers.add(AttachPeer(sock, identity, self))
 
 
+def _make_operators(peer: AttachPeer) -> None:
+    """Have a connection be an operator's from now on; raises NotPermittedError when it is a guest's process's."""
+    if peer.sessions:
+        raise NotPermittedError("guests export and drive their signals through their interrupt controller")
+    peer.is_operators = True
+
+
+@contextlib.contextmanager
+def _closed_after(fds: list[int]) -> Iterator[None]:
+    """Close, in the end, what is then in ``fds``."""
+    try:
+        yield
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
 def _check_fds(body: fdpass.AttachBody, fds: list[int], *, is_cut: bool) -> None:
     """Raise PeerFault unless exactly the descriptors that belong to a packet came with it."""
-    expected = 0 if isinstance(body, fdpass.Attach) and not body.has_ram else 1
+    has_none = isinstance(body, fdpass.Export) or (isinstance(body, fdpass.Attach) and not body.has_ram)
+    expected = 0 if has_none else 1
     if is_cut or len(fds) != expected:
         came = f"more than {len(fds)}" if is_cut else str(len(fds))
         raise PeerFault(

@@ -24,6 +24,9 @@ LENDS: Final = Metric("vbnet_attach_lends_total", "descriptors", "Descriptors of
 LENDS_REFUSED: Final = Metric(
     "vbnet_attach_lend_drop_total", "descriptors", "Descriptors not lent, as the guest does not read or none was left."
 )
+DRIVES: Final = Metric(
+    "vbnet_attach_drives", "descriptors", "Eventfds of operators that raise signals now.", (), MetricKind.GAUGE
+)
 FAULTS: Final = Metric("vbnet_guest_faults_total", "faults", "Rules broken by guests, as their devices reported.")
 DEVICE_FAILURES: Final = Metric("vbnet_device_failures_total", "failures", "Bugs in device code that were contained.")
 LOST_RINGS: Final = Metric(
@@ -41,6 +44,7 @@ METRICS: Final = (
     SURPLUS_FDS,
     LENDS,
     LENDS_REFUSED,
+    DRIVES,
     FAULTS,
     DEVICE_FAILURES,
     LOST_RINGS,

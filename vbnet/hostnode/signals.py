@@ -51,7 +51,7 @@ class _Line:
     device: str
     on_blocked: Callable[[], None] | None = None
     granted: set[str] = field(default_factory=set)
-    sources: set[int] = field(default_factory=set)
+    sources: dict[int, Callable[[int], None]] = field(default_factory=dict)
 
     @property
     def full_name(self) -> str:
@@ -163,6 +163,8 @@ class SignalBook:
             for place in [place for place, raised in connected.items() if raised == number]:
                 del connected[place]
         self.native.destroy(number)
+        for source, on_gone in line.sources.items():
+            on_gone(source)
 
     def find(self, text: str) -> int:
         """The line that ``text`` names: its number, ``GUEST/NAME``, or an operator's ``NAME``.
@@ -313,23 +315,30 @@ class SignalBook:
             raise
         return fd
 
-    def drive(self, number: int, fd: int, by: str = OPERATOR) -> int:
+    def drive(
+        self, number: int, fd: int, by: str = OPERATOR, *, on_gone: Callable[[int], None] = lambda _source: None
+    ) -> int:
         """Let an eventfd or socket raise a line; gives the number of the source. ``fd`` stays the caller's.
+
+        Args:
+            number: of the line.
+            fd: the eventfd or connected socket.
+            by: the owner of the line, or ``OPERATOR``.
+            on_gone: called with the source's number when it ended by itself: it hung up, or the line was destroyed.
 
         Raises:
             UsageError: the descriptor is neither.
         """
         line = self._own(number, by)
         source = self.native.source_attach(number, fd)
-        line.sources.add(source)
+        line.sources[source] = on_gone
         return source
 
     def undrive(self, number: int, source: int, by: str = OPERATOR) -> None:
         """Let go of a source; raises NotFoundError when the line has none of that number."""
         line = self._own(number, by)
-        if source not in line.sources:
+        if line.sources.pop(source, None) is None:
             raise NotFoundError(f"signal {line.full_name!r} has no source {source}", source=source)
-        line.sources.discard(source)
         self.native.source_detach(source)
 
     # ---- controllers ---------------------------------------------------------------------------------------------
@@ -431,7 +440,8 @@ class SignalBook:
             if line is None:
                 continue
             if event["event"] == "source_gone":
-                line.sources.discard(event["source"])
+                if (on_gone := line.sources.pop(event["source"], None)) is not None:
+                    on_gone(event["source"])
                 self._publish("signal.source_gone", signal=line.full_name, source=event["source"])
                 continue
             guest = event["guest"]

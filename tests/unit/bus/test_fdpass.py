@@ -21,11 +21,16 @@ TOKEN = bytes(range(32))
     [
         (fdpass.Attach(TOKEN, has_ram=True), [1, TOKEN, True]),
         (fdpass.Give(3, 1 << 63), [2, 3, 1 << 63]),
+        (fdpass.Export("web/tick"), [3, "web/tick"]),
+        (fdpass.Drive("alarm", keep=True), [4, "alarm", True]),
         (fdpass.Attached(3), [64, 3]),
         (fdpass.FdRefused("EPERM", "no", {}), [65, "EPERM", "no", {}]),
         (fdpass.SignalFds(3, 77), [66, 3, 77]),
         (fdpass.Given(3, 9), [67, 3, 9]),
         (fdpass.Lent(3, (1 << 64) - 1), [68, 3, (1 << 64) - 1]),
+        (fdpass.Exported((1 << 63) - 1), [69, (1 << 63) - 1]),
+        (fdpass.Driven(7), [70, 7]),
+        (fdpass.DriveEnded(7), [71, 7]),
     ],
 )
 def test_packets_are_as_documented(body: messages.Body, fields: list[Any]) -> None:
@@ -36,7 +41,9 @@ def test_packets_are_as_documented(body: messages.Body, fields: list[Any]) -> No
 @pytest.mark.parametrize(
     "data",
     [b"\xc1", pack([1, 2]), pack([2, 1, [1, TOKEN, True]]), pack([1, 1, [1, TOKEN[:31], True]]),
-     pack([1, 1, [1, TOKEN + b"x", True]]), pack([1, 1, [1, TOKEN, 1]]), pack([1, 1, [3]]), pack([1, 1, [64, 1]])],
+     pack([1, 1, [1, TOKEN + b"x", True]]), pack([1, 1, [1, TOKEN, 1]]), pack([1, 1, [3]]), pack([1, 1, [64, 1]]),
+     pack([1, 1, [3, ""]]), pack([1, 1, [3, "x" * 257]]), pack([1, 1, [3, b"x"]]), pack([1, 1, [3, "x", True]]),
+     pack([1, 1, [4, "x"]]), pack([1, 1, [4, "x", 1]]), pack([1, 1, [4, 7, True]]), pack([1, 1, [71, 1]])],
 )  # fmt: skip
 def test_a_malformed_packet_is_a_fault(data: bytes) -> None:
     """Wrong versions, tags, types and lengths are refused."""
