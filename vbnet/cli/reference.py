@@ -42,7 +42,7 @@ def render() -> str:
         *exit_code_lines(),
         "```",
         "",
-        "`vbnet exec` exits with its program's own code.",
+        "`vbnet exec` and `vbnet signal export` exit with their program's own code.",
         "",
     ]
     root = command()

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shutil
+import sys
 from contextlib import suppress
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import typer
 
 from vbnet.bus import admin
 from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
-from vbnet.cli.connection import connect, on_host
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, connect_async, on_host
 from vbnet.cli.output import Format, FormatOption
-from vbnet.errors import UsageError, VbnetError
+from vbnet.errors import NotFoundError, PeerGone, ResourceError, UsageError, VbnetError
+
+EXPORTED_FD: Final = 3
+"""The descriptor under which a program gets the eventfd of ``vbnet signal export``."""
+FD_VARIABLE: Final = "VBNET_SIGNAL_FD"
+"""Environment variable that tells the program its number."""
 
 COLUMNS = ("signal", "leads_to", "priority", "raises", "coalesced", "wakeups", "spurious", "masked", "state")
 ALL_COLUMNS = (
@@ -37,8 +47,8 @@ ALL_COLUMNS = (
 )
 
 app = output.application(
-    "List, make, route, mask, raise and grant signals. A signal is named GUEST/NAME, or NAME when an operator made it, "
-    "or by its number.",
+    "List, make, route, mask, raise, grant, export and drive signals. A signal is named GUEST/NAME, or NAME when an "
+    "operator made it, or by its number.",
     [
         ("vbnet signal list", "where each leads, and what became of its raises"),
         ("vbnet signal list web --all", "every counter of one guest's"),
@@ -48,6 +58,8 @@ app = output.application(
         ("vbnet signal create alarm", "a signal of your own; it leads nowhere yet"),
         ("vbnet signal route alarm --like web/tick", "lead it to where another leads"),
         ("vbnet signal grant web/tick db", "let guest db raise it"),
+        ("vbnet signal export alarm -- ./siren", "hand a program the eventfd to which it leads"),
+        ("vbnet signal drive alarm --fd 5", "let an eventfd of the caller's raise it"),
     ],
     is_group=True,
 )
@@ -198,6 +210,154 @@ def revoke(
     output.print_done(
         f"guest {guest} may raise {signal} no more", {"signal": signal, "guest": guest, "result": "revoked"}, how
     )
+
+
+@app.command(
+    epilog=output.epilog(
+        [
+            ("vbnet signal export alarm -- ./siren --loud", "./siren gets an eventfd as descriptor 3"),
+            ("vbnet signal export web/tick -- python3 watch.py", "also of a guest's or a device's signal"),
+            ("vbnet signal route alarm --nowhere", "afterwards: keep its raises until it is led elsewhere"),
+        ]
+    )
+)
+def export(
+    signal: SignalArgument,
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- PROGRAM [ARG]...", help="What to run.", show_default=False)
+    ],
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+) -> None:
+    """Lead a signal to an eventfd, and run a program that has it as descriptor 3 (VBNET_SIGNAL_FD=3).
+
+    Each raise makes the descriptor readable; reading eight bytes makes it wait for the next. It is non-blocking: wait
+    with poll or select. The exit code is the program's own. The signal goes on leading there when the program has
+    ended; `vbnet signal route` leads it elsewhere.
+    """
+    program = shutil.which(command[0])
+    if program is None:
+        raise NotFoundError(f"there is no program `{command[0]}` on this machine; nothing was changed")
+    with connect(node, keys, server_key) as operator:
+        fd = operator.signal_export(signal)
+    _run_with(fd, program, command, signal)
+
+
+def _run_with(fd: int, program: str, command: list[str], signal: str) -> None:
+    """Become a program that has ``fd`` as descriptor 3."""
+    if fd == EXPORTED_FD:
+        os.set_inheritable(fd, True)  # noqa: FBT003 -- the standard library's signature
+    else:
+        os.dup2(fd, EXPORTED_FD)
+        os.close(fd)
+    os.environ[FD_VARIABLE] = str(EXPORTED_FD)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execv(program, command)  # noqa: S606 -- the user's own command
+    except OSError as error:
+        raise ResourceError(
+            f"cannot run `{program}` ({error.strerror}). Signal {signal} leads to an eventfd that nobody has; "
+            f"`vbnet signal route` leads it elsewhere",
+            errno=error.errno or 0,
+        ) from error
+
+
+def _handed_down(ctx: typer.Context, fd: int) -> int:
+    """Check ``--fd``: a descriptor that came with this process, before it opens any of its own."""
+    if ctx.resilient_parsing:
+        return fd
+    try:
+        came_along = os.get_inheritable(fd)
+    except OSError:
+        came_along = False
+    if not came_along:
+        raise UsageError(
+            f"the caller left no descriptor {fd} open for this command; "
+            f"in Python: subprocess.Popen(..., pass_fds=[{fd}])",
+            fd=fd,
+        )
+    return fd
+
+
+@app.command(
+    epilog=output.epilog(
+        [
+            ("vbnet signal drive alarm --fd 5", "from a program that has an eventfd as 5: its writes raise alarm"),
+            ("vbnet signal drive web/tick --fd 5 --keep", "return at once, and let it drive on"),
+        ]
+    )
+)
+def drive(
+    signal: SignalArgument,
+    fd: Annotated[
+        int,
+        typer.Option(
+            "--fd", min=0, callback=_handed_down, help="An eventfd that the caller left open.", show_default=False
+        ),
+    ],
+    keep: Annotated[bool, typer.Option("--keep", help="Return at once; the eventfd drives on.")] = False,
+    *,
+    node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
+    how: FormatOption = Format.table,
+) -> None:
+    """Let an eventfd raise a signal: each write to it is a raise, and several may become one.
+
+    It says so and stays in the foreground: it ends well when the signal is destroyed, with 7 when the host node or the
+    program that called it has ended, with 130 when interrupted; the eventfd drives nothing from then on. With --keep it
+    returns at once, and only the end of the signal or of the host node ends it.
+    """
+    asyncio.run(_drive(signal, fd, node, keys, server_key, is_kept=keep, how=how))
+
+
+async def _drive(
+    signal: str,
+    fd: int,
+    node: str | None,
+    keys: Path | None,
+    server_key: str | None,
+    *,
+    is_kept: bool,
+    how: Format,
+) -> None:
+    caller = os.getppid()
+    async with await connect_async(node, keys, server_key) as operator:
+        number = await operator.signal_drive(signal, fd, keep=is_kept)
+        if how is Format.json:
+            # One line, for the caller waits for it before it writes, and must not wait for more.
+            output.print_json_line({"signal": signal, "fd": fd, "drive": number, "keep": is_kept})
+        else:
+            output.say(f"signal {signal} is driven by descriptor {fd}")
+        if is_kept:
+            return
+        gone = asyncio.ensure_future(operator.signal_drive_ended(number))
+        orphaned = asyncio.ensure_future(_process_ended(caller))
+        await asyncio.wait({gone, orphaned}, return_when=asyncio.FIRST_COMPLETED)
+        if not gone.done():
+            gone.cancel()
+            raise PeerGone(f"process {caller}, whose descriptor {fd} is, has ended; it drives {signal} no more")
+        orphaned.cancel()
+        await gone
+    output.note(f"signal {signal} was destroyed; nothing drives it any more")
+
+
+async def _process_ended(pid: int) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(fd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
 
 
 @app.command()
