@@ -4,6 +4,7 @@
                   events.sock    ZeroMQ PUB for whoever listens           attach.sock  Unix SEQPACKET for descriptors
                   host.json      pid, start time, versions                host.lock    held while a host node runs
                   counters/      one mapped file a process                logs/        one file a process
+                  events.jsonl   the last events (events.1.jsonl: before) errors.log   distinct errors, mapped
 
 The folder is the access control: mode 0700, owned by the user who runs the node, never reached through a symbolic
 link in its last two parts. The lock dies with its process, so sockets left by a killed host are replaced by the next
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from vbnet.errors import BusyError, NotFoundError, NotPermittedError, ResourceError, UsageError
+from vbnet.errors import BusyError, NotFoundError, NotPermittedError, PeerFault, ResourceError, UsageError
 
 __all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "run_root"]
 
@@ -106,6 +107,21 @@ class RunDir:
         return self.path / "logs"
 
     @property
+    def events_file(self) -> Path:
+        """The last events, one a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def old_events_file(self) -> Path:
+        """The events before those."""
+        return self.path / "events.1.jsonl"
+
+    @property
+    def errors_file(self) -> Path:
+        """The distinct errors."""
+        return self.path / "errors.log"
+
+    @property
     def host_file(self) -> Path:
         """The host's identity."""
         return self.path / "host.json"
@@ -154,11 +170,14 @@ class RunDir:
 
         Raises:
             NotFoundError: no host node runs here.
+            PeerFault: the file is damaged.
         """
         try:
             return msgspec.json.decode(self.host_file.read_bytes(), type=HostRecord)
         except FileNotFoundError:
             raise NotFoundError(f"no host node runs in {self.path}", path=str(self.path)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise PeerFault(f"{self.host_file} cannot be understood: {error}", rule="host.json") from error
 
     def write_host(self, record: HostRecord) -> None:
         """Publish the host's identity, whole or not at all."""

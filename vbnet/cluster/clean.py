@@ -29,7 +29,7 @@ OUR_NAMES = frozenset(
     {
         *(f"{stem}.sock" for stem in ("bus", "admin", "events", "attach")),
         *("counters", "logs", "launch", "host.json", "host.new", HOST_LOCK, STATE_FILE, f"{STATE_FILE}.new", LOCK_FILE),
-        *("keys", "host.log"),
+        *("keys", "host.log", "events.jsonl", "events.1.jsonl", "errors.log"),
     }
 )
 END_WAIT_S = 5.0
@@ -109,6 +109,8 @@ def clean_folder(folder: Path, *, is_ours: bool = False) -> None:
         if is_ours:
             (folder / STATE_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder / "launch", ignore_errors=True)
+            for told in ("events.jsonl", "events.1.jsonl", "errors.log"):
+                (folder / told).unlink(missing_ok=True)
             for log in (folder / "logs").glob("[!_]*.log"):  # the supervisor's own log is being written already
                 log.unlink()
         elif {entry.name for entry in folder.iterdir()} <= OUR_NAMES:
