@@ -168,11 +168,12 @@ def test_logs_have_what_a_guest_printed(bring_up: Callable[[str], Path]) -> None
 
 
 def test_a_killed_guest_comes_back_and_events_tell(bring_up: Callable[[str], Path]) -> None:
-    """Its policy restarts it; whoever follows the events sees it go and come."""
+    """Its policy restarts it; whoever follows the events sees it go and come, and who asks later is told too."""
     folder = bring_up(LAB)
     first = state.read_state(folder).processes["a"].identity
     assert first is not None
-    with subprocess.Popen([*vbnet_program.COMMAND, "events", "guest."], stdout=subprocess.PIPE) as follower:
+    command = [*vbnet_program.COMMAND, "events", "--topic", "guest.", "--format", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as follower:
         assert follower.stdout is not None
         while not select.select([follower.stdout], [], [], 0.1)[0]:
             run("guest", "reset", "b-0")  # until the follower listens
@@ -184,7 +185,17 @@ def test_a_killed_guest_comes_back_and_events_tell(bring_up: Callable[[str], Pat
             event = json.loads(follower.stdout.readline())
             topics += [event["topic"]] if event["guest"] == "a" else []
         follower.terminate()
-    assert ["guest.gone", "guest.ready"] == topics
+    assert ["guest.gone", "guest.joined", "guest.ready"] == topics
+    eventually(lambda: "lab.ready" == lab_story("a")[-1], "the lab says that it is ready again")
+    assert [
+        *("lab.started", "lab.ready", "lab.exited", "lab.restarting", "lab.started", "lab.ready"),
+    ] == lab_story("a")
+
+
+def lab_story(process: str) -> list[str]:
+    """What a lab told of one of its processes."""
+    lines = run("events", "--last", "1000", "--topic", "lab.", "--format", "json").stdout.splitlines()
+    return [event["topic"] for event in map(json.loads, lines) if event.get("process") == process]
 
 
 def test_a_reset_guest_has_its_devices_again(bring_up: Callable[[str], Path]) -> None:

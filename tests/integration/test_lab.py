@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import lab_fakes
 from vbnet.bus.rundir import RunDir
-from vbnet.cluster import clean, process, state
+from vbnet.cluster import clean, process, restart, state
 from vbnet.cluster.lab import Lab, LabEvent, LabFailed
 from vbnet.cluster.plan import make_plan
 from vbnet.cluster.topology import parse_topology
@@ -168,6 +168,35 @@ def test_a_killed_guest_without_a_policy_stays_away(make_lab: Callable[..., Lab]
         await lab.down()
 
     run(work())
+
+
+@pytest.mark.parametrize(
+    ("policy", "budget", "outcome"),
+    [("always", 10, "lab.restarting"), ("always", 0, "lab.given_up"), ("no", 10, "lab.failed")],
+)
+def test_a_lab_tells_what_becomes_of_its_processes(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, policy: str, budget: int, outcome: str
+) -> None:
+    """Started, ready, ended and what then, in this order, each with the fields of its topic."""
+    monkeypatch.setattr(restart, "BUDGET", budget)
+    told: list[str] = []
+
+    async def work() -> None:
+        lab = make_lab("steady", count=1, restart=policy)
+        await lab.up()
+        assert isinstance(lab.control, lab_fakes.FakeControl)
+        identity = lab.state.processes["g-0"].identity
+        assert identity is not None
+        process.send_signal(identity, signal.SIGKILL)
+        while outcome not in lab.control.told:
+            await lab.changed()
+        await lab.down()
+        told.extend(lab.control.told)
+
+    run(work())
+
+    assert ["lab.started", "lab.ready", "lab.up", "lab.exited", outcome] == told[:5]
+    assert "lab.stopping" in told[5:]
 
 
 def test_the_host_nodes_death_ends_the_lab(make_lab: Callable[..., Lab], run_dir: Path) -> None:

@@ -165,7 +165,9 @@ def test_a_handler_that_does_not_return_is_shown_in_the_list_of_guests(desk: Des
     desk.run("signal", "raise", "web/stuck")
     eventually(lambda: "wedged" in {row["state"] for row in desk.rows("guest", "list")}, "it is shown as wedged")
     shown = {row["name"]: row for row in desk.rows("guest", "list")}
+    eventually(lambda: "guest.wedged" in desk.run("events", "--last", "9"), "an event tells of it")
     let_go.set()
+    eventually(lambda: "guest.unwedged" in desk.run("events", "--last", "9"), "and of its end")
 
     assert ("wedged", "ready") == (shown["web"]["state"], shown["db"]["state"])
     assert shown["web"]["detail"].startswith(f"vCPU 1 priority 2 vector {stuck.vector} since ")

@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vbnet.bus.rundir import RunDir
+from vbnet.bus.topics import TOPICS
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.lab import Lab
 from vbnet.cluster.launch import Job
@@ -28,6 +29,7 @@ class FakeControl:
 
     def __init__(self) -> None:
         self.verbs: list[str] = []
+        self.told: list[str] = []
 
     async def apply(self, requests: Sequence[Request]) -> None:
         """Remember the requests."""
@@ -36,6 +38,11 @@ class FakeControl:
     async def add_uplink(self, uplink: UplinkPlan) -> None:
         """Remember the uplink."""
         self.verbs.append(f"uplink {uplink.tap}")
+
+    def tell(self, topic: str, fields: Mapping[str, object]) -> None:
+        """Remember the event's topic; its fields are those that a host node takes."""
+        assert fields.keys() == set(TOPICS[topic].fields)
+        self.told.append(topic)
 
     async def close(self) -> None:
         """Remember the end."""

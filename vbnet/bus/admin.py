@@ -228,6 +228,13 @@ class EventTopics(_Verb, tag="event.topics", frozen=True):
     """Which events are there, and where?"""
 
 
+class EventPublish(_Verb, tag="event.publish", frozen=True):
+    """Publish what a lab's supervisor saw: a topic that begins with ``lab.``, and its fields."""
+
+    topic: Name
+    fields: dict[str, Text | int | float | bool | list[Text] | None]
+
+
 class Apply(_Verb, tag="apply", frozen=True):
     """Many verbs in order; the first that is refused stops it, the ones before stay done."""
 
@@ -265,6 +272,7 @@ Verb = (
     | SignalGrant
     | SignalDestroy
     | EventTopics
+    | EventPublish
     | Apply
 )
 

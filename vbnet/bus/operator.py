@@ -70,9 +70,14 @@ class EventStream:
                 raise StopAsyncIteration
             if self._end is not None:
                 raise self._end
+            await self.arrived()
+        return self._waiting.popleft()
+
+    async def arrived(self) -> None:
+        """Wait until there is an event, which stays, or the stream has ended. Without a deadline of its own."""
+        while not self._waiting and self._end is None:
             self._arrived.clear()
             await self._arrived.wait()
-        return self._waiting.popleft()
 
     def close(self) -> None:
         """Listen no more; the iteration ends."""
@@ -333,8 +338,12 @@ class Operator:
         await self._handover().ended(drive)
 
     async def event_topics(self) -> dict[str, Any]:
-        """Every topic with its meaning, and the endpoint they are published at."""
+        """Every topic with its meaning, severity and fields, and the endpoint they are published at."""
         return await self._ask(admin.EventTopics(), dict[str, Any])
+
+    async def event_publish(self, topic: str, fields: Mapping[str, Any]) -> None:
+        """Tell what a lab's supervisor saw, under a topic that begins with ``lab.``."""
+        await self._ask(admin.EventPublish(topic, dict(fields)), NoneType)
 
     async def apply(self, verbs: Sequence[msgspec.Struct]) -> int:
         """Do many verbs of ``vbnet.bus.admin`` in order; gives how many were done.
@@ -585,6 +594,10 @@ class SyncOperator:
     def event_topics(self) -> dict[str, Any]:
         """See ``Operator.event_topics``."""
         return self._thread.run(self._operator.event_topics())
+
+    def event_publish(self, topic: str, fields: Mapping[str, Any]) -> None:
+        """See ``Operator.event_publish``."""
+        self._thread.run(self._operator.event_publish(topic, fields))
 
     def apply(self, verbs: Sequence[msgspec.Struct]) -> int:
         """See ``Operator.apply``."""

@@ -14,8 +14,9 @@ from vbnet.bus.keys import KeyStore
 from vbnet.bus.link import Secrets
 from vbnet.bus.operator import Operator, SyncOperator
 from vbnet.bus.rundir import DEFAULT_NODE, RunDir, run_root
+from vbnet.cluster import clean
 from vbnet.cluster.clean import host_lives
-from vbnet.errors import NotFoundError, UsageError
+from vbnet.errors import NotFoundError, UnsupportedError, UsageError
 
 
 def running_nodes() -> list[str]:
@@ -89,6 +90,41 @@ def resolve(node: str | None) -> RunDir | str:
             "no host node runs here; start a lab with `vbnet up FILE`, or one by itself with `vbnet host run`"
         )
     raise UsageError(f"several host nodes run; name one with --node: {', '.join(running)}")
+
+
+def kept(node: str | None) -> RunDir:
+    """Return the run directory meant by ``--node``, also of a host node that hangs or is dead.
+
+    Raises:
+        NotFoundError: there is none.
+        UsageError: several host nodes run, or left something, and none was named; or it is on another machine.
+    """
+    if node is not None and node.startswith("tcp:"):
+        raise UnsupportedError(f"{node} is on another machine; what it keeps is read there", node=node)
+    if node is None and running_nodes():
+        found = resolve(None)
+        assert isinstance(found, RunDir)  # noqa: S101 -- no address was given
+        return found
+    there = _nodes_there()
+    if node is None and len(there) == 1:
+        return RunDir.for_node(there[0])
+    if node is None and there:
+        raise UsageError(f"no host node runs, several did; name one with --node: {', '.join(there)}")
+    run_dir = RunDir.for_node(DEFAULT_NODE if node is None else node)
+    if node is None or not run_dir.path.is_dir():
+        known = f"there is: {', '.join(there)}" if there else f"nothing is in {run_root()}"
+        raise NotFoundError(f"no host node {f'`{node}` ' if node else ''}has run here; {known}", node=node)
+    run_dir.check()
+    return run_dir
+
+
+def _nodes_there() -> list[str]:
+    """Return the names of the host nodes of this user that run, or left a run directory."""
+    try:
+        entries = sorted(run_root().iterdir())
+    except OSError:
+        return []
+    return [entry.name for entry in entries if (entry / clean.HOST_LOCK).exists()]
 
 
 def secrets(address: RunDir | str, keys: Path | None, server_key: str | None) -> Secrets | None:

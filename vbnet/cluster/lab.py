@@ -46,6 +46,8 @@ POLITE_S = 3.0
 """How long a process may take to end after SIGTERM before it is killed."""
 
 REQUESTS_PER_MESSAGE = 200
+GUESTS_NAMED_MAX = 8
+"""Guests of a packed process that an event names; it has the count of all."""
 
 
 class LabEvent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -173,6 +175,7 @@ class Lab:
         self.state.phase = "up"
         self._write_now()
         self._tell("lab", self.plan.lab, "ready")
+        self._publish("lab.up", count=len(self.state.guests))
 
     async def run(self) -> int:
         """Watch the lab until every guest has ended for good.
@@ -202,6 +205,7 @@ class Lab:
             return
         self._is_stopping = True
         self._tell("lab", self.plan.lab, "stopping")
+        self._publish("lab.stopping")
         if self._state is not None:
             self._state.phase = "stopping"
             self._write_now()
@@ -330,6 +334,8 @@ class Lab:
         loop.add_reader(running.reports.fileno(), self._on_reports, slot, running)
         loop.add_reader(running.sentinel, self._on_end, slot, running)
         self._set_guests(slot, "starting")
+        if slot is not self._host:
+            self._publish("lab.started", **_of(slot.plan), pid=running.pid)
 
     def _record(self, slot: _Running) -> ProcessState:
         if slot is self._host:
@@ -350,10 +356,13 @@ class Lab:
         guest = self.state.guests.get(report.guest)
         if guest is None or guest.process != slot.plan.name or report.state not in {"ready", "failed"}:
             return
+        was_ready = guest.state == "ready"
         guest.state, guest.detail = report.state, report.detail
         ready = sum(other.state == "ready" for other in self.state.guests.values())
         self._tell("guest", guest.name, guest.state, guest.detail, done=ready, total=len(self.state.guests))
         is_whole = all(self.state.guests[member.name].state == "ready" for member in slot.plan.guests)
+        if is_whole and not was_ready:
+            self._publish("lab.ready", **_of(slot.plan))
         if self._is_going and is_whole and slot.process is not None:
             slot.process.go()
         self._note_change()
@@ -377,16 +386,23 @@ class Lab:
             self._note_change()
             return
         said = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        self._publish("lab.exited", **_of(slot.plan), exit_code=code, detail=said)
         match slot.policy.decide(code, slot.started_ns, self._clock.now_ns()):
             case Again(delay_ns):
                 record.restarts += 1
-                self._set_guests(slot, "restarting", f"{said}; again in {delay_ns / SECOND_NS:g} s")
+                delay_s = delay_ns / SECOND_NS
+                self._publish("lab.restarting", **_of(slot.plan), restarts=record.restarts, delay_s=delay_s)
+                self._set_guests(slot, "restarting", f"{said}; again in {delay_s:g} s")
                 slot.timer = self._clock.call_later(delay_ns, lambda: self._restart(slot))
             case GivenUp(restarts):
                 slot.ended.set()
-                self._set_guests(slot, "given-up", f"{said}; failed {restarts} times within a minute")
+                detail = f"{said}; failed {restarts} times within a minute"
+                self._publish("lab.given_up", **_of(slot.plan), detail=detail)
+                self._set_guests(slot, "given-up", detail)
             case ended:
                 slot.ended.set()
+                if ended.is_failure:
+                    self._publish("lab.failed", **_of(slot.plan), detail=said)
                 self._set_guests(slot, "failed" if ended.is_failure else "ended", said)
         self._note_change()
 
@@ -423,6 +439,11 @@ class Lab:
     def _tell(self, step: str, subject: str, new: str, detail: str = "", *, done: int = 0, total: int = 0) -> None:
         self._watch(LabEvent(step, subject, new, detail, done, total))
 
+    def _publish(self, topic: str, **fields: object) -> None:
+        """Have the host node tell whoever follows its events."""
+        if self.control is not None:
+            self.control.tell(topic, {"lab": self.plan.lab, **fields})
+
     def _note_change(self) -> None:
         """Wake the waiting, and write the state file soon (once for many changes)."""
         self._changed.set()
@@ -446,3 +467,9 @@ class Lab:
         except OSError:
             return ""
         return "".join(f"\n  {name}: {line}" for line in tail)
+
+
+def _of(plan: ProcessPlan) -> dict[str, object]:
+    """A process as events name it: with its guests, of many the first."""
+    guests = [guest.name for guest in plan.guests[:GUESTS_NAMED_MAX]]
+    return {"process": plan.name, "guests": guests, "count": len(plan.guests)}

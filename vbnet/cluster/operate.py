@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from vbnet.cluster.plan import Request, UplinkPlan
 from vbnet.errors import VbnetError
+
+TOLD_MAX = 4096
+"""Events that may wait for the host node; the oldest are let go of."""
+
+TOLD_AT_ONCE = 48
+"""Events a message: with the names in them they fit its length."""
 
 
 class HostControl(Protocol):
@@ -25,8 +33,11 @@ class HostControl(Protocol):
     async def add_uplink(self, uplink: UplinkPlan) -> None:
         """Make the TAP a port of its switch; the TAP is there already."""
 
+    def tell(self, topic: str, fields: Mapping[str, Any]) -> None:
+        """Have an event published, soon and in order; a host node that is gone tells nobody."""
+
     async def close(self) -> None:
-        """Let go of the admin socket; the host node goes on."""
+        """Let go of the admin socket, once what was told is published; the host node goes on."""
 
 
 async def connect_host(folder: Path) -> HostControl:
@@ -48,6 +59,8 @@ class _Connected:
 
         assert isinstance(operator, Operator)  # noqa: S101 -- made by connect_host only
         self._operator = operator
+        self._untold: deque[msgspec.Struct] = deque(maxlen=TOLD_MAX)
+        self._telling: asyncio.Task[None] | None = None
 
     async def apply(self, requests: Sequence[Request]) -> None:
         from vbnet.bus import admin  # noqa: PLC0415 -- same
@@ -66,5 +79,22 @@ class _Connected:
     async def add_uplink(self, uplink: UplinkPlan) -> None:
         await self._operator.port_add(uplink.switch, uplink.tap, mtu=uplink.mtu)
 
+    def tell(self, topic: str, fields: Mapping[str, Any]) -> None:
+        from vbnet.bus import admin  # noqa: PLC0415 -- same
+
+        self._untold.append(admin.EventPublish(topic, dict(fields)))
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._publish())
+
     async def close(self) -> None:
+        if self._telling is not None:
+            await self._telling
         await self._operator.close()
+
+    async def _publish(self) -> None:
+        while self._untold:
+            batch = [self._untold.popleft() for _ in range(min(len(self._untold), TOLD_AT_ONCE))]
+            try:
+                await self._operator.apply(batch)
+            except VbnetError:  # what a lab does goes on unheard
+                self._untold.clear()

@@ -7,7 +7,6 @@ message and stops at the first that is refused, saying which.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,42 +18,18 @@ from vbnet.bus.admin import AdminFailure, AdminResult, Verb
 from vbnet.bus.limits import Limits
 from vbnet.bus.messages import DevAdd, DevDrop, plain_fields
 from vbnet.bus.model import DeviceRecord
+from vbnet.bus.topics import BY_LABS, TOPICS
 from vbnet.bus.transport import ZmqPort
-from vbnet.errors import BusyError, TooLargeError, UsageError, VbnetError, refusal_name
+from vbnet.errors import BusyError, NotFoundError, TooLargeError, UsageError, VbnetError, refusal_name
 from vbnet.hostnode import metrics
 from vbnet.hostnode.device import HostServices
 from vbnet.hostnode.sessions import SessionBook
 from vbnet.hostnode.signals import OPERATOR, Vector
 from vbnet.hostnode.tap import open_tap
+from vbnet.hostnode.wedged import wedged_levels
 from vbnet.units import SECOND_NS
 
-__all__ = ["TOPICS", "AdminDesk"]
-
-WEDGED_NS = SECOND_NS
-"""How long a handler may run before its guest is shown as wedged."""
-
-TOPICS = {
-    "bus.created": "a bus was made",
-    "bus.deleted": "a bus was removed",
-    "device.created": "a device was made",
-    "device.set": "an attribute was set",
-    "device.plugged": "a device was put on a bus",
-    "device.unplugged": "a device was taken off a bus",
-    "device.deleted": "a device was removed",
-    "guest.ready": "a guest takes events and can open devices",
-    "guest.stuck": "a guest process missed its heartbeats, but lives",
-    "guest.recovered": "a stuck guest process was heard again",
-    "guest.reset": "an operator reset a guest",
-    "guest.gone": "a guest ended; cause says how",
-    "guest.fault": "a guest broke a rule",
-    "link.changed": "the carrier of a guest's device went up or down",
-    "port.fault": "a port was quarantined; rule says why",
-    "sched.created": "a scheduler coordinator was made; cannot says what this host lacks",
-    "signal.blocked": "a guest made the doorbell behind a signal block; it is not rung any more",
-    "signal.source_gone": "what drove a signal from outside hung up",
-    "node.stopping": "this host node ends",
-}
-"""Every topic this host publishes."""
+__all__ = ["AdminDesk"]
 
 
 @dataclass(slots=True)
@@ -128,7 +103,8 @@ class AdminDesk:
             admin.SignalRaise: lambda verb: services.signals.raise_soon(services.signals.find(verb.signal)),
             admin.SignalGrant: self._signal_grant,
             admin.SignalDestroy: self._signal_destroy,
-            admin.EventTopics: lambda _: {"endpoint": facts.events, "topics": TOPICS},
+            admin.EventTopics: lambda _: {"endpoint": facts.events, "topics": _topic_rows()},
+            admin.EventPublish: self._event_publish,
             admin.Apply: self._apply,
         }
 
@@ -155,15 +131,20 @@ class AdminDesk:
     def _receive(self, port: ZmqPort, parts: list[bytes], surplus: int) -> None:
         seq = 0
         body: AdminResult | AdminFailure
+        refused: Exception | None = None
         try:
             seq, raw = admin.decode_request(self._whole(parts, surplus))
             body = AdminResult(admin.encode_value(self.perform(admin.decode_verb(raw))))
         except VbnetError as error:
             body = _failure(error)
             seq = seq or getattr(error, "seq", 0)
+            refused = error
         except Exception as error:  # no request may stop the host
             self._services.log.exception("admin_failed")
             body = _failure(error)
+            refused = error
+        if refused is not None:
+            self._services.refused("admin.refused", "operator", refused)
         if isinstance(body, AdminFailure):
             self._book.tally.add(metrics.REFUSED, body.code)
         port.send_nowait(parts[0], admin.encode_reply(seq, body))
@@ -279,7 +260,7 @@ class AdminDesk:
         ]
 
     def _guest_list(self, _verb: admin.GuestList) -> list[admin.GuestInfo]:
-        wedged = {session.name: self._wedged(session.name) for session in self._book.all()}
+        wedged = {session.name: wedged_levels(self._services.signals, session.name) for session in self._book.all()}
         return [
             admin.GuestInfo(
                 name=session.name,
@@ -354,23 +335,27 @@ class AdminDesk:
             raise BusyError(f"signal {verb.signal!r} belongs to a device and goes with it", signal=verb.signal)
         signals.destroy(number)
 
-    def _wedged(self, guest: str) -> list[admin.WedgedLevel]:
-        """Levels whose handler has not returned for longer than a second."""
-        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        return [
-            admin.WedgedLevel(
-                vcpu=level["vcpu"],
-                priority=level["priority"],
-                vector=level["in_service"],
-                since_s=round((now_ns - level["since_ns"]) / SECOND_NS, 3),
-                pending=level["pending"],
+    def _event_publish(self, verb: admin.EventPublish) -> None:
+        topic = TOPICS.get(verb.topic)
+        if topic is None or not verb.topic.startswith(BY_LABS):
+            raise NotFoundError(f"there is no topic {verb.topic!r} that others may publish", topic=verb.topic)
+        if verb.fields.keys() != set(topic.fields):
+            raise UsageError(
+                f"an event {verb.topic!r} has the fields {', '.join(topic.fields)}",
+                got=sorted(verb.fields),
+                limit=list(topic.fields),
             )
-            for level in self._services.signals.levels(guest)
-            if level["in_service"] is not None and now_ns - level["since_ns"] > WEDGED_NS
-        ]
+        self._services.publish(verb.topic, **verb.fields)
 
     def _age_s(self, since_ns: int) -> float:
         return round((self._services.clock.now_ns() - since_ns) / SECOND_NS, 3)
+
+
+def _topic_rows() -> dict[str, dict[str, object]]:
+    return {
+        name: {"meaning": topic.meaning, "severity": str(topic.severity), "fields": topic.fields}
+        for name, topic in TOPICS.items()
+    }
 
 
 def _failure(error: Exception) -> AdminFailure:

@@ -144,6 +144,8 @@ class AttachPeer:
         book = self._desk.book
         code = refusal_name(error)
         book.tally.add(metrics.REFUSED, code)
+        names = [session.name for session in self.sessions.values()]
+        book.services.refused("attach.refused", names[0] if names else f"process {self.identity.pid}", error)
         if surplus:
             book.tally.add(metrics.SURPLUS_FDS, count=surplus)
         self._faults += 1

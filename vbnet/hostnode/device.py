@@ -75,11 +75,12 @@ class HostServices:
     Attributes:
         clock: the only source of time.
         log: bound to the host node.
-        publish: ``publish(topic, **fields)`` sends an event to everyone who subscribed.
+        publish: ``publish(topic, **fields)`` tells an event to everyone who subscribed, and to the history.
         fabric: switches and ports; None when this host runs without them.
         counters: the host's counter file; None when this host runs without one.
         signals: lines, their routes and grants, and guests' interrupt controllers.
         fastcalls: answers calls through shared memory; None on a bench without a host.
+        refused: ``refused(door, whose, error)`` takes note of a refusal; for the host's own desks.
     """
 
     clock: Clock
@@ -89,6 +90,7 @@ class HostServices:
     counters: Any = None
     signals: SignalBook = field(default_factory=SignalBook)
     fastcalls: Fastcalls | None = None
+    refused: Callable[[str, str, Exception], None] = lambda _door, _whose, _error: None
 
     def need_fabric(self) -> Fabric:
         """The fabric.

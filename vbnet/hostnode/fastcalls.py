@@ -70,9 +70,17 @@ class Fastcalls:
         tally: counts failures of handlers.
         log: where they are told.
         counters: the host's counter file; None makes one that nobody reads.
+        publish: tells whoever subscribed.
     """
 
-    def __init__(self, tally: Tally, log: Log | FastLog, counters: Any = None) -> None:  # noqa: ANN401 - native
+    def __init__(
+        self,
+        tally: Tally,
+        log: Log | FastLog,
+        counters: Any = None,  # noqa: ANN401 - native
+        publish: Callable[..., None] = lambda _topic, **_fields: None,
+    ) -> None:
+        self._publish = publish
         self._tally = tally
         self._log = log
         self._counters = counters
@@ -242,9 +250,10 @@ class Fastcalls:
         if is_refusal:
             return getattr(errno, refusal_name(error), errno.EIO), str(error).encode()
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._failed, device, repr(error))
+            self._loop.call_soon_threadsafe(self._failed, device, error)
         return errno.EIO, f"device {device!r} failed in fast: {type(error).__name__}; see the host's log".encode()
 
-    def _failed(self, device: str, error: str) -> None:
+    def _failed(self, device: str, error: Exception) -> None:
         self._tally.add(metrics.DEVICE_FAILURES)
-        self._log.error("device_failed", device=device, method="fast", error=error)
+        self._log.error("device_failed", device=device, method="fast", error=repr(error))
+        self._publish("device.failed", device=device, method="fast", error=type(error).__name__)

@@ -4,7 +4,7 @@
                     ─ attach.sock > AttachDesk ─> SessionBook ───┤
     operators ─────── admin.sock ─> AdminDesk ┘                  └─> events.sock ─> whoever subscribed
 
-One thread, one asyncio loop, one timer. Every handler is a plain function that runs to its end, so no guest ever sees
+One thread, one asyncio loop, two timers. Every handler is a plain function that runs to its end, so no guest ever sees
 half a change, and "ready" needs no lock: between the replay and the first live event nothing can come. The data path
 is not here; it runs in the fabric's threads.
 """
@@ -14,14 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
 import zmq
 
 from vbnet.bus.keys import CurveServer, KeyStore, TcpAddress
@@ -38,13 +36,15 @@ from vbnet.hostnode.bells import Bells
 from vbnet.hostnode.device import HostServices, Log
 from vbnet.hostnode.fabric import Fabric
 from vbnet.hostnode.fastcalls import Fastcalls
-from vbnet.hostnode.log import LimitedLog
+from vbnet.hostnode.log import LimitedLog, default_log
 from vbnet.hostnode.metrics import Tally
 from vbnet.hostnode.plugboard import Plugboard
 from vbnet.hostnode.registry import ClassRegistry
 from vbnet.hostnode.sessions import SessionBook
 from vbnet.hostnode.signals import SignalBook
+from vbnet.hostnode.telling import Refusals, Teller
 from vbnet.hostnode.verbs import BusDesk
+from vbnet.hostnode.wedged import WEDGED_NS, WedgeWatch, wedged_levels
 from vbnet.units import seconds_to_ns
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class HostNode:
     Args:
         options: how it is set up.
         clock: the only source of time.
-        log: where it writes; None uses structlog's default.
+        log: where it writes; None uses structlog as the program configured it.
         fabric: switches and ports; None runs without. Becomes the node's: it is closed with it.
         counters: the mapped counter file for devices; None takes the fabric's.
     """
@@ -97,16 +97,25 @@ class HostNode:
         require_libzmq()
         self._options = options
         self._clock: Clock = MonotonicClock() if clock is None else clock
-        self._log = LimitedLog(_default_log() if log is None else log, self._clock)
+        self._log = LimitedLog(default_log() if log is None else log, self._clock)
         self._fabric = fabric
-        self._event_seq = 0
-        self._events: list[zmq.Socket[bytes]] = []
+        self._teller = Teller(self._clock)
+        self._refusals = Refusals(self._teller.publish, self._teller.note)
         if counters is None and fabric is not None:
             counters = fabric.counters
         signals = SignalBook(counters, self.publish)
         self.tally = Tally()
-        self._fastcalls = Fastcalls(self.tally, self._log, counters)
-        self._services = HostServices(self._clock, self._log, self.publish, fabric, counters, signals, self._fastcalls)
+        self._fastcalls = Fastcalls(self.tally, self._log, counters, self.publish)
+        self._services = HostServices(
+            self._clock,
+            self._log,
+            self.publish,
+            fabric,
+            counters,
+            signals,
+            self._fastcalls,
+            self._refusals.add,
+        )
         self.plugboard = Plugboard(ClassRegistry(options.catalogue), self._services, self.tally)
         self._bells = Bells(self.tally)
         self.book = SessionBook(
@@ -117,6 +126,7 @@ class HostNode:
             self._bells,
             attach_path=options.run_dir.attach_socket,
         )
+        self._wedges = WedgeWatch(lambda guest: wedged_levels(signals, guest), self.publish)
         self._stopped = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._undo = contextlib.ExitStack()
@@ -150,6 +160,7 @@ class HostNode:
             await self.stop()
             raise
         self._log.info("host_ready", node=self._options.name, endpoints=facts.endpoints)
+        self.publish("node.ready", node=self._options.name, endpoints=facts.endpoints)
 
     def ask_stop(self) -> None:
         """Have ``run`` end; returns at once."""
@@ -174,19 +185,13 @@ class HostNode:
         self._log.info("host_stopped", node=self._options.name)
 
     def publish(self, topic: str, **fields: object) -> None:
-        """Send an event to everyone who subscribed.
+        """Tell everyone who subscribed, and whoever reads the history later.
 
         Args:
-            topic: one of ``vbnet.hostnode.admin.TOPICS``.
+            topic: one of ``vbnet.bus.topics.TOPICS``.
             fields: what belongs to it; plain values.
         """
-        if not self._events:
-            return
-        self._event_seq += 1
-        event = {"topic": topic, "seq": self._event_seq, "time": time.time(), **fields}
-        parts = (topic.encode(), msgspec.json.encode(event))
-        for socket in self._events:  # PUB never blocks: it drops for a slow subscriber, whom seq shows the gap
-            socket.send_multipart(parts, zmq.NOBLOCK)
+        self._teller.publish(topic, **fields)
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
@@ -207,6 +212,9 @@ class HostNode:
         undo, run_dir, limits = self._undo, self._options.run_dir, self._options.limits
         run_dir.create()
         undo.callback(run_dir.lock().release)
+        undo.callback(self._teller.close)
+        self._teller.open(run_dir)
+        self.publish("node.starting", node=self._options.name, pid=os.getpid(), vbnet=_own_version())
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         undo.callback(context.term)
         undo.callback(AttachDesk(run_dir.attach_socket, self.book, _open_ram).close)
@@ -222,16 +230,17 @@ class HostNode:
             doors.append(_Doors(context, address, curve))
         for door in doors:
             events = door.bind(zmq.PUB, 2, _BACKLOG)
-            self._events.append(events)
+            self._teller.sockets.append(events)
             undo.callback(events.close, _LINGER_MS)
             admin.serve(door.bind(zmq.ROUTER, 1, _BACKLOG))
             self._serve_bus(door.bind(zmq.ROUTER, 0, limits.outbound_messages), is_remote=door.is_remote)
-        undo.callback(self._events.clear)
+        undo.callback(self._teller.sockets.clear)
         if self._fabric is not None:
             loop, fault_fd = asyncio.get_running_loop(), self._fabric.fault_fd()
             loop.add_reader(fault_fd, self._take_faults)
             undo.callback(loop.remove_reader, fault_fd)
         self._beat()
+        self._look()
         run_dir.write_host(
             HostRecord(
                 pid=os.getpid(),
@@ -254,7 +263,7 @@ class HostNode:
             self._undo.callback(watch.close)
 
     def _beat(self) -> None:
-        """The one timer: who is silent, and who never attached."""
+        """Once a heartbeat: who is silent, who never attached, and what was too often to be told one by one."""
         limits = self._options.limits
         if self._stopped.is_set():
             return
@@ -262,6 +271,15 @@ class HostNode:
         self.book.expire_tokens()
         for desk in self._desks:
             desk.watch()
+        self._refusals.tell()
+        self._log.say_left_out()
+
+    def _look(self) -> None:
+        """Once a second: whose handlers do not return."""
+        if self._stopped.is_set():
+            return
+        self._clock.call_later(WEDGED_NS, self._look)
+        self._wedges.look(session.name for session in self.book.all())
 
     def _take_faults(self) -> None:
         if self._fabric is None:
@@ -319,13 +337,6 @@ def _open_ram(fd: int, limit: int) -> Ram:
     from vbnet.sharedmem import Ram  # noqa: PLC0415 - not needed by hosts whose guests share no memory
 
     return Ram.open(fd, limit)
-
-
-def _default_log() -> Log:
-    import structlog  # noqa: PLC0415 - slow to import, and tests hand in their own
-
-    log: Log = structlog.get_logger("vbnet.host")
-    return log
 
 
 def _own_version() -> str:

@@ -50,6 +50,7 @@ def contained(services: HostServices, tally: Tally, device: str, what: str, *, s
             raise
         tally.add(metrics.DEVICE_FAILURES)
         services.log.exception("device_failed", device=device, method=what)
+        services.publish("device.failed", device=device, method=what, error=type(error).__name__)
         if not swallow:
             raise InternalError(
                 f"device {device!r} failed in {what}: {type(error).__name__}; see the host's log", device=device

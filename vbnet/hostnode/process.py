@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import structlog
 
 from vbnet.bus.descriptors import raise_descriptor_limit
 from vbnet.bus.rundir import DEFAULT_NODE, RunDir
 from vbnet.errors import VbnetError
 from vbnet.hostnode.device import Log
 from vbnet.hostnode.fabric import Fabric
+from vbnet.hostnode.log import log_file
 from vbnet.hostnode.node import HostNode, HostOptions
 
 __all__ = ["main", "native_fabric", "run_host"]
@@ -50,7 +48,7 @@ def run_host(
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("vbnet-host", encoding="ascii")
     with contextlib.ExitStack() as stack:
-        writer = log if log is not None else stack.enter_context(_log_file(options.run_dir.logs / "host.log"))
+        writer = log if log is not None else stack.enter_context(log_file(options.run_dir.logs / "host.log"))
         asyncio.run(_serve(options, make_fabric, on_ready, writer))
 
 
@@ -83,23 +81,6 @@ async def _serve(
     if on_ready is not None:
         on_ready()
     await node.run()
-
-
-@contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[Log]:
-    """One JSON object a line, one write a line, appended."""
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w", buffering=1, encoding="utf-8") as file:
-        yield structlog.wrap_logger(
-            structlog.WriteLogger(file),
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.dict_tracebacks,
-                structlog.processors.JSONRenderer(),
-            ],
-            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

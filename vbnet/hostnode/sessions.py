@@ -445,7 +445,13 @@ class Session:
         self.faults += 1
         self._host.tally.add(metrics.FAULTS)
         self._host.services.log.warning("guest_fault", guest=self.name, device=device, fault=str(fault))
-        self._host.services.publish("guest.fault", guest=self.name, device=device, **_event_fields(fault))
+        self._host.services.publish(
+            "guest.fault",
+            guest=self.name,
+            device=device,
+            **{"rule": "", **_event_fields(fault)},
+            text=str(fault),
+        )
 
     def announce_link(self, dev_id: int, *, is_up: bool) -> None:
         """Let operators know of a carrier that changed."""
@@ -621,6 +627,14 @@ class SessionBook:
         self._sessions[session.name] = session
         self.tally.add(metrics.SESSIONS)
         self.tally.set(metrics.GUESTS, len(self._sessions))
+        self.services.publish(
+            "guest.joined",
+            guest=session.name,
+            bus=bus,
+            pid=session.pid,
+            kind=session.kind,
+            is_remote=session.is_remote,
+        )
         heartbeat_ms = round(self.limits.heartbeat_s * 1000)
         if peer.is_remote:
             return messages.Welcome(b"", "", heartbeat_ms, bus)
@@ -753,6 +767,6 @@ def _named_line(signals: SignalBook, guest: str, caller: _Caller, on_blocked: Ca
 def _event_fields(fault: PeerFault) -> dict[str, object]:
     """A fault's fields for an event, none of which may hide the event's own."""
     return {
-        f"fault_{name}" if name in {"guest", "device"} else name: value
+        f"fault_{name}" if name in {"guest", "device", "text"} else name: value
         for name, value in messages.plain_fields(fault.fields).items()
     }

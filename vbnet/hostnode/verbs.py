@@ -27,6 +27,7 @@ from vbnet.units import seconds_to_ns
 
 __all__ = ["BusDesk"]
 
+_STRANGER = "a stranger"
 _PROBE_DELAY_NS = 100_000_000
 Result = int | bytes | tuple[messages.Listed, ...] | None
 
@@ -196,6 +197,8 @@ class BusDesk:
         code = refusal_name(error)
         tally = self._book.tally
         tally.add(metrics.REFUSED, code)
+        session = peer.sessions.get(sid)
+        self._book.services.refused("bus.refused", session.name if session is not None else _STRANGER, error)
         if not peer.budget.spend():
             tally.add(metrics.SILENCED)
             return

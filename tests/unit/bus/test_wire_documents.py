@@ -1,6 +1,6 @@
 """docs/wire and docs/errors.md name every message, field, verb, topic and error of the code, and none more."""
 
-import re
+import ast
 import typing
 from pathlib import Path
 from types import UnionType
@@ -11,8 +11,8 @@ import pytest
 
 from tests.meta import tree, wire_tables
 from vbnet.bus import admin, fdpass, messages
+from vbnet.bus.topics import TOPICS
 from vbnet.errors import REFUSALS, UsageError, VbnetError
-from vbnet.hostnode.admin import TOPICS
 
 DOCS = tree.ROOT / "docs"
 NUMBERS = {
@@ -26,6 +26,26 @@ NUMBERS = {
 }
 TEXTS = {96: "name", 64: "word", 256: "text"}
 PLAIN = {bytes: "bin", str: "str", bool: "bool"}
+
+
+SPREAD: dict[str, set[str]] = {
+    "fault": {"port", "name", "part", "rule", "text"},
+    "{'rule': '', **_event_fields(fault)}": {"rule"},
+    "_of(slot.plan)": {"process", "guests", "count"},
+}
+"""What stands for fields in calls that publish: each the expression, and the fields it gives."""
+
+
+def published_events() -> list[tuple[str, ast.Call]]:
+    """Every call in the package that publishes a topic by name."""
+    found = []
+    for path in sorted((DOCS.parent / "vbnet").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("publish") and node.args:
+                first = node.args[0]
+                if isinstance(first, ast.Constant) and isinstance(first.value, str) and "." in first.value:
+                    found.append((first.value, node))
+    return found
 
 
 def table(document: Path, mark: str) -> wire_tables.WireTable:
@@ -89,19 +109,34 @@ def test_every_verb_is_in_the_table_with_its_arguments() -> None:
 
 
 def test_every_topic_is_in_the_table() -> None:
-    """Nothing that is published is missing."""
+    """Nothing that is published is missing, and its fields and severity are told."""
     rows = table(DOCS / "wire" / "admin.md", "topics").rows
 
-    assert TOPICS == {row["topic"]: row["meaning"] for row in rows}
+    stated = {row["topic"]: (row["severity"], row["fields"], row["meaning"]) for row in rows}
+
+    assert {
+        name: (str(topic.severity), ", ".join([*topic.fields, *(["…"] * topic.has_more)]), topic.meaning)
+        for name, topic in TOPICS.items()
+    } == stated
 
 
 def test_every_topic_that_the_code_publishes_is_known_and_no_other() -> None:
     """Whoever asks what topics there are is told of all."""
-    texts = [path.read_text() for path in (DOCS.parent / "vbnet").rglob("*.py")]
-
-    published = {topic for text in texts for topic in re.findall(r'publish\(\s*"([a-z_]+\.[a-z_]+)"', text)}
+    published = {topic for topic, _ in published_events()}
 
     assert set(TOPICS) == published
+
+
+@pytest.mark.parametrize(("topic", "call"), published_events(), ids=lambda part: part if isinstance(part, str) else "")
+def test_events_are_published_with_the_fields_of_their_topic(topic: str, call: ast.Call) -> None:
+    """A field that is promised is there, and none that is not, unless the topic says that more follow."""
+    named = {keyword.arg for keyword in call.keywords if keyword.arg}
+    spread = [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg is None]
+    promised = set(TOPICS[topic].fields)
+
+    given = named.union(*(SPREAD[text] for text in spread))
+
+    assert promised == given | ({"lab"} if topic.startswith("lab.") else set())
 
 
 def test_every_error_is_in_the_table_with_what_else_it_is() -> None:

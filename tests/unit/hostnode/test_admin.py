@@ -235,6 +235,7 @@ async def test_everything_that_happens_is_published(run_root: Path) -> None:
             "device.created",
             "device.set",
             "device.plugged",
+            "guest.joined",
             "guest.ready",
             "guest.gone",
             "device.unplugged",
