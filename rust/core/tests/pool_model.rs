@@ -16,7 +16,8 @@ const START: u32 = 4096;
 /// One thing the sending half does with its arena.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Take(u32),
+    /// A run of pieces: how long each, how many at most, and how many of those that were planned stay.
+    Take(u32, u32, u32),
     Free(u32),
     Undo,
 }
@@ -93,8 +94,8 @@ impl Model {
 
 fn step(longest: u32) -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0..=longest).prop_map(Step::Take),
-        2 => (0..=130u32).prop_map(Step::Take),
+        4 => (0..=longest, 0..4u32, 0..4u32).prop_map(|(length, most, kept)| Step::Take(length, most, kept)),
+        2 => (0..=130u32, 0..9u32, 0..9u32).prop_map(|(length, most, kept)| Step::Take(length, most, kept)),
         3 => (0..5u32).prop_map(Step::Free),
         1 => Just(Step::Undo),
     ]
@@ -108,16 +109,23 @@ proptest! {
         let mut model = Model::new(lines as usize);
         for step in steps {
             match step {
-                Step::Take(length) => {
-                    let count = length.max(1).div_ceil(LINE) as usize;
-                    match arena.take(length) {
-                        Some(offset) => {
-                            prop_assert!(offset >= START && offset.is_multiple_of(LINE));
-                            prop_assert!(u64::from(offset) + u64::from(length) <= u64::from(START + lines * LINE));
-                            model.put(((offset - START) / LINE) as usize, count);
+                Step::Take(length, most, kept) => {
+                    let lines_each = length.max(1).div_ceil(LINE);
+                    match arena.plan(length, most) {
+                        Some(run) => {
+                            prop_assert_eq!(lines_each * LINE, run.step);
+                            prop_assert!((1..=most.max(1)).contains(&run.count));
+                            let kept = kept.min(run.count);
+                            arena.take_run(run, kept);
+                            for offset in (0..kept).map(|number| run.offset + number * run.step) {
+                                prop_assert!(offset >= START && offset.is_multiple_of(LINE));
+                                prop_assert!(u64::from(offset) + u64::from(length) <= u64::from(START + lines * LINE));
+                                model.put(((offset - START) / LINE) as usize, lines_each as usize);
+                            }
                         }
                         None => prop_assert!(
-                            model.pieces.len() == slots.next_power_of_two() as usize || !model.has_room(count)
+                            model.pieces.len() == slots.next_power_of_two() as usize
+                                || !model.has_room(lines_each as usize)
                         ),
                     }
                 }

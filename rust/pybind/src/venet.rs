@@ -219,17 +219,60 @@ impl Venet {
     }
 
     /// Stages one frame from any object with bytes in it. `false`: no room now.
-    fn stage(sender: &mut core::Sender, frame: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let py = frame.py();
+    #[inline(always)]
+    fn stage(burst: &mut core::Burst<'_>, frame: &Bound<'_, PyAny>) -> PyResult<bool> {
         if let Ok(bytes) = frame.cast::<PyBytes>() {
-            return sender.stage(bytes.as_bytes()).or_raise(py);
+            return burst.stage(bytes.as_bytes()).or_raise(frame.py());
         }
+        Self::stage_buffer(burst, frame)
+    }
+
+    #[cold]
+    fn stage_buffer(burst: &mut core::Burst<'_>, frame: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = frame.py();
         let buffer = PyBuffer::<u8>::get(frame)?;
         let length = buffer.len_bytes();
         let mut copied = Ok(());
-        let staged = sender.stage_with(length, |room| copied = buffer.copy_to_slice(py, room)).or_raise(py)?;
+        let staged = burst.stage_with(length, |room| copied = buffer.copy_to_slice(py, room)).or_raise(py)?;
         copied?;
         Ok(staged)
+    }
+
+    /// Sends frames, `expected` or more, waiting for room outside the interpreter; how many that were until the time was up.
+    fn send_all<'py>(
+        &self,
+        py: Python<'py>,
+        sender: &mut core::Sender,
+        expected: usize,
+        mut frames: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
+        patience: &mut Patience,
+    ) -> PyResult<usize> {
+        let mut sent = 0;
+        let mut waiting = None;
+        let outcome = loop {
+            let expected = expected.saturating_sub(sent).clamp(1, core::BURST_MAX as usize) as u32;
+            let staged = sender.burst(expected, |burst| {
+                while let Some(frame) = waiting.take().or_else(|| frames.next()) {
+                    let frame = frame?;
+                    if !Self::stage(burst, &frame)? {
+                        waiting = Some(Ok(frame));
+                        break;
+                    }
+                    sent += 1;
+                }
+                Ok(())
+            });
+            sender.flush().or_raise(py)?;
+            match staged {
+                Err(error) => break Err(error),
+                Ok(()) if waiting.is_none() => break Ok(()),
+                Ok(()) => {}
+            }
+            if !self.wait_room(py, sender, patience)? {
+                break Ok(());
+            }
+        };
+        outcome.map(|()| sent)
     }
 
     /// Waits for room outside the interpreter. `false`: the time is up.
@@ -335,35 +378,10 @@ impl Venet {
         let sender = guard.as_mut().ok_or_else(|| lent(py))?;
         sender.expect();
         let mut patience = Patience::new(py, timeout)?;
-        let mut sent = 0;
-        let staged = (|| {
-            let mut each = |frame: Bound<'_, PyAny>| {
-                while !Self::stage(sender, &frame)? {
-                    sender.flush().or_raise(py)?;
-                    if !self.wait_room(py, sender, &mut patience)? {
-                        return Ok(false);
-                    }
-                }
-                sent += 1;
-                Ok::<_, PyErr>(true)
-            };
-            if let Ok(list) = frames.cast::<PyList>() {
-                for frame in list.iter() {
-                    if !each(frame)? {
-                        break;
-                    }
-                }
-            } else {
-                for frame in frames.try_iter()? {
-                    if !each(frame?)? {
-                        break;
-                    }
-                }
-            }
-            Ok(())
-        })();
-        sender.flush().or_raise(py)?;
-        staged.map(|()| sent)
+        if let Ok(list) = frames.cast::<PyList>() {
+            return self.send_all(py, sender, list.len(), list.iter().map(Ok), &mut patience);
+        }
+        self.send_all(py, sender, 1, frames.try_iter()?, &mut patience)
     }
 
     #[pyo3(signature = (frame, timeout = None))]
@@ -372,15 +390,10 @@ impl Venet {
         let mut guard = held(py, &self.sending, "sending")?;
         let sender = guard.as_mut().ok_or_else(|| lent(py))?;
         sender.expect();
-        if !Self::stage(sender, frame)? {
-            let mut patience = Patience::new(py, timeout)?;
-            loop {
-                if !self.wait_room(py, sender, &mut patience)? {
-                    return Ok(false);
-                }
-                if Self::stage(sender, frame)? {
-                    break;
-                }
+        let mut patience = Patience::new(py, timeout)?;
+        while !sender.burst(1, |burst| Self::stage(burst, frame))? {
+            if !self.wait_room(py, sender, &mut patience)? {
+                return Ok(false);
             }
         }
         sender.flush().or_raise(py)?;

@@ -57,13 +57,8 @@ impl Exchange {
         let mut waits_since = None;
         loop {
             if outstanding + batch <= under_way {
-                for _ in 0..batch {
-                    if !self.sender.stage(std::hint::black_box(frame))? {
-                        break;
-                    }
-                    outstanding += 1;
-                }
-                self.sender.flush()?;
+                let frames = std::iter::repeat_n(std::hint::black_box(frame), batch as usize);
+                outstanding += self.sender.send(frames)? as u32;
             }
             let received = self.receiver.receive(under_way, |frame| {
                 std::hint::black_box(frame.first_chunk::<8>());

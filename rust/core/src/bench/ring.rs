@@ -59,21 +59,16 @@ pub fn frames_per_second(transfer: Transfer, cores: Cores, windows: Windows) -> 
 }
 
 fn send(sender: &mut Sender, frame: &[u8], batch: u32, control: &Control) -> Result<()> {
+    let frames = vec![frame; batch as usize];
     loop {
-        for _ in 0..batch {
-            let mut outcome = sender.stage(std::hint::black_box(frame));
-            if matches!(outcome, Ok(false)) {
-                let room = control.spin_until(|| {
-                    outcome = sender.stage(frame);
-                    (!matches!(outcome, Ok(false))).then_some(())
-                });
-                if room.is_none() {
-                    return Ok(());
-                }
-            }
-            outcome?;
-        }
-        sender.flush()?;
+        let mut sent = 0;
+        let all = control.spin_until(|| {
+            let answer = sender.send(std::hint::black_box(&frames)[sent..].iter().copied());
+            sent += *answer.as_ref().unwrap_or(&0);
+            (answer.is_err() || sent == frames.len()).then_some(answer)
+        });
+        let Some(answer) = all else { return Ok(()) };
+        answer?;
     }
 }
 

@@ -14,6 +14,7 @@
 //! Sending and receiving are two types, so that two threads can do them without a lock. Source: venet, `docs/wire/venet.md`.
 
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::error::{Error, Fault, Result};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::{CACHE_LINE, LINE_PAIR, RAM_HEADER_BYTES, ring_bytes};
 use crate::shm::line;
-use crate::shm::pool::{BufferPool, SendArena};
+use crate::shm::pool::{BufferPool, Run, SendArena};
 use crate::shm::region::Ram;
 use crate::shm::ring::{Descriptor, Producer, RingMemory};
 
@@ -36,6 +37,8 @@ const ANNOUNCE_MAX: u32 = 32;
 /// How far ahead of the frame being written the lines of later ones are asked for: enough for the transfers between two
 /// cores to overlap, little enough to stay in the first cache.
 const ASK_AHEAD_BYTES: u32 = 512;
+/// Most frames that room is taken for at once.
+pub const BURST_MAX: u32 = 256;
 /// Smallest MTU: what IPv4 demands.
 pub const MTU_MIN: u32 = 68;
 
@@ -172,8 +175,13 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
     let limit = frame_limit(layout.mtu);
     let tx = RingMemory::format(ram, layout.tx_offset, layout.tx_slots)?;
     let rx = RingMemory::format(ram, layout.rx_offset, layout.rx_slots)?;
+    let arena_base = ram.at(layout.arena_offset, layout.arena_bytes as usize)?.as_ptr();
     let sender = Sender {
-        ram: ram.clone(),
+        arena_base,
+        warm_end: arena_base,
+        run: None,
+        broken: None,
+        _ram: ram.clone(),
         ring: Producer::new(tx),
         arena: SendArena::new(layout.arena_offset, layout.arena_bytes, layout.tx_slots),
         limit,
@@ -196,17 +204,39 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
     Ok((sender, receiver))
 }
 
+/// Where a burst goes on.
+enum Next {
+    Run {
+        place: *mut u8,
+        bytes: u32,
+    },
+    NoRoom,
+    /// The host broke the ring.
+    Broken,
+}
+
 /// The sending half.
 pub struct Sender {
-    ram: Arc<Ram>,
+    _ram: Arc<Ram>,
     ring: Producer,
     arena: SendArena,
+    /// The arena's first byte.
+    arena_base: *mut u8,
+    /// End of that part of it that frames of the current size go round in.
+    warm_end: *mut u8,
+    /// The run that a burst is filling.
+    run: Option<Run>,
+    /// How the host broke the ring, until somebody is told.
+    broken: Option<Fault>,
     limit: u32,
     /// What the buffers were made for.
     limit_max: u32,
     bells: Option<Bells>,
     totals: Totals,
 }
+
+// SAFETY: the place leads into a mapping that `_ram` keeps, and only the one owner of this half writes there.
+unsafe impl Send for Sender {}
 
 impl Sender {
     /// Gives the half its doorbells. Without them it never wakes the host: right while the host polls.
@@ -243,34 +273,96 @@ impl Sender {
     }
 
     /// Makes room by taking back what the host is done with. `true`: some came back.
-    fn reclaim(&mut self) -> Result<bool> {
+    fn reclaim(&mut self) -> std::result::Result<bool, Fault> {
         let count = self.ring.completed()?;
         self.ring.reap(count);
         self.arena.free(count);
         Ok(count != 0)
     }
 
+    /// Room for up to `most` frames of `length` bytes, not taken yet. Looks for what the host has returned only when there
+    /// is none.
     #[inline]
-    fn reserve(&mut self, length: u32) -> Result<Option<u32>> {
-        if self.ring.room() != 0
-            && let Some(offset) = self.arena.take(length)
-        {
-            return Ok(Some(offset));
-        }
-        self.reserve_after_reclaim(length)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn reserve_after_reclaim(&mut self, length: u32) -> Result<Option<u32>> {
-        while self.reclaim()? {
-            if self.ring.room() != 0
-                && let Some(offset) = self.arena.take(length)
+    fn plan(&mut self, length: u32, most: u32) -> std::result::Result<Option<Run>, Fault> {
+        loop {
+            let room = self.ring.room();
+            if room != 0
+                && let Some(run) = self.arena.plan(length, most.min(room))
             {
-                return Ok(Some(offset));
+                return Ok(Some(run));
+            }
+            if !self.reclaim()? {
+                return Ok(None);
             }
         }
-        Ok(None)
+    }
+
+    /// Lets `work` stage frames, about `expected` of them; what it staged stays so whatever it answers, and is seen by the
+    /// host after [`Self::flush`].
+    #[inline(always)]
+    pub fn burst<T>(&mut self, expected: u32, work: impl FnOnce(&mut Burst<'_>) -> T) -> T {
+        if self.ring.unpublished() == 0 {
+            self.ring.prepare();
+        }
+        let (place, slot) = (self.arena_base, self.ring.next_index());
+        let mut burst = Burst { sender: self, expected, step: 0, place, end: place, slot, bytes: 0 };
+        let done = work(&mut burst);
+        let (slot, bytes) = (burst.slot, burst.bytes);
+        self.settle(slot, bytes);
+        done
+    }
+
+    /// Stages all slots before `slot`, which are filled with `bytes` bytes of the run that was planned last.
+    #[inline]
+    fn settle(&mut self, slot: u32, bytes: u64) {
+        let filled = slot.wrapping_sub(self.ring.next_index());
+        if let Some(run) = self.run.take() {
+            self.arena.take_run(run, filled);
+        }
+        self.ring.stage_filled(filled);
+        self.totals.frames += u64::from(filled);
+        self.totals.bytes += bytes;
+    }
+
+    /// Ends a burst's run and plans its next one. Out of the way of its loop, so that nothing there is kept in memory for
+    /// this.
+    #[cold]
+    #[inline(never)]
+    fn next_run(&mut self, slot: u32, bytes: u64, length: u32, expected: u32) -> Next {
+        self.settle(slot, bytes);
+        match self.plan(length, expected) {
+            Ok(Some(run)) => {
+                self.run = Some(run);
+                self.warm_end = self.arena_place(self.arena.warm_end(length));
+                Next::Run { place: self.arena_place(run.offset), bytes: run.step * run.count }
+            }
+            Ok(None) => Next::NoRoom,
+            Err(fault) => {
+                self.broken = Some(fault);
+                Next::Broken
+            }
+        }
+    }
+
+    /// Why a frame of `length` bytes was not staged.
+    #[cold]
+    fn why(&mut self, outcome: Outcome, length: usize) -> Error {
+        match self.broken.take() {
+            Some(fault) if outcome == Outcome::Broken => fault.into(),
+            _ => self.no_frame(length),
+        }
+    }
+
+    /// Which byte of the memory a place in the arena is.
+    #[inline(always)]
+    fn arena_offset(&self, place: *const u8) -> u32 {
+        (place as usize - self.arena_base as usize) as u32 + self.arena.start()
+    }
+
+    /// Where byte `offset` of the memory is, which lies in the arena or one past its end.
+    #[inline(always)]
+    fn arena_place(&self, offset: u32) -> *mut u8 {
+        self.arena_base.wrapping_add((offset - self.arena.start()) as usize)
     }
 
     /// Claims room for one frame of `length` bytes, lets `fill` write it, and stages it. The host sees it after
@@ -281,30 +373,8 @@ impl Sender {
     /// [`Error::Usage`]: no Ethernet frame has this length; [`Error::Peer`]: the host broke the ring.
     #[inline]
     pub fn stage_with(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Result<bool> {
-        let length = self.check(length)?;
-        if self.ring.unpublished() == 0 {
-            self.ring.prepare();
-        }
-        let Some(offset) = self.reserve(length)? else { return Ok(false) };
-        let place = self.ram.at(offset, length as usize)?;
-        self.ask_ahead(offset, length);
-        // SAFETY: in bounds; the arena lends this piece to us alone until the slot staged below comes back.
-        fill(unsafe { std::slice::from_raw_parts_mut(place.as_ptr(), length as usize) });
-        let staged = self.ring.stage(Descriptor::new(offset, length));
-        debug_assert!(staged);
-        self.totals.frames += 1;
-        self.totals.bytes += u64::from(length);
-        Ok(true)
-    }
-
-    /// Asks for the lines of the frame some way behind the one at `offset`: the host has read them last.
-    #[inline]
-    fn ask_ahead(&self, offset: u32, length: u32) {
-        let bytes = length.next_multiple_of(CACHE_LINE as u32);
-        let ahead = self.arena.ahead(offset, bytes.max(ASK_AHEAD_BYTES), bytes);
-        if let Ok(place) = self.ram.at(ahead, bytes as usize) {
-            line::fetch_to_write(place, bytes as usize);
-        }
+        let outcome = self.burst(1, |burst| burst.put(length, fill));
+        self.verdict(outcome, length)
     }
 
     /// Says that frames are about to be staged and flushed, while there is still something else to do: what the host
@@ -324,6 +394,15 @@ impl Sender {
         self.stage_with(frame.len(), |room| copy_frame(room, frame))
     }
 
+    #[inline(always)]
+    fn verdict(&mut self, outcome: Outcome, length: usize) -> Result<bool> {
+        match outcome {
+            Outcome::Staged => Ok(true),
+            Outcome::NoRoom => Ok(false),
+            outcome => Err(self.why(outcome, length)),
+        }
+    }
+
     /// Claims room for one frame and tells where: write there, then [`Self::commit`] or [`Self::cancel`] it, before
     /// anything else is staged. `None`: no room now.
     ///
@@ -332,7 +411,9 @@ impl Sender {
     /// As [`Self::stage_with`].
     pub fn claim(&mut self, length: usize) -> Result<Option<u32>> {
         let length = self.check(length)?;
-        self.reserve(length)
+        let Some(run) = self.plan(length, 1)? else { return Ok(None) };
+        self.arena.take_run(run, 1);
+        Ok(Some(run.offset))
     }
 
     /// Stages the piece claimed last, as a frame of `length` bytes at `offset`.
@@ -373,20 +454,27 @@ impl Sender {
     /// # Errors
     ///
     /// As [`Self::stage_with`]; frames before the refused one are sent.
+    #[inline]
     pub fn send<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) -> Result<usize> {
-        let mut sent = 0;
-        for frame in frames {
-            match self.stage(frame) {
-                Ok(true) => sent += 1,
-                Ok(false) => break,
-                Err(error) => {
-                    self.flush()?;
-                    return Err(error);
+        let frames = frames.into_iter();
+        let expected = frames.size_hint().0.clamp(1, BURST_MAX as usize) as u32;
+        let before = self.ring.next_index();
+        let refused = self.burst(expected, |burst| {
+            for frame in frames {
+                match burst.put(frame.len(), |room| copy_frame(room, frame)) {
+                    Outcome::Staged => {}
+                    Outcome::NoRoom => break,
+                    outcome => return Some((outcome, frame.len())),
                 }
             }
-        }
+            None
+        });
+        let sent = self.ring.next_index().wrapping_sub(before);
         self.flush()?;
-        Ok(sent)
+        match refused {
+            None => Ok(sent as usize),
+            Some((outcome, length)) => Err(self.why(outcome, length)),
+        }
     }
 
     /// Asks for the doorbell when slots come back. `true`: none has, wait for it. `false`: there is room already.
@@ -453,6 +541,101 @@ impl fmt::Debug for Sender {
     }
 }
 
+/// Frames of one [`Sender`] on their way into the ring.
+///
+/// Stores become visible in order and a processor keeps some dozens of them waiting: while the line of one frame comes
+/// from the host's core, the frames behind it wait there with everything that is stored for them. What a frame changes
+/// is therefore kept in here, in registers once everything is inlined, and goes to memory once for the whole burst; a
+/// frame costs its bytes, and one store for its slot (`docs/performance.md` has what that is worth). Frames lie in runs of
+/// equal pieces, of which only those that were filled are taken from the arena, when the run ends.
+pub struct Burst<'a> {
+    sender: &'a mut Sender,
+    /// Frames expected when the run was taken; a guess that sizes it.
+    expected: u32,
+    /// Room for each frame of this run.
+    step: u32,
+    /// One past the run's last byte.
+    end: *mut u8,
+    /// Where the next frame goes, and into which slot. These three are all that changes with a frame.
+    place: *mut u8,
+    slot: u32,
+    bytes: u64,
+}
+
+/// What became of a frame. Small, unlike an [`Error`]: it travels in a register.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Staged,
+    NoRoom,
+    /// No Ethernet frame has this length.
+    Refused,
+    /// The host broke the ring; `Sender::broken` says how.
+    Broken,
+}
+
+impl Burst<'_> {
+    /// As [`Sender::stage_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::stage_with`].
+    #[inline(always)]
+    pub fn stage_with(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Result<bool> {
+        let outcome = self.put(length, fill);
+        self.sender.verdict(outcome, length)
+    }
+
+    /// As [`Sender::stage`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::stage_with`].
+    #[inline(always)]
+    pub fn stage(&mut self, frame: &[u8]) -> Result<bool> {
+        self.stage_with(frame.len(), |room| copy_frame(room, frame))
+    }
+
+    #[inline(always)]
+    fn put(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Outcome {
+        if length < ETHERNET_HEADER as usize || length > self.sender.limit as usize {
+            return Outcome::Refused;
+        }
+        let step = (length as u32).next_multiple_of(CACHE_LINE as u32);
+        if self.place == self.end || step != self.step {
+            match self.sender.next_run(self.slot, self.bytes, length as u32, self.expected) {
+                Next::Run { place, bytes } => {
+                    (self.step, self.place, self.end) = (step, place, place.wrapping_add(bytes as usize));
+                    self.bytes = 0;
+                }
+                Next::NoRoom => {
+                    (self.place, self.bytes) = (self.end, 0);
+                    return Outcome::NoRoom;
+                }
+                Next::Broken => {
+                    (self.place, self.bytes) = (self.end, 0);
+                    return Outcome::Broken;
+                }
+            }
+        }
+        // The host has read the lines of the frames behind this one last.
+        let ahead = self.place.wrapping_add(step.max(ASK_AHEAD_BYTES) as usize);
+        if let Some(ahead) = NonNull::new(ahead)
+            && ahead.as_ptr() < self.sender.warm_end
+        {
+            line::fetch_to_write(ahead, step as usize);
+        }
+        // SAFETY: the piece lies in the arena, which `open` found to be in bounds, and is lent to us alone until its slot
+        // comes back.
+        fill(unsafe { std::slice::from_raw_parts_mut(self.place, length) });
+        let offset = self.sender.arena_offset(self.place);
+        self.sender.ring.fill(self.slot, Descriptor::new(offset, length as u32));
+        self.place = self.place.wrapping_add(step as usize);
+        self.slot = self.slot.wrapping_add(1);
+        self.bytes += length as u64;
+        Outcome::Staged
+    }
+}
+
 /// A received frame that stays in its buffer until it is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -489,6 +672,21 @@ impl Receiver {
         } else {
             self.pool.give_back(buffer);
         }
+    }
+
+    /// Posts the buffers of the oldest `count` returned slots again, in their order.
+    #[inline]
+    fn post_again(&mut self, count: u32) {
+        let (from, to) = (self.ring.reap_index(), self.ring.next_index());
+        let mask = self.posted.len() - 1;
+        self.ring.reap(count);
+        for number in 0..count {
+            let buffer = self.posted[from.wrapping_add(number) as usize & mask];
+            let slot = to.wrapping_add(number);
+            self.ring.fill(slot, Descriptor::new(self.pool.offset(buffer), self.limit));
+            self.posted[slot as usize & mask] = buffer;
+        }
+        self.ring.stage_filled(count);
     }
 
     fn refill(&mut self) {
@@ -534,7 +732,7 @@ impl Receiver {
             let slot = self.ring.reap_index().wrapping_add(ahead) as usize & (self.posted.len() - 1);
             prefetch(&self.ram, self.pool.offset(self.posted[slot]));
         }
-        let (mut done, mut frames) = (0, 0);
+        let (mut done, mut frames, mut bytes) = (0, 0, 0);
         let mut verdict = Ok(());
         while done < ready {
             let held = match self.returned(done) {
@@ -552,16 +750,12 @@ impl Receiver {
                 // writing changes bytes we hand to the user, never our bookkeeping.
                 each(unsafe { std::slice::from_raw_parts(place.as_ptr(), held.length as usize) });
                 frames += 1;
-                self.totals.bytes += u64::from(held.length);
+                bytes += u64::from(held.length);
             }
             done += 1;
         }
-        for _ in 0..done {
-            let slot = self.ring.reap_index() as usize & (self.posted.len() - 1);
-            let buffer = self.posted[slot];
-            self.ring.reap(1);
-            self.post(buffer);
-        }
+        self.post_again(done);
+        self.totals.bytes += bytes;
         self.totals.frames += u64::from(frames);
         self.announce()?;
         verdict?;
@@ -695,22 +889,29 @@ impl fmt::Debug for Receiver {
     }
 }
 
-/// Copies a frame into its room, which is as long. Short ones line by line, here and now: calling the library costs more.
-#[inline]
+/// Copies a frame into its room, which is as long. Up to a line here and now: calling the library costs more, also for
+/// the loop around it. No byte is stored twice if the frame fills its line: a processor has room for a few dozen
+/// stores that wait for their lines.
+#[inline(always)]
 fn copy_frame(room: &mut [u8], frame: &[u8]) {
-    const LINE: usize = CACHE_LINE;
-    if (LINE..=4 * LINE).contains(&frame.len()) && room.len() == frame.len() {
-        let mut at = 0;
-        while at + LINE <= frame.len() {
-            room[at..at + LINE].copy_from_slice(&frame[at..at + LINE]);
-            at += LINE;
-        }
-        // What is left ends with the frame; some of it is copied twice.
-        let last = frame.len() - LINE;
-        room[last..].copy_from_slice(&frame[last..last + LINE]);
-    } else {
-        room.copy_from_slice(frame);
+    const PART: usize = CACHE_LINE / 4;
+    let length = frame.len();
+    if room.len() != length || !(2 * PART..=CACHE_LINE).contains(&length) {
+        return copy_any(room, frame);
     }
+    for at in [0, PART, length - 2 * PART, length - PART] {
+        // SAFETY: each part lies within `length`, at least two parts; both slices are that long and do not overlap.
+        unsafe {
+            let part = frame.as_ptr().add(at).cast::<[u8; PART]>().read();
+            room.as_mut_ptr().add(at).cast::<[u8; PART]>().write(part);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn copy_any(room: &mut [u8], frame: &[u8]) {
+    room.copy_from_slice(frame);
 }
 
 fn no_bells() -> Error {

@@ -62,6 +62,19 @@ impl BufferPool {
     }
 }
 
+/// Pieces of one length that lie one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Byte offset of the first.
+    pub offset: u32,
+    /// Bytes from one to the next: whole cache lines.
+    pub step: u32,
+    /// How many there are, at least one.
+    pub count: u32,
+    /// Bytes before the first that are skipped and come free with it.
+    skipped: u32,
+}
+
 /// Memory for frames on their way out, freed in the order it was taken.
 #[derive(Debug)]
 pub struct SendArena {
@@ -87,6 +100,12 @@ impl SendArena {
         Self { start, size, position: 0, used: 0, pieces, first: 0, last: 0 }
     }
 
+    /// Its first byte.
+    #[must_use]
+    pub const fn start(&self) -> u32 {
+        self.start
+    }
+
     #[inline]
     fn slots(&self) -> u32 {
         self.pieces.len() as u32
@@ -101,48 +120,73 @@ impl SendArena {
     /// Takes `length` bytes in one piece: their byte offset, or `None` when there is no room now.
     #[inline]
     pub fn take(&mut self, length: u32) -> Option<u32> {
-        let rounded = length.max(1).next_multiple_of(CACHE_LINE as u32);
+        let run = self.plan(length, 1)?;
+        self.take_run(run, 1);
+        Some(run.offset)
+    }
+
+    /// Where up to `most` pieces of `length` bytes would lie, one behind the other and each in whole cache lines; `None`
+    /// when there is no room for one now. Nothing is taken until [`Self::take_run`].
+    #[inline]
+    #[must_use]
+    pub fn plan(&self, length: u32, most: u32) -> Option<Run> {
+        let step = length.max(1).next_multiple_of(CACHE_LINE as u32);
         let room = self.size - self.used;
         let rest = self.size - self.position;
         // A piece never wraps: the rest of the arena is skipped and counted as part of this piece. Small frames turn
         // back early, where as many of them as can be in flight fit: what is not touched needs no place in a cache.
-        let enough = self.slots().saturating_mul(rounded).min(self.size);
-        let turns_back = self.position >= enough && u64::from(rest) + u64::from(rounded) <= u64::from(room);
-        let skipped = if rounded > rest || turns_back { rest } else { 0 };
-        if u64::from(skipped) + u64::from(rounded) > u64::from(room) || self.pieces() == self.pieces.len() {
+        let enough = self.slots().saturating_mul(step).min(self.size);
+        let turns_back = self.position >= enough && u64::from(rest) + u64::from(step) <= u64::from(room);
+        let skipped = if step > rest || turns_back { rest } else { 0 };
+        if u64::from(skipped) + u64::from(step) > u64::from(room) || self.pieces() == self.pieces.len() {
             return None;
         }
         let place = if skipped == 0 { self.position } else { 0 };
-        let last = self.last;
-        *self.piece(last) = skipped + rounded;
-        self.last = last.wrapping_add(1);
-        self.used += skipped + rounded;
-        self.position = if place + rounded == self.size { 0 } else { place + rounded };
-        Some(self.start + place)
+        let count = if most <= 1 {
+            1
+        } else {
+            // A run ends where a single piece would turn back.
+            let end = if place < enough { enough } else { self.size };
+            let fits = ((room - skipped) / step).min((end - place) / step);
+            most.min(fits).min(self.slots() - self.pieces() as u32).max(1)
+        };
+        Some(Run { offset: self.start + place, step, count, skipped })
     }
 
-    /// Where a piece of `length` bytes will be that is taken `distance` bytes after the one at `offset`, if pieces stay
-    /// as long as they are: a guess, and always a place within the arena.
+    /// Takes the first `count` pieces of a run that was planned since anything else was taken.
+    #[inline]
+    pub fn take_run(&mut self, run: Run, count: u32) {
+        debug_assert!(count <= run.count);
+        let count = count.min(run.count);
+        if count == 0 {
+            return;
+        }
+        *self.piece(self.last) = run.skipped + run.step;
+        for number in 1..count {
+            *self.piece(self.last.wrapping_add(number)) = run.step;
+        }
+        self.last = self.last.wrapping_add(count);
+        self.used += run.skipped + run.step * count;
+        let next = run.offset - self.start + run.step * count;
+        self.position = if next == self.size { 0 } else { next };
+    }
+
+    /// One past the last byte that pieces of `length` bytes use, as long as they stay that long.
     #[must_use]
-    pub fn ahead(&self, offset: u32, distance: u32, length: u32) -> u32 {
-        let end = self.slots().saturating_mul(length).min(self.size);
-        let position = (offset - self.start).saturating_add(distance);
-        self.start
-            + if position.saturating_add(length) <= end {
-                position
-            } else {
-                position.saturating_sub(end).min(end - length.min(end))
-            }
+    pub fn warm_end(&self, length: u32) -> u32 {
+        self.start + self.slots().saturating_mul(length.next_multiple_of(CACHE_LINE as u32)).min(self.size)
     }
 
     /// Frees the oldest `count` pieces.
     #[inline]
     pub fn free(&mut self, count: u32) {
-        for _ in 0..(count as usize).min(self.pieces()) {
-            let first = self.first;
-            self.used -= *self.piece(first);
-            self.first = first.wrapping_add(1);
+        let count = count.min(self.pieces() as u32);
+        let mut freed = 0;
+        for number in 0..count {
+            freed += *self.piece(self.first.wrapping_add(number));
         }
+        self.used -= freed;
+        self.first = self.first.wrapping_add(count);
         self.start_over_when_empty();
     }
 
@@ -150,8 +194,7 @@ impl SendArena {
     pub fn undo(&mut self) {
         if self.pieces() != 0 {
             self.last = self.last.wrapping_sub(1);
-            let last = self.last;
-            let used = *self.piece(last);
+            let used = *self.piece(self.last);
             self.used -= used;
             self.position =
                 if self.position >= used { self.position - used } else { self.position + (self.size - used) };
@@ -232,18 +275,5 @@ mod tests {
 
         assert_eq!([Some(0), Some(64), None], taken);
         assert_eq!(2, arena.pieces());
-    }
-
-    /// The guess where a later piece will be never leaves the arena.
-    #[test]
-    fn the_guess_stays_inside() {
-        let arena = SendArena::new(4096, 1024, 8);
-
-        for offset in (4096..5120).step_by(64) {
-            for (distance, length) in [(64, 64), (512, 64), (1024, 1024), (u32::MAX, 192)] {
-                let guess = arena.ahead(offset, distance, length);
-                assert!((4096..=5120 - length).contains(&guess), "{offset} {distance} {length}: {guess}");
-            }
-        }
     }
 }

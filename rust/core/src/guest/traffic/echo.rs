@@ -49,22 +49,29 @@ impl Reflector {
     #[inline]
     pub fn step(&mut self) -> Result<u32> {
         let Self { sender, receiver, row, .. } = self;
+        let (mut answered, mut strange, mut lost) = (0, 0, 0);
         let mut outcome = Ok(());
-        let count = receiver.receive(BATCH, |frame| {
-            if !frame::is_request(frame) {
-                row.add(1, 1);
-                return;
-            }
-            let staged = sender.stage_with(frame.len(), |room| {
-                room.copy_from_slice(frame);
-                frame::turn_round(room);
-            });
-            match staged {
-                Ok(true) => row.add(0, 1),
-                Ok(false) | Err(Error::Usage(_)) => row.add(2, 1),
-                Err(error) => outcome = Err(error),
-            }
-        })?;
+        let received = sender.burst(BATCH, |burst| {
+            receiver.receive(BATCH, |frame| {
+                if !frame::is_request(frame) {
+                    strange += 1;
+                    return;
+                }
+                let staged = burst.stage_with(frame.len(), |room| {
+                    room.copy_from_slice(frame);
+                    frame::turn_round(room);
+                });
+                match staged {
+                    Ok(true) => answered += 1,
+                    Ok(false) | Err(Error::Usage(_)) => lost += 1,
+                    Err(error) => outcome = Err(error),
+                }
+            })
+        });
+        for (index, count) in [answered, strange, lost].into_iter().enumerate() {
+            row.add(index, count);
+        }
+        let count = received?;
         outcome?;
         self.sender.flush()?;
         Ok(count)

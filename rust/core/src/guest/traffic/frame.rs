@@ -79,14 +79,20 @@ pub fn write(room: &mut [u8], route: &Route, number: u64, scheduled_ns: u64, is_
     let length = room.len();
     let Some((head, pattern)) = room.split_first_chunk_mut::<HEADER>() else { return };
     let seed = if is_light { 0 } else { seed(route.stream, number, scheduled_ns, length) };
-    head[0..6].copy_from_slice(&route.to);
-    head[6..12].copy_from_slice(&route.from);
-    head[12..15].copy_from_slice(&KIND);
-    head[15] = if is_light { LIGHT } else { 0 };
-    head[16..20].copy_from_slice(&route.stream.to_le_bytes());
-    head[20..24].copy_from_slice(&check_of(seed).to_le_bytes());
-    head[24..32].copy_from_slice(&number.to_le_bytes());
-    head[32..40].copy_from_slice(&scheduled_ns.to_le_bytes());
+    // In whole words: each store waits in a queue until its line is there, and that queue is short.
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (route.to, route.from);
+    let [m, n, o] = KIND;
+    let flags = if is_light { LIGHT } else { 0 };
+    let words = [
+        u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        u64::from_le_bytes([i, j, k, l, m, n, o, flags]),
+        u64::from(route.stream) | u64::from(check_of(seed)) << 32,
+        number,
+        scheduled_ns,
+    ];
+    for (place, word) in head.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *place = word.to_le_bytes();
+    }
     if is_light {
         return;
     }

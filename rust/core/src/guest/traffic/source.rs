@@ -197,21 +197,29 @@ impl TrafficSource {
         u32::try_from(left).unwrap_or(u32::MAX).min(self.config.batch)
     }
 
-    /// Writes the next frame, due at `due_ns`, where there is room for it. `false`: there is none.
+    /// Writes up to `count` frames, due at `due_ns`, where there is room for them; how many.
     #[inline]
-    fn stage_one(&mut self, due_ns: u64) -> Result<bool> {
+    fn stage(&mut self, count: u32, due_ns: u64) -> Result<u32> {
         let Self { sender, config, sizes, turn, stats, .. } = self;
-        let (number, stamp_ns) = (stats.frames, if config.is_light { 0 } else { due_ns });
-        let size = sizes[*turn];
-        let write = |room: &mut [u8]| frame::write(room, &config.route, number, stamp_ns, config.is_light);
-        if !sender.stage_with(size as usize, write)? {
-            stats.blocked += 1;
-            return Ok(false);
-        }
-        *turn = if *turn + 1 == sizes.len() { 0 } else { *turn + 1 };
-        stats.frames += 1;
-        stats.bytes += u64::from(size);
-        Ok(true)
+        let stamp_ns = if config.is_light { 0 } else { due_ns };
+        let (first, mut number, mut bytes, mut next) = (stats.frames, stats.frames, stats.bytes, *turn);
+        let outcome = sender.burst(count, |burst| {
+            for _ in 0..count {
+                let size = sizes[next];
+                let write = |room: &mut [u8]| frame::write(room, &config.route, number, stamp_ns, config.is_light);
+                if !burst.stage_with(size as usize, write)? {
+                    break;
+                }
+                next = if next + 1 == sizes.len() { 0 } else { next + 1 };
+                number += 1;
+                bytes += u64::from(size);
+            }
+            Ok(())
+        });
+        (*turn, stats.frames, stats.bytes) = (next, number, bytes);
+        let staged = (number - first) as u32;
+        stats.blocked += u64::from(staged < count);
+        outcome.map(|()| staged)
     }
 
     /// Stages as many frames as there is room for, at most one batch.
@@ -221,12 +229,8 @@ impl TrafficSource {
         if quota == 0 || self.end_ns.is_some_and(|end| now_ns >= end) {
             return Ok(SourceStep::Done);
         }
-        for _ in 0..quota {
-            if !self.stage_one(now_ns)? {
-                return Ok(SourceStep::Blocked);
-            }
-        }
-        Ok(SourceStep::Sent)
+        let staged = self.stage(quota, now_ns)?;
+        Ok(if staged == quota { SourceStep::Sent } else { SourceStep::Blocked })
     }
 
     /// Stages what is due, at most one batch.
@@ -239,7 +243,7 @@ impl TrafficSource {
             if due_ns > now_ns {
                 return Ok(SourceStep::Waits(due_ns));
             }
-            if !self.stage_one(due_ns)? {
+            if self.stage(1, due_ns)? == 0 {
                 return Ok(SourceStep::Blocked);
             }
             schedule.advance();
