@@ -32,6 +32,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "guest": Entry("guest", "List, reset and run guests."),
         "switch": Entry("switch", "List switches and the MAC addresses they learned."),
         "port": Entry("port", "List, add and remove switch ports."),
+        "graph": Entry("graph", "Draw switches, guests and devices with what passes between them."),
         "signal": Entry("signal", "List, make, route, raise, grant, export and drive signals."),
         "state": Entry("state", "List state devices and show their latest values."),
         "sched": Entry("sched", "Show what a scheduler coordinator gives guests' threads."),
