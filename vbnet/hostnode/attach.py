@@ -300,12 +300,20 @@ class AttachDesk:
 
     def _connected(self, sock: socket.socket) -> None:
         identity = PeerIdentity.of(sock)
-        is_welcome = identity.uid in {0, os.geteuid()} and len(self._peers) < self.book.limits.channels
-        if not is_welcome:
+        is_ours = identity.uid in {0, os.geteuid()}
+        if is_ours and len(self._peers) >= self.book.limits.channels:
+            self._make_room()
+        if not is_ours or len(self._peers) >= self.book.limits.channels:
             self.book.tally.add(metrics.REFUSED, "EPERM")
             sock.close()
             return
         self._peers.add(AttachPeer(sock, identity, self))
+
+    def _make_room(self) -> None:
+        """Send away an operator that holds nothing, if there is one: it can come again when it wants something."""
+        idle = next((peer for peer in self._peers if peer.is_operators and not peer.drives), None)
+        if idle is not None:
+            self.lost(idle, "sent-away")
 
 
 def _make_operators(peer: AttachPeer) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import select
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import zmq
 
 from vbnet.bus import messages
+from vbnet.bus.fdpass import connect_attach, receive_packet
 from vbnet.bus.keys import KeyStore
 from vbnet.bus.limits import Limits
 from vbnet.bus.link import Secrets
@@ -260,6 +262,29 @@ async def test_the_last_guest_connection_of_a_process_ends_what_waits_beside_an_
 
             await eventually(lambda: not lab.host.book.all())
             assert 1 == drives(lab)
+
+
+async def test_an_operator_that_drives_nothing_gives_way_to_a_guest(run_root: Path) -> None:
+    """When all places are taken, and only then; one that drives stays, and a guest beyond that is not let in."""
+    async with alarmed(run_root, Limits(channels=2)) as lab, await Operator.connect(lab.run_dir) as busy:
+        with eventfd() as fd, connect_attach(lab.run_dir, 5) as idle:
+            await busy.signal_drive("alarm", fd)
+            idle.send(pack([1, 1, [3, "alarm"]]))
+            await eventually(lambda: arrived(idle))
+            os.close(receive_packet(idle)[1][0])
+
+            guest = await lab.guest("web")
+            await eventually(lambda: arrived(idle))
+
+            assert b"" == idle.recv(1)
+            assert (1, []) == (drives(lab), await guest.list_devices())
+            with pytest.raises(PeerGone):
+                await lab.guest("late")
+
+
+def arrived(sock: socket.socket) -> bool:
+    """Whether there is something to read, or the other side hung up."""
+    return bool(select.select([sock], [], [], 0)[0])
 
 
 async def test_an_export_that_nobody_waits_for_any_more_is_closed(run_root: Path) -> None:
