@@ -438,6 +438,32 @@ fn each_write_to_an_eventfd_that_drives_a_line_is_a_raise() {
 }
 
 #[test]
+fn what_was_written_before_a_source_is_let_go_of_is_a_raise() {
+    const SOURCES: u64 = 2000;
+    let host = Host::new();
+    let line = host.line("driven");
+    let busy = host.line("busy");
+    let is_over = AtomicBool::new(false);
+
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                host.raise(&busy);
+            }
+        });
+        for _ in 0..SOURCES {
+            let source = Doorbell::create().unwrap();
+            let token = host.table.source_attach(line.id(), rustix::io::dup(&source).unwrap()).unwrap();
+            source.ring().unwrap();
+            host.table.source_detach(token).unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+
+    assert_eq!(SOURCES, line.count(LineCounter::Raises));
+}
+
+#[test]
 fn socket_that_drives_a_line_is_drained() {
     let host = Host::new();
     let line = host.line("driven");

@@ -231,13 +231,38 @@ impl Loop {
             return;
         }
         let heard = std::mem::take(&mut self.heard);
-        for event in &heard {
-            match event.data.u64() {
-                COMMAND_TOKEN => self.obey(),
-                token => self.stir(token, event.flags),
-            }
+        self.stir_all(&heard);
+        // Last, for a command may take away what something was heard of.
+        if heard.iter().any(|event| event.data.u64() == COMMAND_TOKEN) {
+            self.obey();
         }
         self.heard = heard;
+    }
+
+    fn stir_all(&mut self, heard: &[epoll::Event]) {
+        for event in heard.iter().filter(|event| event.data.u64() != COMMAND_TOKEN) {
+            self.stir(event.data.u64(), event.flags);
+        }
+    }
+
+    /// What was written to a source before it is let go of is a raise: hears it now, if it was not heard yet.
+    fn hear_out(&mut self, token: u64) {
+        if !matches!(self.held.get(&token), Some(Held::Source { .. })) {
+            return;
+        }
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut heard = Vec::with_capacity(EVENTS);
+        // What is ready longest comes first, so this one comes before others come again, however busy they are.
+        for _ in 0..=self.held.len() / EVENTS {
+            heard.clear();
+            if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut heard), Some(&at_once)).is_err() {
+                return;
+            }
+            self.stir_all(&heard);
+            if heard.len() < EVENTS || heard.iter().any(|event| event.data.u64() == token) {
+                return;
+            }
+        }
     }
 
     fn obey(&mut self) {
@@ -269,6 +294,7 @@ impl Loop {
                     let _ = reply.send(added);
                 }
                 Command::Remove { token, reply } => {
+                    self.hear_out(token);
                     let _ = reply.send(self.remove(token));
                 }
                 Command::Stop => self.is_over = true,
