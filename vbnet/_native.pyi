@@ -35,6 +35,7 @@ __all__ = [
     "BenchWindows",
     "CounterBlock",
     "CounterFile",
+    "Exposition",
     "Fabric",
     "FastHandler",
     "FastSlot",
@@ -81,10 +82,13 @@ __all__ = [
     "bench_timer_arm",
     "bench_timer_bare",
     "bench_timer_late",
+    "counter_labels",
     "format_level",
     "histogram_bounds",
     "histogram_quantile",
+    "parse_counter_labels",
     "read_counters",
+    "scan_counters",
     "state_format",
     "state_page_bytes",
     "timer_now_ns",
@@ -192,7 +196,27 @@ class CounterBlock:
     def load(self, index: int) -> int: ...
     def close(self) -> None: ...
 
+@final
+class Exposition:
+    def __new__(
+        cls,
+        families: list[tuple[str, str, str]],
+        blocks: list[
+            tuple[
+                str,
+                list[str],
+                list[tuple[int, list[tuple[str, str]], str, int, str, list[str], list[tuple[str, int]]]],
+            ]
+        ],
+    ) -> Self: ...
+    def render(
+        self, paths: Sequence[str | PathLike[str]], openmetrics: bool
+    ) -> tuple[bytes, list[tuple[int, int, str]]]: ...
+
 def read_counters(path: str | PathLike[str]) -> list[tuple[str, str, int, list[int]]]: ...
+def scan_counters(path: str | PathLike[str]) -> tuple[list[tuple[str, str, int, list[int]]], int, int, str]: ...
+def counter_labels(labels: list[tuple[str, str]]) -> str: ...
+def parse_counter_labels(text: str) -> list[tuple[str, str]]: ...
 def histogram_quantile(words: list[int], quantile: float) -> int: ...
 def histogram_bounds() -> list[int]: ...
 
@@ -227,6 +251,7 @@ class Fabric:
         priority: int = 0,
         signals: Signals | None = None,
         lines: tuple[int, int] | None = None,
+        guest: str = "",
     ) -> int: ...
     def port_add_tap(self, switch: str, name: str, fd: int, mtu: int = 1500) -> int: ...
     def port_remove(self, port: int) -> None: ...

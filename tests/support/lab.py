@@ -74,7 +74,7 @@ class Lab:
 
     def port_counters(self, port: str) -> dict[str, int]:
         """What was counted for a port, from the mapped file: nobody is asked."""
-        return self._counters("port", PORT_COUNTERS, f"port={port}")
+        return self._counters("port", PORT_COUNTERS, f"device={port}")
 
     def switch_counters(self, switch: str) -> dict[str, int]:
         """What was counted for a switch."""

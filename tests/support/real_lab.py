@@ -88,7 +88,7 @@ class RealLab:
         """Everything the host node's ports counted so far under names that contain ``word``, by port and name."""
         blocks = read_blocks(RunDir(self.folder).counters / "host.counters")
         return {
-            f"{block.labels['port']} {name}": value
+            f"{block.labels['device']} {name}": value
             for block in blocks
             if block.kind == "port"
             for name, value in zip(_native.PORT_COUNTERS, block.values, strict=True)

@@ -44,6 +44,7 @@ impl Guest {
         let bell = || Doorbell::create().unwrap();
         let kick = bell();
         let queues = VenetQueues {
+            guest: String::new(),
             ram: Ram::open(rustix::io::dup(&*ram).unwrap(), u64::MAX).unwrap(),
             tx: (4096, ring_bytes(slots) as u32),
             rx: (4096 + ring, ring_bytes(slots) as u32),
@@ -200,7 +201,7 @@ fn main() {
     let (busy, idle_rounds) = (rounds().0 - busy, rounds().1 - idle_rounds);
     let after = ping_pong();
     let blocks = counters.reader().blocks();
-    let drops = blocks.iter().find(|block| block.labels.contains("port=sink")).unwrap().values
+    let drops = blocks.iter().find(|block| block.labels.contains("device=sink")).unwrap().values
         [PortCounter::ReceiveDropNoRoom as usize];
     println!(
         "{length} B, {attached} attached, {slots} slots: {:.2} M/s received, {:.2} M/s sent, {drops} dropped, {:.0} frames a round, {:.0} % idle rounds, line {before:.0}/{after:.0} ns, sum {sum}",

@@ -27,6 +27,7 @@ use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_m
 use crate::port::{PortCounter, PortKind, PortPart, PortStatus};
 use crate::shm::counters::{Block, CounterFile};
 use crate::shm::doorbell::Doorbell;
+use crate::shm::labels;
 use crate::worker::forward::{End, EventSink, Port};
 use crate::worker::watchdog::Watchdog;
 use crate::worker::{Command, WorkerCounter, WorkerHandle};
@@ -162,7 +163,7 @@ impl Fabric {
         if registry.switches.contains_key(name) {
             return Err(Error::Exists(format!("switch {name:?} exists already")));
         }
-        let block = self.counters.allocate("switch", &format!("switch={name}"), SwitchCounter::COUNT)?;
+        let block = self.counters.allocate("switch", &labels::text(&[("switch", name)]), SwitchCounter::COUNT)?;
         let worker = registry.least_busy();
         let switch = Box::new(Switch::new(ageing_s, block));
         let slot = registry.ask(worker, |reply| Command::AddSwitch(switch, reply))?;
@@ -233,8 +234,9 @@ impl Fabric {
     /// cannot be. [`Error::Busy`]: the name or the address is taken.
     pub fn port_add_venet(&self, switch: &str, name: &str, queues: VenetQueues, params: VenetParams) -> Result<PortId> {
         params.check()?;
+        let guest = queues.guest.clone();
         let end = End::Venet(VenetPort::attach(queues, &params)?);
-        self.add(NewPort { name, kind: PortKind::Venet, switch: Some(switch), device: None, params, end })
+        self.add(NewPort { name, guest, kind: PortKind::Venet, switch: Some(switch), device: None, params, end })
     }
 
     /// Joins a guest's rings to themselves: what it sends it receives.
@@ -244,8 +246,9 @@ impl Fabric {
     /// As [`Self::port_add_venet`].
     pub fn port_add_loopback(&self, name: &str, queues: VenetQueues, params: VenetParams) -> Result<PortId> {
         params.check()?;
+        let guest = queues.guest.clone();
         let end = End::Venet(VenetPort::attach(queues, &params)?);
-        self.add(NewPort { name, kind: PortKind::Loopback, switch: None, device: None, params, end })
+        self.add(NewPort { name, guest, kind: PortKind::Loopback, switch: None, device: None, params, end })
     }
 
     /// Joins a TAP device to a switch: opened with `IFF_TAP | IFF_NO_PI`, without `IFF_VNET_HDR`.
@@ -260,7 +263,7 @@ impl Fabric {
         params.check()?;
         let device = Some(tap::describe(file.as_fd())?);
         let end = End::Tap(Box::new(TapPort::new(file, mtu)));
-        self.add(NewPort { name, kind: PortKind::Tap, switch: Some(switch), device, params, end })
+        self.add(NewPort { name, guest: String::new(), kind: PortKind::Tap, switch: Some(switch), device, params, end })
     }
 
     fn add(&self, new: NewPort<'_>) -> Result<PortId> {
@@ -274,7 +277,7 @@ impl Fabric {
         registry.last_id += 1;
         let id = PortId(registry.last_id);
         let block = self.block_for(&new, id)?;
-        let NewPort { name, kind, switch, device, params, end } = new;
+        let NewPort { name, guest: _, kind, switch, device, params, end } = new;
         let mut port = Box::new(Port::new(id, name.into(), end, block));
         port.switch = place.map(|(_, slot)| slot);
         port.budget = params.budget;
@@ -311,7 +314,13 @@ impl Fabric {
 
     fn block_for(&self, new: &NewPort<'_>, id: PortId) -> Result<Block> {
         let switch = new.switch.unwrap_or_default();
-        let labels = format!("id={id},port={},kind={},switch={switch}", new.name, new.kind.label());
+        let labels = labels::text(&[
+            ("guest", &new.guest),
+            ("device", new.name),
+            ("switch", switch),
+            ("kind", new.kind.label()),
+            ("id", &id.to_string()),
+        ]);
         self.counters.allocate("port", &labels, PortCounter::COUNT)
     }
 
@@ -448,6 +457,7 @@ impl fmt::Debug for Fabric {
 
 struct NewPort<'a> {
     name: &'a str,
+    guest: String,
     kind: PortKind,
     switch: Option<&'a str>,
     device: Option<String>,

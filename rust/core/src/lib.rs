@@ -51,6 +51,8 @@
 pub mod bench;
 pub mod error;
 #[cfg(not(loom))]
+pub mod exposition;
+#[cfg(not(loom))]
 pub mod fabric;
 #[cfg(not(loom))]
 pub mod fastcall;

@@ -4,14 +4,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use vbnet_core::shm::{counters, histogram};
+use pyo3::types::PyBytes;
+use vbnet_core::exposition;
+use vbnet_core::shm::{counters, histogram, labels};
 
 use crate::errors::{OrRaise, raise_plain};
 
 type Snapshot = (String, String, u64, Vec<u64>);
 
-fn snapshots(reader: &counters::CounterReader) -> Vec<Snapshot> {
-    reader.blocks().into_iter().map(|block| (block.kind, block.labels, block.generation, block.values)).collect()
+fn plain(blocks: Vec<counters::BlockSnapshot>) -> Vec<Snapshot> {
+    blocks.into_iter().map(|block| (block.kind, block.labels, block.generation, block.values)).collect()
 }
 
 /// A file of counter blocks, made by this process.
@@ -35,7 +37,7 @@ impl CounterFile {
     }
 
     fn read(&self) -> Vec<Snapshot> {
-        snapshots(&self.inner.reader())
+        plain(self.inner.reader().blocks())
     }
 }
 
@@ -75,7 +77,21 @@ impl CounterBlock {
 /// Every live block in the counters file at `path`.
 #[pyfunction]
 pub(crate) fn read_counters(py: Python<'_>, path: PathBuf) -> PyResult<Vec<Snapshot>> {
-    py.detach(|| counters::CounterFile::open(&path).map(|reader| snapshots(&reader))).or_raise(py)
+    py.detach(|| counters::CounterFile::open(&path).map(|reader| plain(reader.blocks()))).or_raise(py)
+}
+
+/// Labels as the text of a counters block.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "converted from Python")]
+pub(crate) fn counter_labels(labels: Vec<(String, String)>) -> String {
+    let pairs: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    labels::text(&pairs)
+}
+
+/// The labels that a block's text says.
+#[pyfunction]
+pub(crate) fn parse_counter_labels(text: &str) -> Vec<(String, String)> {
+    labels::parse(text)
 }
 
 /// Value at or below which the given share of a histogram's values lie.
@@ -88,4 +104,81 @@ pub(crate) fn histogram_quantile(words: Vec<u64>, quantile: f64) -> u64 {
 #[pyfunction]
 pub(crate) fn histogram_bounds() -> Vec<u64> {
     (0..histogram::BUCKETS).map(histogram::upper_bound).collect()
+}
+
+/// What one file says: its blocks, its size, how much of it is used, and why it was skipped (empty: it was not).
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "converted from Python")]
+pub(crate) fn scan_counters(py: Python<'_>, path: PathBuf) -> (Vec<Snapshot>, u64, u64, &'static str) {
+    py.detach(|| match counters::CounterFile::open(&path) {
+        Ok(reader) => {
+            let scan = reader.scan();
+            (plain(scan.blocks), scan.bytes, scan.used_bytes, "")
+        }
+        Err(error) => (Vec::new(), 0, 0, counters::SkipReason::from(&error).word()),
+    })
+}
+
+type PlainValue = (usize, Vec<(String, String)>, String, u64, String, Vec<String>, Vec<(String, usize)>);
+
+/// A compiled catalogue of metrics, which turns counters files into the text that Prometheus reads.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct Exposition {
+    inner: exposition::Exposition,
+}
+
+#[pymethods]
+impl Exposition {
+    /// `families`: name, header of the text format, header of OpenMetrics. `blocks`: kind, shown labels, values; a value
+    /// is its family's position, fixed labels, kind, words per unit, label that shows it, states, buckets.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        families: Vec<(String, String, String)>,
+        blocks: Vec<(String, Vec<String>, Vec<PlainValue>)>,
+    ) -> PyResult<Self> {
+        let families =
+            families.into_iter().map(|(name, text, open)| exposition::Family { name, headers: [text, open] });
+        let mut plans = Vec::new();
+        for (kind, labels, values) in blocks {
+            let values = values.into_iter().map(|value| value_of(py, value)).collect::<PyResult<_>>()?;
+            plans.push(exposition::BlockPlan { kind, labels, values });
+        }
+        Ok(Self { inner: exposition::Exposition::new(families.collect(), plans) })
+    }
+
+    /// The text of all files together, and of each its size, how much is used, and why it was skipped.
+    fn render<'py>(&self, py: Python<'py>, paths: Vec<PathBuf>, openmetrics: bool) -> Rendered<'py> {
+        let format = if openmetrics { exposition::Format::OpenMetrics } else { exposition::Format::Text };
+        let (text, files) = py.detach(|| {
+            let mut blocks = Vec::new();
+            let mut files = Vec::new();
+            for path in &paths {
+                match counters::CounterFile::open(path) {
+                    Ok(reader) => {
+                        let scan = reader.scan();
+                        blocks.extend(scan.blocks);
+                        files.push((scan.bytes, scan.used_bytes, ""));
+                    }
+                    Err(error) => files.push((0, 0, counters::SkipReason::from(&error).word())),
+                }
+            }
+            (self.inner.render(blocks, format), files)
+        });
+        (PyBytes::new(py, &text), files)
+    }
+}
+
+type Rendered<'py> = (Bound<'py, PyBytes>, Vec<(u64, u64, &'static str)>);
+
+fn value_of(py: Python<'_>, value: PlainValue) -> PyResult<exposition::Value> {
+    let (family, fixed, kind, per_unit, label, states, buckets) = value;
+    let shape = match kind.as_str() {
+        "counter" | "gauge" => exposition::Shape::Number(per_unit),
+        "info" => exposition::Shape::Info(label),
+        "state" => exposition::Shape::States(label, states),
+        "histogram" => exposition::Shape::Histogram(per_unit, buckets),
+        other => return Err(raise_plain(py, "UsageError", &format!("{other:?} is no kind of metric"))),
+    };
+    Ok(exposition::Value { family, fixed, shape })
 }

@@ -83,7 +83,7 @@ impl Fabric {
     /// Joins a guest's rings to a switch, or to themselves when `switch` is empty.
     #[pyo3(signature = (
         switch, name, ram, tx, rx, bells, *, mac, mtu = 1500, tx_mitigation = 10, burst_threshold_us = 50, budget = 256,
-        priority = 0, signals = None, lines = None
+        priority = 0, signals = None, lines = None, guest = ""
     ))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn port_add_venet(
@@ -103,6 +103,7 @@ impl Fabric {
         priority: u32,
         signals: Option<&Signals>,
         lines: Option<(u64, u64)>,
+        guest: &str,
     ) -> PyResult<u64> {
         let bell = |fd| Ok::<_, PyErr>(Doorbell::from_fd(duplicate(py, fd)?));
         let caller = |fd, line: Option<u64>| match (signals, line) {
@@ -110,6 +111,7 @@ impl Fabric {
             _ => bell(fd).map(Caller::Bell),
         };
         let queues = core::VenetQueues {
+            guest: guest.into(),
             ram: ram.region(py)?,
             tx,
             rx,

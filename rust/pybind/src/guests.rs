@@ -20,7 +20,7 @@ use vbnet_core::guest::traffic::frame::{FRAME_MIN, Route};
 use vbnet_core::guest::traffic::sink::{SinkConfig, SinkStats, TrafficSink};
 use vbnet_core::guest::traffic::source::{SourceStats, TrafficConfig, TrafficSource};
 use vbnet_core::net::frame::MacAddress;
-use vbnet_core::shm::histogram;
+use vbnet_core::shm::{histogram, labels};
 
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise, raise_plain};
@@ -103,7 +103,7 @@ impl StackGuests {
         config.gateway = gateway.map(address).transpose().or_raise(py)?;
         config.mtu = mtu;
         let block = counters
-            .map(|file| file.inner.allocate("stack", &format!("guest={name}"), StackStats::WORDS))
+            .map(|file| file.inner.allocate("stack", &labels::text(&[("guest", name)]), StackStats::WORDS))
             .transpose()
             .or_raise(py)?;
         let (sender, receiver) = device.get().take_halves(py)?;
@@ -233,7 +233,8 @@ impl TrafficGuest {
     ) -> PyResult<Self> {
         let mac = mac_bytes(mac).or_raise(py)?;
         let row = |kind, words| {
-            let block = counters.map(|file| file.inner.allocate(kind, &format!("guest={name}"), words)).transpose()?;
+            let block =
+                counters.map(|file| file.inner.allocate(kind, &labels::text(&[("guest", name)]), words)).transpose()?;
             Row::new(block, words).map(Arc::new)
         };
         let sent = row("source", SourceStats::WORDS).or_raise(py)?;

@@ -127,6 +127,14 @@ counters! {
         FaultNotMemfd = "fault_not_memfd",
         /// As above.
         FaultDoorbellBlocked = "fault_doorbell_blocked",
+        /// Slots of the ring of frames from the guest.
+        TransmitSlots = "transmit_slots",
+        /// Of those, how many hold frames, when a worker last looked.
+        TransmitSlotsUsed = "transmit_slots_used",
+        /// Slots of the ring of buffers for the guest.
+        ReceiveSlots = "receive_slots",
+        /// Of those, how many hold buffers, when a worker last looked.
+        ReceiveSlotsUsed = "receive_slots_used",
     }
 }
 

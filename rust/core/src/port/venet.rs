@@ -35,6 +35,8 @@ const SLOTS_AHEAD: u32 = 2 * SLOTS_A_LINE;
 /// Where a guest put its rings, and how to reach it.
 #[derive(Debug)]
 pub struct VenetQueues {
+    /// The guest's name, for counters; empty: nobody's.
+    pub guest: String,
     /// The guest's memory.
     pub ram: Arc<Ram>,
     /// Byte offset and length of the ring of frames from the guest.
@@ -223,7 +225,7 @@ impl VenetPort {
     ///
     /// The guest's fault: a ring is not where or what it says.
     pub(crate) fn attach(queues: VenetQueues, params: &VenetParams) -> std::result::Result<Self, Fault> {
-        let VenetQueues { ram, tx, rx, tx_kick, tx_call, rx_kick, rx_call } = queues;
+        let VenetQueues { guest: _, ram, tx, rx, tx_kick, tx_call, rx_kick, rx_call } = queues;
         let tx_ring = RingMemory::attach(&ram, tx.0, tx.1)?;
         let rx_ring = RingMemory::attach(&ram, rx.0, rx.1)?;
         // Attaching found both inside a region of at most 4 GiB; what ends at 4 GiB is cut by the one byte that cannot
@@ -251,6 +253,11 @@ impl VenetPort {
             rx_call,
             _rx_kick: rx_kick,
         })
+    }
+
+    /// Slots of the TX and the RX ring, and how many of each are in use as far as was looked.
+    pub(crate) const fn occupancy(&self) -> [(u32, u32); 2] {
+        [(self.tx.slots(), self.tx.known()), (self.rx.slots(), self.rx.known())]
     }
 
     pub(crate) const fn set_mtu(&mut self, mtu: u32) {

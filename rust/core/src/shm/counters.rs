@@ -42,6 +42,14 @@ const KIND_END: usize = 3 + KIND_BYTES / 8;
 const LABELS_END: usize = KIND_END + LABEL_BYTES / 8;
 const _: () = assert!(LABELS_END == BLOCK_HEADER_WORDS);
 
+/// Of somebody's file, how many words are looked at: what is behind them is nobody's counters.
+const SCAN_WORDS_MAX: usize = 64 << 20 >> 3;
+/// Words that are read at once while looking for the last block.
+const CHUNK_WORDS: usize = 1 << 15;
+const FOREIGN: &str = "counters magic";
+const VERSION_WORD: &str = "counters version";
+const SIZE: &str = "counters size";
+
 const STATE_END: u64 = 0;
 const STATE_LIVE: u64 = 1;
 const STATE_FREE: u64 = 2;
@@ -60,7 +68,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(file: OwnedFd, bytes: usize, protection: ProtFlags) -> Result<Self> {
+    fn new(file: OwnedFd, bytes: usize) -> Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh shared mapping chosen by the kernel.
         let base = unsafe { mm::mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, &file, 0) }
             .map_err(|errno| Error::machine("map a counters file", errno))?;
@@ -103,6 +112,43 @@ pub struct BlockSnapshot {
     pub values: Vec<u64>,
 }
 
+/// Why a file is left out by those who read many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SkipReason {
+    /// It cannot be opened.
+    Unreadable,
+    /// It does not begin like a counters file, or was not finished.
+    Foreign,
+    /// Its layout has another version.
+    Version,
+    /// Its size is not what it says, or none that a counters file has.
+    Size,
+}
+
+impl SkipReason {
+    /// The word under which it is counted.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::Foreign => "foreign",
+            Self::Version => "version",
+            Self::Size => "size",
+        }
+    }
+}
+
+impl From<&Error> for SkipReason {
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::Peer(Fault::BadHeader { what: FOREIGN, .. }) => Self::Foreign,
+            Error::Peer(Fault::BadHeader { what: VERSION_WORD, .. }) => Self::Version,
+            Error::Peer(_) => Self::Size,
+            _ => Self::Unreadable,
+        }
+    }
+}
+
 /// One owner's row of counters. Dropping it frees the block.
 pub struct Block {
     mapping: Arc<Mapping>,
@@ -138,7 +184,7 @@ impl CounterFile {
         fs::ftruncate(&file, bytes as u64).map_err(|errno| Error::machine("size a counters file", errno))?;
         fs::fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)
             .map_err(|errno| Error::machine("allocate a counters file", errno))?;
-        let mapping = Mapping::new(file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        let mapping = Mapping::new(file, bytes)?;
         let words = mapping.words();
         words[1].store(VERSION, Ordering::Relaxed);
         words[2].store(bytes as u64, Ordering::Relaxed);
@@ -180,7 +226,7 @@ impl CounterFile {
         Ok(Block { mapping: self.mapping.clone(), header, count })
     }
 
-    /// Reads what is in somebody's file. Never blocks, never fails on nonsense inside: it stops there.
+    /// Opens somebody's file for reading. Nothing of it is mapped: whoever shortens it hurts no reader.
     ///
     /// # Errors
     ///
@@ -193,24 +239,24 @@ impl CounterFile {
         let bytes = usize::try_from(status.st_size).unwrap_or(0);
         if !(FILE_HEADER_WORDS * 8..=FILE_BYTES_MAX).contains(&bytes) {
             let limit = FILE_BYTES_MAX as u64;
-            return Err(Fault::BadSize { what: "counters file", found: bytes as u64, limit }.into());
+            return Err(Fault::BadSize { what: SIZE, found: bytes as u64, limit }.into());
         }
-        let mapping = Mapping::new(file, bytes, ProtFlags::READ)?;
-        let expect = |what, index: usize, expected: u64| {
-            // [CT-2 file ready] acquire: the magic before version and size; partner in CounterFile::create.
-            let found = mapping.words()[index].load(Ordering::Acquire);
+        // [CT-2 file ready] the magic by a system call of its own, before the rest; partner in CounterFile::create.
+        let magic = read_words(&file, 0, 1)?.first().copied().unwrap_or_default();
+        let header = read_words(&file, 0, FILE_HEADER_WORDS)?;
+        let expect = |what, found: u64, expected: u64| {
             if found == expected { Ok(()) } else { Err(Fault::BadHeader { what, found, expected }) }
         };
-        expect("counters magic", 0, MAGIC)?;
-        expect("counters version", 1, VERSION)?;
-        expect("counters size", 2, bytes as u64)?;
-        Ok(CounterReader { mapping: Arc::new(mapping) })
+        expect(FOREIGN, magic, MAGIC)?;
+        expect(VERSION_WORD, header.get(1).copied().unwrap_or_default(), VERSION)?;
+        expect(SIZE, header.get(2).copied().unwrap_or_default(), bytes as u64)?;
+        Ok(CounterReader { source: Source::File { file, words: bytes / 8 } })
     }
 
     /// A reader of this very file.
     #[must_use]
     pub fn reader(&self) -> CounterReader {
-        CounterReader { mapping: self.mapping.clone() }
+        CounterReader { source: Source::Mapping(self.mapping.clone()) }
     }
 }
 
@@ -222,52 +268,150 @@ impl fmt::Debug for CounterFile {
 
 /// The reading end.
 pub struct CounterReader {
-    mapping: Arc<Mapping>,
+    source: Source,
+}
+
+enum Source {
+    /// Our own file.
+    Mapping(Arc<Mapping>),
+    /// Anybody's.
+    File { file: OwnedFd, words: usize },
+}
+
+/// Everything that a file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Every live block.
+    pub blocks: Vec<BlockSnapshot>,
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Of those, how many are header and blocks, live or free.
+    pub used_bytes: u64,
 }
 
 impl CounterReader {
-    /// Every live block, as of now.
+    /// Every live block, as of now. Nonsense inside ends what is found; nothing blocks or fails.
     #[must_use]
     pub fn blocks(&self) -> Vec<BlockSnapshot> {
-        let words = self.mapping.words();
-        let mut found = Vec::new();
-        let mut header = FILE_HEADER_WORDS;
-        while header + BLOCK_HEADER_WORDS <= words.len() {
-            // [CT-4 whose values] acquire: the generation before the state, or the state could be the last owner's and
-            // what follows the half-written next one's; partner in CounterFile::allocate.
-            let generation = words[header + 2].load(Ordering::Acquire);
-            // [CT-1 block published] acquire: state before labels and values; partner in CounterFile::allocate.
-            let state = words[header].load(Ordering::Acquire);
-            let count = words[header + 1].load(Ordering::Relaxed) as usize;
-            if state == STATE_END || count > words.len() - header - BLOCK_HEADER_WORDS {
-                break;
-            }
-            if state == STATE_LIVE {
-                let block = BlockSnapshot {
-                    kind: load_text(&words[header + 3..header + KIND_END]),
-                    labels: load_text(&words[header + KIND_END..header + LABELS_END]),
-                    generation,
-                    values: words[header + BLOCK_HEADER_WORDS..header + BLOCK_HEADER_WORDS + count]
-                        .iter()
-                        .map(|value| value.load(Ordering::Relaxed))
-                        .collect(),
-                };
-                // A block that changed hands while it was read belongs to neither; the next look will find it whole.
-                // [CT-4 whose values] acquire: values before the generation; partner in CounterFile::allocate.
-                fence(Ordering::Acquire);
-                if words[header + 2].load(Ordering::Relaxed) == generation {
-                    found.push(block);
-                }
-            }
-            header += BLOCK_HEADER_WORDS + count;
+        self.scan().blocks
+    }
+
+    /// As [`Self::blocks`], and how full the file is.
+    #[must_use]
+    pub fn scan(&self) -> Scan {
+        match &self.source {
+            Source::Mapping(mapping) => scan_mapping(mapping.words()),
+            Source::File { file, words } => scan_file(file, *words),
         }
-        found
     }
 }
 
 impl fmt::Debug for CounterReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CounterReader").field("words", &self.mapping.words).finish_non_exhaustive()
+        let words = match &self.source {
+            Source::Mapping(mapping) => mapping.words,
+            Source::File { words, .. } => *words,
+        };
+        f.debug_struct("CounterReader").field("words", &words).finish_non_exhaustive()
+    }
+}
+
+fn scan_mapping(words: &[AtomicU64]) -> Scan {
+    let mut blocks = Vec::new();
+    let mut header = FILE_HEADER_WORDS;
+    while header + BLOCK_HEADER_WORDS <= words.len() {
+        // [CT-4 whose values] acquire: the generation before the state, or the state could be the last owner's and
+        // what follows the half-written next one's; partner in CounterFile::allocate.
+        let generation = words[header + 2].load(Ordering::Acquire);
+        // [CT-1 block published] acquire: state before labels and values; partner in CounterFile::allocate.
+        let state = words[header].load(Ordering::Acquire);
+        let count = words[header + 1].load(Ordering::Relaxed) as usize;
+        if state == STATE_END || count > words.len() - header - BLOCK_HEADER_WORDS {
+            break;
+        }
+        let end = header + BLOCK_HEADER_WORDS + count;
+        if state == STATE_LIVE {
+            let copy: Vec<u64> = words[header..end].iter().map(|word| word.load(Ordering::Relaxed)).collect();
+            // A block that changed hands while it was read belongs to neither; the next look will find it whole.
+            // [CT-4 whose values] acquire: values before the generation; partner in CounterFile::allocate.
+            fence(Ordering::Acquire);
+            if words[header + 2].load(Ordering::Relaxed) == generation {
+                blocks.push(snapshot_of(&copy, generation));
+            }
+        }
+        header = end;
+    }
+    Scan { blocks, bytes: words.len() as u64 * 8, used_bytes: header as u64 * 8 }
+}
+
+/// Copies the blocks three times and believes those whose generation was the same each time: generations are seen
+/// before the states, labels and values of the second copy, and again after them, as in [`scan_mapping`].
+fn scan_file(file: &OwnedFd, words: usize) -> Scan {
+    let first = read_blocks(file, words.min(SCAN_WORDS_MAX));
+    let second = read_words(file, 0, first.len()).unwrap_or_default();
+    let third = read_words(file, 0, second.len()).unwrap_or_default();
+    let mut blocks = Vec::new();
+    let mut header = FILE_HEADER_WORDS;
+    while let Some((state, end)) = block_at(&second, header, words) {
+        let generation = second[header + 2];
+        let seen = [&first, &third].map(|copy| copy.get(header + 2).copied());
+        if state == STATE_LIVE && seen == [Some(generation); 2] && end <= second.len() {
+            blocks.push(snapshot_of(&second[header..end], generation));
+        }
+        header = end;
+    }
+    Scan { blocks, bytes: words as u64 * 8, used_bytes: header as u64 * 8 }
+}
+
+/// State of the block at `header` of a copied file of `words` words, and where it ends; `None`: none is there.
+fn block_at(copy: &[u64], header: usize, words: usize) -> Option<(u64, usize)> {
+    let &[state, count, ..] = copy.get(header..header + BLOCK_HEADER_WORDS)? else { return None };
+    let count = usize::try_from(count).ok()?;
+    let is_inside = count <= words.checked_sub(header + BLOCK_HEADER_WORDS)?;
+    (state != STATE_END && is_inside).then_some((state, header + BLOCK_HEADER_WORDS + count))
+}
+
+/// Copies a file from its beginning to the end of its last block.
+fn read_blocks(file: &OwnedFd, words: usize) -> Vec<u64> {
+    let mut copy = Vec::new();
+    let mut header = FILE_HEADER_WORDS;
+    loop {
+        match block_at(&copy, header, words) {
+            Some((_, end)) => header = end,
+            None if copy.len() >= words || header + BLOCK_HEADER_WORDS <= copy.len() => return copy,
+            None => {
+                let wanted = CHUNK_WORDS.max(header + BLOCK_HEADER_WORDS - copy.len()).min(words - copy.len());
+                match read_words(file, copy.len(), wanted) {
+                    Ok(more) if !more.is_empty() => copy.extend(more),
+                    _ => return copy,
+                }
+            }
+        }
+    }
+}
+
+/// Reads up to `count` words from word `start` on; fewer when the file ends.
+fn read_words(file: &OwnedFd, start: usize, count: usize) -> Result<Vec<u64>> {
+    let mut bytes = vec![0; count * 8];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::io::pread(file, &mut bytes[filled..], (start * 8 + filled) as u64) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(Error::machine("read a counters file", errno)),
+        }
+    }
+    let whole = bytes[..filled].chunks_exact(8);
+    Ok(whole.map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default())).collect())
+}
+
+fn snapshot_of(block: &[u64], generation: u64) -> BlockSnapshot {
+    BlockSnapshot {
+        kind: text_of(&block[3..KIND_END]),
+        labels: text_of(&block[KIND_END..LABELS_END]),
+        generation,
+        values: block[BLOCK_HEADER_WORDS..].to_vec(),
     }
 }
 
@@ -332,8 +476,8 @@ fn store_text(words: &[AtomicU64], text: &str) {
     }
 }
 
-fn load_text(words: &[AtomicU64]) -> String {
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+fn text_of(words: &[u64]) -> String {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

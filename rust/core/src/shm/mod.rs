@@ -22,6 +22,8 @@ pub mod fastcall;
 pub mod histogram;
 #[cfg_attr(loom, allow(dead_code))]
 pub mod intc;
+#[cfg(not(loom))]
+pub mod labels;
 pub mod layout;
 #[cfg(not(loom))]
 pub mod line;

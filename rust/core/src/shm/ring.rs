@@ -432,6 +432,12 @@ impl Consumer {
         self.ring.count
     }
 
+    /// Published slots that were not returned, as far as was looked: for counters, without a look of its own.
+    #[must_use]
+    pub const fn known(&self) -> u32 {
+        self.tail_seen.wrapping_sub(self.returned)
+    }
+
     /// Published slots not yet advanced over. Looks at the shared index only when it knows of none.
     ///
     /// # Errors

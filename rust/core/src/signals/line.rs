@@ -51,6 +51,8 @@ counters! {
         Unrouted = "unrouted",
         /// Raises that were lost because the guest made its doorbell block.
         Blocked = "blocked",
+        /// Its priority now.
+        Priority = "priority",
     }
 }
 
@@ -156,13 +158,15 @@ pub struct Line {
 impl Line {
     pub(crate) fn new(id: LineId, names: [String; 3], device_key: u64, priority: u32, block: Block) -> Self {
         let [name, guest, device] = names;
+        let priority = priority.min(PRIORITIES - 1);
+        block.set(LineCounter::Priority as usize, priority.into());
         Self {
             id,
             name,
             guest,
             device,
             device_key,
-            priority: AtomicU32::new(priority.min(PRIORITIES - 1)),
+            priority: AtomicU32::new(priority),
             flags: AtomicU32::new(0),
             target: ArcSwap::from_pointee(Target::Nowhere),
             block,
@@ -363,7 +367,9 @@ impl Line {
 
     /// Changes its priority for raises to come; what is pending stays at the level where it is.
     pub(crate) fn set_priority(&self, priority: u32) {
-        self.priority.store(priority.min(PRIORITIES - 1), Ordering::Relaxed);
+        let priority = priority.min(PRIORITIES - 1);
+        self.priority.store(priority, Ordering::Relaxed);
+        self.block.set(LineCounter::Priority as usize, priority.into());
     }
 
     /// Masks or unmasks it. `true`: a raise was latched meanwhile; deliver it with [`Self::redeliver`].

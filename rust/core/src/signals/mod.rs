@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::shm::counters::CounterFile;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::intc::{LevelMemory, PRIORITIES, Taker, VECTORS, Way};
+use crate::shm::labels;
 
 pub mod apic;
 pub(crate) mod controller;
@@ -144,7 +145,6 @@ impl SignalTable {
     /// [`Error::Machine`]: too many lines, or the counters file is full.
     pub fn create(&self, guest: &str, device: &str, name: &str, priority: u32) -> Result<Arc<Line>> {
         check_priority(priority)?;
-        // Commas and equals signs part the labels of counters: with them, a name could pass for another guest's.
         let is_odd = |character: char| character.is_control() || matches!(character, ',' | '=');
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(is_odd) {
             return Err(Error::Usage(format!(
@@ -161,7 +161,8 @@ impl SignalTable {
         }
         book.last_id += 1;
         let id = LineId(book.last_id);
-        let labels = format!("id={id},signal={name},guest={guest},device={device}");
+        let number = id.to_string();
+        let labels = labels::text(&[("guest", guest), ("device", device), ("signal", name), ("id", &number)]);
         let block = self.counters.allocate("signal", &labels, LineCounter::COUNT)?;
         let (device_key, users) = book.devices.entry((guest.to_owned(), device.to_owned())).or_insert((id.0, 0));
         *users += 1;
@@ -420,7 +421,7 @@ impl SignalTable {
     /// [`Error::Machine`]: no thread, descriptor or counters are left.
     pub fn outbox_attach(&self, guest: &str, memory: LevelMemory, kick: Doorbell) -> Result<u64> {
         let mut book = self.book()?;
-        let block = self.counters.allocate("outbox", &format!("guest={guest}"), OutboxCounter::COUNT)?;
+        let block = self.counters.allocate("outbox", &labels::text(&[("guest", guest)]), OutboxCounter::COUNT)?;
         book.last_id += 1;
         let token = book.last_id;
         let grants = Grants::default();

@@ -71,6 +71,11 @@ impl Port {
     pub(crate) fn new(id: PortId, name: Arc<str>, end: End, block: Block) -> Self {
         let status = Arc::new(PortStatus::default());
         status.set_up(true);
+        if let End::Venet(venet) = &end {
+            let [(transmit, _), (receive, _)] = venet.occupancy();
+            block.set(PortCounter::TransmitSlots as usize, transmit.into());
+            block.set(PortCounter::ReceiveSlots as usize, receive.into());
+        }
         Self {
             id,
             name,
@@ -248,6 +253,8 @@ impl Plane {
             port.count(PortCounter::BudgetExhausted, 1);
         }
         let End::Venet(venet) = &mut port.end else { return };
+        let [(_, waiting), _] = venet.occupancy();
+        port.block.set(PortCounter::TransmitSlotsUsed as usize, waiting.into());
         if wants_call {
             port.block.add(PortCounter::CallsRung as usize, 1);
             if let Err(fault) = venet.tx_caller().call(&self.ringer) {
@@ -455,6 +462,8 @@ impl Plane {
                         let wants_call = venet.release_rx();
                         port.block.add(PortCounter::ReceiveFrames as usize, frames);
                         port.block.add(PortCounter::ReceiveBytes as usize, bytes);
+                        let [_, (_, posted)] = venet.occupancy();
+                        port.block.set(PortCounter::ReceiveSlotsUsed as usize, posted.into());
                         let outcome = if wants_call { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
                         port.block.add(outcome as usize, 1);
                         if wants_call && let Err(fault) = venet.rx_caller().call(&self.ringer) {

@@ -88,6 +88,7 @@ impl Guest {
     /// What the host is handed: the same memory, mapped again, and the same doorbells.
     pub fn queues(&self) -> VenetQueues {
         VenetQueues {
+            guest: String::new(),
             ram: Ram::open(rustix::io::dup(&*self.ram).unwrap(), u64::MAX).unwrap(),
             tx: self.shape.tx_ring(),
             rx: self.shape.rx_ring(),
@@ -270,7 +271,7 @@ impl Lab {
     }
 
     pub fn count_of(&self, port: &str, counter: PortCounter) -> u64 {
-        let wanted = format!("port={port},");
+        let wanted = format!("device={port},");
         let blocks = self.counters.reader().blocks();
         let block = blocks.iter().find(|block| block.kind == "port" && block.labels.contains(&wanted)).unwrap();
         block.values[counter as usize]
