@@ -28,7 +28,7 @@ class Kind:
         name: of the kind; unique; the name of its folder.
         classes: device classes the host offers → import path ``"package.module:object"`` of each host half.
         drivers: ABI types the guest can drive → import path of each guest half.
-        metrics: import path of its tuple of ``Metric``, or None.
+        metrics: import path of its tuple of ``MetricBlock``, or None.
     """
 
     name: str

@@ -26,7 +26,7 @@ import msgspec
 
 from vbnet.errors import BusyError, NotFoundError, NotPermittedError, PeerFault, ResourceError, UsageError
 
-__all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "run_root"]
+__all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "run_root", "start_ticks"]
 
 DEFAULT_NODE = "default"
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -42,6 +42,21 @@ class HostRecord(msgspec.Struct, frozen=True):
     protocol: int
     abi: int
     libzmq: str
+    start_ticks: int = 0
+    """When its process started, in clock ticks since boot: with ``pid`` it names one process."""
+
+    def is_alive(self) -> bool:
+        """Whether exactly that process is there; one that hangs or is stopped is."""
+        return self.start_ticks != 0 and start_ticks(self.pid) == self.start_ticks
+
+
+def start_ticks(pid: int) -> int:
+    """When the process ``pid`` started, in clock ticks since boot; 0: there is none, or it has ended."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if after_name[0] in {b"Z", b"X"} else int(after_name[19])
 
 
 def run_root(environ: Mapping[str, str] = os.environ) -> Path:

@@ -56,13 +56,13 @@ def stats(
         )
     counted = read_counted(where.counters, "port")
     rows = [
-        {"port": block.labels.get("port", ""), "counter": name, "value": value}
+        {"port": block.labels.get("device", ""), "counter": name, "value": value}
         for block in counted
         for name, value in block.values.items()
-        if port in {None, block.labels.get("port")} and (value or zeroes)
+        if port in {None, block.labels.get("device")} and (value or zeroes)
     ]
-    if port is not None and port not in {block.labels.get("port") for block in counted}:
-        known = ", ".join(block.labels.get("port", "") for block in counted) or "none"
+    if port is not None and port not in {block.labels.get("device") for block in counted}:
+        known = ", ".join(block.labels.get("device", "") for block in counted) or "none"
         raise NotFoundError(f"there is no port {port!r}; there are: {known}", port=port)
     output.print_rows(rows, ("port", "counter", "value"), how, empty="nothing counted yet")
 

@@ -36,6 +36,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "signal": Entry("signal", "List, make, route, raise, grant, export and drive signals."),
         "state": Entry("state", "List state devices and show their latest values."),
         "sched": Entry("sched", "Show what a scheduler coordinator gives guests' threads."),
+        "metrics": Entry("metrics", "Print what a host node counts, for Prometheus; serve it over HTTP."),
         "events": Entry("events", "Follow what happens on a host node, or show what has happened."),
         "errors": Entry("errors", "Show the distinct errors of a host node, also of one that hangs or is dead."),
         "keys": Entry("keys", "Make, show and allow keys for other machines."),

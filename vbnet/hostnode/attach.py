@@ -288,6 +288,7 @@ class AttachDesk:
         session.uid = peer.identity.uid
         session.attached = peer
         session.is_joined = True
+        session.show_state()
         peer.sessions[session.sid] = session
         return fdpass.Attached(session.sid)
 

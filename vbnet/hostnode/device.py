@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 from vbnet.clock import Clock
 from vbnet.errors import BusyError, NotFoundError, PeerFault, UsageError
 from vbnet.hostnode.fabric import Fabric
+from vbnet.hostnode.rows import Row, open_row
 from vbnet.hostnode.signals import SignalBook
+from vbnet.metric import MetricBlock
 
 if TYPE_CHECKING:
     from vbnet._native import FastHandler
@@ -91,6 +93,15 @@ class HostServices:
     signals: SignalBook = field(default_factory=SignalBook)
     fastcalls: Fastcalls | None = None
     refused: Callable[[str, str, Exception], None] = lambda _door, _whose, _error: None
+
+    def row(self, block: MetricBlock, **labels: str) -> Row:
+        """A row of counters that a device writes from Python; the device closes it when it is released.
+
+        Args:
+            block: its declaration, from the kind's ``metrics.py``.
+            labels: whose it is: a value for each of the block's labels.
+        """
+        return open_row(block, labels, self.counters)
 
     def need_fabric(self) -> Fabric:
         """The fabric.

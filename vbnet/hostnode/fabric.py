@@ -52,6 +52,7 @@ class Fabric(Protocol):
         priority: int = ...,
         signals: Any = ...,  # noqa: ANN401 - the native signal table
         lines: tuple[int, int] | None = ...,
+        guest: str = ...,
     ) -> int:
         """Join a guest's rings to a switch, or to themselves when ``switch`` is empty; gives the port's id.
 
@@ -70,6 +71,7 @@ class Fabric(Protocol):
             priority: 0..7; a more urgent port gets a turn before each turn of one that is less.
             signals: the host's native signal table, with ``lines``.
             lines: of the table, what to raise for TX and RX; None rings the call doorbells themselves.
+            guest: whose rings these are, for counters.
 
         Raises:
             PeerFault: the rings are not what they should be (the guest's fault).

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from vbnet.errors import BusyError, InternalError, PeerFault, UsageError, VbnetError, refusal_name
 from vbnet.hostnode import metrics
 from vbnet.hostnode.metrics import Tally
+from vbnet.hostnode.rows import label_text
 
 if TYPE_CHECKING:
     from vbnet._native import FastcallService, FastHandler
@@ -149,7 +150,7 @@ class Fastcalls:
             region.offset,
             region.length,
             (region.signal.kick_fd, region.signal.call_fd),
-            labels=f"guest={guest},bus={bus},slot={region.id}",
+            labels=label_text({"guest": guest, "slot": str(region.id), "bus": bus}),
             is_enabled=params.is_enabled,
             spin_us=params.spin_us,
             trap_ns=params.trap_ns,

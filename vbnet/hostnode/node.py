@@ -26,7 +26,7 @@ from vbnet.bus.keys import CurveServer, KeyStore, TcpAddress
 from vbnet.bus.kinds import Catalogue
 from vbnet.bus.limits import Limits
 from vbnet.bus.messages import ABI_VERSION, PROTOCOL_VERSION
-from vbnet.bus.rundir import DEFAULT_NODE, HostRecord, RunDir
+from vbnet.bus.rundir import DEFAULT_NODE, HostRecord, RunDir, start_ticks
 from vbnet.bus.transport import ConnectionWatch, ZmqPort, new_socket, require_libzmq
 from vbnet.clock import Clock, MonotonicClock
 from vbnet.errors import ClosedError, NotPermittedError, ResourceError
@@ -104,7 +104,9 @@ class HostNode:
         if counters is None and fabric is not None:
             counters = fabric.counters
         signals = SignalBook(counters, self.publish)
-        self.tally = Tally()
+        self.tally = Tally(counters)
+        self._undo = contextlib.ExitStack()
+        self._undo.callback(self.tally.close)
         self._fastcalls = Fastcalls(self.tally, self._log, counters, self.publish)
         self._services = HostServices(
             self._clock,
@@ -129,7 +131,6 @@ class HostNode:
         self._wedges = WedgeWatch(lambda guest: wedged_levels(signals, guest), self.publish)
         self._stopped = asyncio.Event()
         self._stop_asked = asyncio.Event()
-        self._undo = contextlib.ExitStack()
         if fabric is not None:
             self._undo.callback(fabric.close)
         self._undo.callback(signals.close)
@@ -249,6 +250,7 @@ class HostNode:
                 protocol=facts.protocol,
                 abi=facts.abi,
                 libzmq=facts.libzmq,
+                start_ticks=start_ticks(os.getpid()),
             )
         )
         return facts
@@ -279,7 +281,13 @@ class HostNode:
         if self._stopped.is_set():
             return
         self._clock.call_later(WEDGED_NS, self._look)
+        self.tally.beat(WEDGED_NS)
         self._wedges.look(session.name for session in self.book.all())
+        wedged = self._wedges.guests()
+        for session in self.book.all():
+            if session.is_wedged is not (session.name in wedged):
+                session.is_wedged = session.name in wedged
+                session.show_state()
 
     def _take_faults(self) -> None:
         if self._fabric is None:

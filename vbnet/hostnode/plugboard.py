@@ -18,6 +18,7 @@ from vbnet.hostnode import metrics
 from vbnet.hostnode.device import Device, HostServices, Interface
 from vbnet.hostnode.metrics import Tally
 from vbnet.hostnode.registry import ClassRegistry
+from vbnet.hostnode.rows import Row, open_row
 
 if TYPE_CHECKING:
     from vbnet.hostnode.sessions import Session
@@ -72,6 +73,8 @@ class Plugboard:
         self._services = services
         self._tally = tally
         self._live: dict[str, Device] = {}
+        self._bus_rows: dict[str, Row] = {}
+        self._device_rows: dict[str, Row] = {}
         self._openers: dict[Slot[Interface], set[tuple[Session, int]]] = {}
 
     # ---- buses -----------------------------------------------------------------------------------------------------
@@ -79,12 +82,23 @@ class Plugboard:
     def create_bus(self, name: str, *, is_private: bool = False) -> None:
         """Make a bus; raises ExistsError."""
         self.model.create_bus(name, is_private=is_private)
+        self._tally.shift(metrics.BUSES, 1)
+        if not is_private:
+            self._bus_rows[name] = open_row(metrics.BUS, {"bus": name}, self._services.counters)
         self._services.publish("bus.created", bus=name, is_private=is_private)
 
     def delete_bus(self, name: str) -> None:
         """Remove an empty bus; raises NotFoundError or BusyError."""
         self.model.delete_bus(name)
+        self._tally.shift(metrics.BUSES, -1)
+        if name in self._bus_rows:
+            self._bus_rows.pop(name).close()
         self._services.publish("bus.deleted", bus=name)
+
+    def joined(self, bus: str, change: int) -> None:
+        """Note guests that joined a bus (1) or left it (-1)."""
+        if bus in self._bus_rows:
+            self._bus_rows[bus].shift("guests", change)
 
     def clear_bus(self, name: str) -> None:
         """Unplug everything from a bus without guests, and remove it."""
@@ -97,6 +111,7 @@ class Plugboard:
     def create_device(self, name: str) -> None:
         """Make a device without a type; raises ExistsError."""
         self.model.create_device(name)
+        self._tally.shift(metrics.DEVICES, 1)
         self._services.publish("device.created", device=name)
 
     def set_attribute(self, name: str, attribute: str, text: str) -> None:
@@ -127,6 +142,9 @@ class Plugboard:
     def delete_device(self, name: str) -> None:
         """Remove a device that is plugged nowhere; raises NotFoundError or BusyError."""
         self.model.delete_device(name)
+        self._tally.shift(metrics.DEVICES, -1)
+        if name in self._device_rows:
+            self._device_rows.pop(name).close()
         device = self._live.pop(name, None)
         if device is not None:
             with contained(self._services, self._tally, name, "release", swallow=True):
@@ -147,6 +165,7 @@ class Plugboard:
             try:
                 _check_interfaces(interfaces)
                 slots = self.model.plug(name, bus, interfaces)
+                self._shown(bus, len(slots))
             except BaseException:
                 device.unplug(bus)
                 raise
@@ -160,6 +179,7 @@ class Plugboard:
     def unplug(self, name: str, bus: str) -> None:
         """Take a device off a bus, closing what guests have open there; raises NotFoundError."""
         slots = self.model.unplug(name, bus)
+        self._shown(bus, -len(slots))
         for slot in slots:
             for session in self.model.listeners(bus):
                 session.post(messages.DevDrop(slot.dev_id))
@@ -191,15 +211,23 @@ class Plugboard:
 
     def opened(self, slot: Slot[Interface], session: Session, handle: int) -> None:
         """Note an open."""
+        row = self._device_rows[slot.device]
+        row.add("opens")
+        row.shift("openers", 1)
         self._openers.setdefault(slot, set()).add((session, handle))
 
     def closed(self, slot: Slot[Interface], session: Session, handle: int) -> None:
         """Note a close."""
+        self._device_rows[slot.device].shift("openers", -1)
         openers = self._openers.get(slot)
         if openers is not None:
             openers.discard((session, handle))
             if not openers:
                 del self._openers[slot]
+
+    def called(self, slot: Slot[Interface]) -> None:
+        """Note a call."""
+        self._device_rows[slot.device].add("calls")
 
     def is_open(self, name: str) -> bool:
         """Whether any guest has any interface of this device open."""
@@ -211,11 +239,17 @@ class Plugboard:
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
+    def _shown(self, bus: str, change: int) -> None:
+        if bus in self._bus_rows:
+            self._bus_rows[bus].shift("interfaces", change)
+
     def _set_type(self, record: DeviceRecord, type_name: str) -> None:
         if record.type is None:
             device_class = self.registry.find(type_name)
             with contained(self._services, self._tally, record.name, "create"):
                 self._live[record.name] = device_class.create(self._services, record.name)
+            labels = {"device": record.name, "type": type_name}
+            self._device_rows[record.name] = open_row(metrics.DEVICE, labels, self._services.counters)
         self.model.set_type(record.name, type_name)
         self._services.publish("device.set", device=record.name, attribute=TYPE_ATTRIBUTE, value=type_name)
 

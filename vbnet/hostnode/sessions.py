@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vbnet.bus import messages
 from vbnet.bus.handles import HandleTable
@@ -172,9 +172,13 @@ class Session:
         self.is_joined = peer.is_remote
         self.is_ready = False
         self.is_gone = False
+        self.is_wedged = False
         self.faults = 0
         self._host = host
         limits = host.limits
+        self.row = host.tally.guests.enter(
+            hello.name, handles_limit=limits.handles_per_session, memory_limit=limits.ram_bytes
+        )
         self._handles: HandleTable[_Open] = HandleTable("device handle", limits.handles_per_session)
         self._signals: HandleTable[tuple[SignalEnds, Opener]] = HandleTable("signal handle", limits.regions_per_session)
         self._open_signals: set[SignalEnds] = set()
@@ -203,6 +207,12 @@ class Session:
         if self.is_ready:
             return SessionState.READY
         return SessionState.JOINED if self.is_joined else SessionState.JOINING
+
+    def show_state(self) -> None:
+        """Let the guest's counters show how it is, after that changed."""
+        state = "wedged" if self.is_wedged and self.state is SessionState.READY else _SHOWN[self.state]
+        self.row.set("state", metrics.GUEST_STATES.index(state))
+        self.row.set("memory", 0 if self.ram is None else self.ram.size)
 
     def post(self, body: messages.Event) -> None:
         """Send an event."""
@@ -244,6 +254,7 @@ class Session:
         with contained(self._host.services, self._host.tally, slot.device, "connect"):
             connection = interface.connect(opener, version)
         handle = self._handles.add(_Open(slot, opener, connection))
+        self.row.set("handles", len(self._handles))
         plugboard.opened(slot, self, handle)
         fastcalls = self._host.services.fastcalls
         if connection.fast is not None and fastcalls is not None and not self.is_remote:
@@ -257,6 +268,7 @@ class Session:
     def close(self, handle: int) -> None:
         """End a connection; each region's ShmClose goes out before this returns."""
         entry = self._handles.take(handle)
+        self.row.set("handles", len(self._handles))
         self._host.plugboard.closed(entry.slot, self, handle)
         if self._host.services.fastcalls is not None:
             self._host.services.fastcalls.withdraw(self.name, handle)
@@ -273,6 +285,7 @@ class Session:
         limit = self._host.limits.call_bytes
         if len(data) > limit:
             raise TooLargeError(f"call data of {len(data)} bytes, at most {limit}", got=len(data), limit=limit)
+        self._host.plugboard.called(entry.slot)
         with contained(self._host.services, self._host.tally, entry.slot.device, "call"):
             answer = bytes(entry.connection.call(function, data))
             if len(answer) > limit:
@@ -444,6 +457,7 @@ class Session:
         """Take note of a rule this guest broke."""
         self.faults += 1
         self._host.tally.add(metrics.FAULTS)
+        self.row.add("faults")
         self._host.services.log.warning("guest_fault", guest=self.name, device=device, fault=str(fault))
         self._host.services.publish(
             "guest.fault",
@@ -623,6 +637,8 @@ class SessionBook:
             self.plugboard.create_bus(bus, is_private=True)
         session = Session(peer, sid, hello, bus, self)
         self.plugboard.model.join(bus, session)
+        self.plugboard.joined(bus, 1)
+        session.show_state()
         peer.sessions[sid] = session
         self._sessions[session.name] = session
         self.tally.add(metrics.SESSIONS)
@@ -664,6 +680,7 @@ class SessionBook:
         """
         slots = self.plugboard.model.ready(session.bus, session)
         session.is_ready = True
+        session.show_state()
         self.services.publish("guest.ready", guest=session.name, bus=session.bus, pid=session.pid)
         return [messages.DevAdd(slot.dev_id, slot.interface.abi_type, slot.interface.name) for slot in slots]
 
@@ -687,7 +704,9 @@ class SessionBook:
         if session.ram is not None:
             session.ram.close()
             session.ram = None
+        self.tally.guests.leave(session.name)
         self.plugboard.model.leave(session.bus, session)
+        self.plugboard.joined(session.bus, -1)
         if self.plugboard.model.is_private(session.bus):
             self.plugboard.clear_bus(session.bus)
         self.tally.add(metrics.ENDED, cause)
@@ -731,6 +750,15 @@ class SessionBook:
             )
         if hello.bus is not None:
             self.plugboard.model.slots(hello.bus)
+
+
+_SHOWN: Final = {
+    SessionState.JOINING: "starting",
+    SessionState.JOINED: "joined",
+    SessionState.READY: "ready",
+    SessionState.STUCK: "stuck",
+    SessionState.GONE: "ended",
+}
 
 
 def _private_bus_name(hello: messages.Hello) -> str:

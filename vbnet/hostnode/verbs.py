@@ -138,6 +138,7 @@ class BusDesk:
             if isinstance(body, messages.Bye):
                 return
             raise NotFoundError(f"there is no session {sid} on this connection; say hello first", sid=sid)
+        session.row.add("requests")
         if isinstance(body, messages.Bye):
             self._book.end(session, "bye", tell=False)
         elif isinstance(body, messages.Signal):
@@ -233,10 +234,12 @@ class BusDesk:
         if not peer.is_stuck:
             peer.is_stuck = True
             for session in peer.sessions.values():
+                session.show_state()
                 self._book.services.publish("guest.stuck", guest=session.name, bus=session.bus, pid=session.pid)
         peer.send(messages.PROBE)
 
     def _recovered(self, peer: Peer) -> None:
         peer.is_stuck = False
         for session in peer.sessions.values():
+            session.show_state()
             self._book.services.publish("guest.recovered", guest=session.name, bus=session.bus, pid=session.pid)

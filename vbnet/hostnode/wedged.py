@@ -43,6 +43,10 @@ class WedgeWatch:
         self._levels, self._publish = levels, publish
         self._known: set[tuple[str, int, int]] = set()
 
+    def guests(self) -> set[str]:
+        """Those with a wedged handler, at the last look."""
+        return {guest for guest, _, _ in self._known}
+
     def look(self, guests: Iterable[str]) -> None:
         """Look at every guest that has a controller."""
         found: set[tuple[str, int, int]] = set()

@@ -6,12 +6,13 @@ counter is correct; counters of one block need not be of one instant.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 
-from vbnet._native import read_counters
+from vbnet._native import parse_counter_labels, read_counters
 
-__all__ = ["BlockSnapshot", "parse_labels", "read_blocks"]
+__all__ = ["BlockSnapshot", "parse_labels", "read_blocks", "snapshots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,8 @@ class BlockSnapshot:
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """Split ``name=value,name=value``; a part without ``=`` is ignored, as labels may have been cut to fit."""
-    pairs = (part.partition("=") for part in text.split(","))
-    return {name: value for name, equals, value in pairs if equals}
+    """The labels of a block's text, their values as they were (docs/wire/counters.md); nonsense in it is ignored."""
+    return dict(parse_counter_labels(text))
 
 
 def read_blocks(path: str | PathLike[str]) -> list[BlockSnapshot]:
@@ -44,7 +44,12 @@ def read_blocks(path: str | PathLike[str]) -> list[BlockSnapshot]:
         ResourceError: the file cannot be opened.
         PeerFault: it is not a counters file, or of another version.
     """
+    return snapshots(read_counters(path))
+
+
+def snapshots(found: Iterable[tuple[str, str, int, list[int]]]) -> list[BlockSnapshot]:
+    """Blocks as native code found them, with their labels taken apart."""
     return [
         BlockSnapshot(kind, parse_labels(labels), generation, tuple(values))
-        for kind, labels, generation, values in read_counters(path)
+        for kind, labels, generation, values in found
     ]

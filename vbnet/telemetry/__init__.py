@@ -1,5 +1,28 @@
-"""What nodes count, read from outside: named values of the counters files in a run directory."""
+"""What nodes count, read from outside: from counters files in a run directory, without asking the node.
+
+``counted``    counters by name                       ``catalogue``   what every kind of block means
+``collector``  a collector for prometheus_client      ``exposition``  the text that Prometheus reads, rendered natively
+"""
+
+from typing import TYPE_CHECKING
 
 from vbnet.telemetry.counted import Counted, read_counted
 
-__all__ = ["Counted", "read_counted"]
+if TYPE_CHECKING:
+    from vbnet.telemetry.collector import Collector
+    from vbnet.telemetry.exposition import Exposition
+
+__all__ = ["Collector", "Counted", "Exposition", "read_counted"]
+
+
+def __getattr__(name: str) -> object:
+    """Load what needs ``prometheus_client`` when it is used."""
+    if name == "Collector":
+        from vbnet.telemetry.collector import Collector  # noqa: PLC0415
+
+        return Collector
+    if name == "Exposition":
+        from vbnet.telemetry.exposition import Exposition  # noqa: PLC0415
+
+        return Exposition
+    raise AttributeError(name)

@@ -1,41 +1,21 @@
 """Counters by name, from the counters files that nodes leave in their run directory.
 
-Only files are read: a node that hangs or has died can still be looked at, and none is disturbed. The names are those
-the writers were compiled with (``PORT_COUNTERS`` and its like); a block of a kind not known here shows its values by
-number.
+Only files are read: a node that hangs or has died can still be looked at, and none is disturbed. The names are those of
+the declarations; a block of a kind that nobody declared shows its values by number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final
 
-from vbnet._native import (
-    LINE_COUNTERS,
-    OUTBOX_COUNTERS,
-    PORT_COUNTERS,
-    SWITCH_COUNTERS,
-    TIMER_COUNTERS,
-    WORKER_COUNTERS,
-)
 from vbnet.errors import NotFoundError
-from vbnet.sharedmem import read_blocks
+from vbnet.metric import MetricBlock, MetricKind
+from vbnet.sharedmem import BlockSnapshot, read_blocks
+from vbnet.telemetry.catalogue import installed
 
 __all__ = ["Counted", "read_counted"]
-
-_NAMES: Final[Mapping[str, Sequence[str]]] = MappingProxyType(
-    {
-        "port": PORT_COUNTERS,
-        "switch": SWITCH_COUNTERS,
-        "worker": WORKER_COUNTERS,
-        "signal": LINE_COUNTERS,
-        "outbox": OUTBOX_COUNTERS,
-        "timer": TIMER_COUNTERS,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +25,7 @@ class Counted:
     Attributes:
         kind: ``"port"``, ``"switch"``, ``"worker"`` or whatever else a node counts for.
         labels: whose counters these are.
-        values: by name, in declared order.
+        values: by the writer's name, in declared order; of a histogram ``NAME_count`` and ``NAME_sum``.
     """
 
     kind: str
@@ -66,11 +46,22 @@ def read_counted(folder: Path, kind: str | None = None) -> list[Counted]:
     """
     if not folder.is_dir():
         raise NotFoundError(f"no node counts in {folder}; start one, or name another with --node", folder=str(folder))
-    found = []
-    for path in sorted(folder.glob("*.counters")):
-        for block in read_blocks(path):
-            if kind not in {None, block.kind}:
-                continue
-            names = _NAMES.get(block.kind, tuple(str(index) for index in range(len(block.values))))
-            found.append(Counted(block.kind, block.labels, dict(zip(names, block.values, strict=False))))
-    return found
+    return [
+        Counted(block.kind, block.labels, _named(block, installed().metrics.blocks.get(block.kind)))
+        for path in sorted(folder.glob("*.counters"))
+        for block in read_blocks(path)
+        if kind in {None, block.kind}
+    ]
+
+
+def _named(block: BlockSnapshot, declared: MetricBlock | None) -> dict[str, int]:
+    if declared is None:
+        return {str(index): value for index, value in enumerate(block.values)}
+    values: dict[str, int] = {}
+    for place, name, metric in declared.places():
+        words = block.values[place : place + metric.words]
+        if metric.kind is MetricKind.HISTOGRAM:
+            values.update(zip((f"{name}_count", f"{name}_sum"), words, strict=False))
+        elif words:
+            values[name] = words[0]
+    return values

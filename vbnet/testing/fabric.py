@@ -64,13 +64,14 @@ class FakeFabric:
         mac: str,
         signals: object = None,
         lines: tuple[int, int] | None = None,
+        guest: str = "",
         **settings: int,
     ) -> int:
         """Remember a venet port; rings that leave the memory are the guest's fault."""
         for offset, length in (tx, rx):
             if offset + length > ram.size:
                 raise PeerFault(rule="ring within memory", got=offset + length, limit=ram.size)
-        del signals, lines
+        del signals, lines, guest
         for bell in bells:
             os.fstat(bell)
         return self.add_port(switch, name, "venet", mac=mac, **settings)

@@ -11,7 +11,7 @@ from vbnet.bus.kinds import Catalogue, Kind, discover, load
 from vbnet.errors import ExistsError, NotFoundError, UsageError
 from vbnet.guestnode.driver import Driver
 from vbnet.hostnode.device import DeviceClass
-from vbnet.metric import Metric
+from vbnet.metric import MetricBlock
 
 
 def kind(name: str, *, classes: tuple[str, ...] = (), drivers: tuple[str, ...] = ()) -> Kind:
@@ -42,7 +42,7 @@ def test_every_kind_here_names_things_that_exist() -> None:
             assert isinstance(driver, Driver)
             assert abi_type == driver.abi_type
         if found.metrics is not None:
-            assert all(isinstance(metric, Metric) for metric in load(found.metrics))  # type: ignore[attr-defined]
+            assert all(isinstance(block, MetricBlock) for block in load(found.metrics))  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The leaf modules: metrics, time moved by hand, versions of libzmq."""
 
+from typing import Any
+
 import pytest
 
 from vbnet.bus.transport import require_libzmq
@@ -10,19 +12,24 @@ from vbnet.units import seconds_to_ns
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "kind"),
+    ("name", "kind", "more"),
     [
-        ("bus_calls_total", (), MetricKind.COUNTER),
-        ("vbnet_Calls_total", (), MetricKind.COUNTER),
-        ("vbnet_calls", (), MetricKind.COUNTER),
-        ("vbnet_guests_total", (), MetricKind.GAUGE),
-        ("vbnet_calls_total", ("No",), MetricKind.COUNTER),
+        ("bus_calls_total", MetricKind.COUNTER, {}),
+        ("vbnet_Calls_total", MetricKind.COUNTER, {}),
+        ("vbnet_calls", MetricKind.COUNTER, {}),
+        ("vbnet_guests_total", MetricKind.GAUGE, {}),
+        ("vbnet_guests_info", MetricKind.GAUGE, {}),
+        ("vbnet_calls_total", MetricKind.COUNTER, {"fixed": {"No": "x"}}),
+        ("vbnet_calls_total", MetricKind.COUNTER, {"per_unit": 0}),
+        ("vbnet_calls_total", MetricKind.COUNTER, {"shown_as": "x"}),
+        ("vbnet_state", MetricKind.STATE, {"shown_as": "state"}),
+        ("vbnet_calls_info", MetricKind.INFO, {}),
     ],
 )
-def test_a_metric_that_breaks_the_naming_rules_is_refused(name: str, labels: tuple[str, ...], kind: MetricKind) -> None:
+def test_a_metric_that_breaks_the_rules_is_refused(name: str, kind: MetricKind, more: dict[str, Any]) -> None:
     """The mistake shows when the module loads, not on a dashboard."""
     with pytest.raises(UsageError):
-        Metric(name, "calls", "Calls.", labels, kind)
+        Metric(name, "calls", "Calls.", kind, **more)
 
 
 def test_timers_run_in_order_each_at_its_own_moment() -> None:

@@ -5,19 +5,18 @@ from pathlib import Path
 import pytest
 
 from vbnet._native import PORT_COUNTERS, CounterFile
-from vbnet.devices.venet.metrics import METRICS
 from vbnet.errors import NotFoundError, PeerFault
 from vbnet.telemetry import Counted, read_counted
 
 
 def test_counters_of_a_port_are_found_by_name(tmp_path: Path) -> None:
     """What the owner adds to value n is read under the n-th name, with the owner's labels."""
-    block = CounterFile.create(tmp_path / "host.counters").allocate("port", "port=a,switch=lan", len(PORT_COUNTERS))
+    block = CounterFile.create(tmp_path / "host.counters").allocate("port", "device=a,switch=lan", len(PORT_COUNTERS))
     block.add(PORT_COUNTERS.index("receive_drop_no_room"), 3)
 
     (found,) = read_counted(tmp_path, "port")
 
-    assert {"port": "a", "switch": "lan"} == found.labels
+    assert {"device": "a", "switch": "lan"} == found.labels
     assert 3 == found.values["receive_drop_no_room"]
     assert 3 == sum(found.values.values())
 
@@ -52,10 +51,3 @@ def test_file_that_is_no_counters_file_is_a_fault(tmp_path: Path) -> None:
 
     with pytest.raises(PeerFault, match="counters magic"):
         read_counted(tmp_path)
-
-
-def test_venet_declares_a_metric_for_each_counter_in_order() -> None:
-    """Value n of a port's block is METRICS[n]: same words in the same order."""
-    declared = [metric.name.removeprefix("vbnet_device_").removesuffix("_total") for metric in METRICS]
-
-    assert [name.replace("_frames", "_packets") for name in PORT_COUNTERS] == declared

@@ -17,5 +17,5 @@ KIND = Kind(
         "echo": "vbnet.devices.echo.driver:EchoDriver",
         "echo-cell": "vbnet.devices.echo.driver:CellDriver",
     },
-    metrics="vbnet.devices.echo.metrics:METRICS",
+    metrics="vbnet.devices.echo.metrics:BLOCKS",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from vbnet.devices.echo import wire
+from vbnet.devices.echo import metrics, wire
 from vbnet.errors import BusyError, ExistsError, TooLargeError, UsageError
 from vbnet.hostnode.device import (
     Attribute,
@@ -18,6 +18,7 @@ from vbnet.hostnode.device import (
     Opener,
     SharedRegion,
 )
+from vbnet.hostnode.rows import Row
 
 __all__ = ["EchoClass", "EchoDevice", "LoudEchoClass"]
 
@@ -31,7 +32,7 @@ class EchoClass(DeviceClass):
     def create(self, services: HostServices, name: str) -> EchoDevice:
         """Make one; it needs nothing from the host."""
         services.log.debug("echo_created", device=name)
-        return EchoDevice(bytes)
+        return EchoDevice(bytes, services.row(metrics.ECHO, device=name))
 
 
 class LoudEchoClass(DeviceClass):
@@ -43,7 +44,7 @@ class LoudEchoClass(DeviceClass):
     def create(self, services: HostServices, name: str) -> EchoDevice:
         """Make one; it needs nothing from the host."""
         services.log.debug("echo_created", device=name)
-        return EchoDevice(bytes.upper)
+        return EchoDevice(bytes.upper, services.row(metrics.ECHO, device=name))
 
 
 class EchoDevice(Device):
@@ -51,10 +52,12 @@ class EchoDevice(Device):
 
     Args:
         voice: what ECHO makes of its data.
+        row: counts; the device's own.
     """
 
-    def __init__(self, voice: Callable[[bytes], bytes]) -> None:
+    def __init__(self, voice: Callable[[bytes], bytes], row: Row) -> None:
         self.voice = voice
+        self._row = row
         self.attributes = AttributeTable(
             (
                 Attribute("prefix", "put before every answer of ECHO", parse=str, default=""),
@@ -83,10 +86,15 @@ class EchoDevice(Device):
         """Take note."""
         self._buses.discard(bus)
 
+    def release(self) -> None:
+        """Give the counters back."""
+        self._row.close()
+
     def count_call(self) -> None:
         """One more was answered; the event loop and the fastcall service both count."""
         with self._counting:
             self.attributes.publish("calls", self.attributes["calls"] + 1)
+            self._row.add("calls")
 
 
 class EchoInterface(Interface):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from vbnet.metric import Metric
+from vbnet.metric import Metric, MetricBlock
 
-__all__ = ["CALLS", "METRICS"]
+__all__ = ["BLOCKS", "ECHO"]
 
-CALLS: Final = Metric("vbnet_echo_calls_total", "calls", "Calls answered by echo devices, by device.", ("device",))
+ECHO: Final = MetricBlock(
+    "echo", ("device",), {"calls": Metric("vbnet_echo_calls_total", "calls", "Calls answered by echo devices.")}
+)
+"""One echo device."""
 
-METRICS: Final = (CALLS,)
+BLOCKS: Final = (ECHO,)

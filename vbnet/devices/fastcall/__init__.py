@@ -11,5 +11,5 @@ KIND = Kind(
     name="fastcall",
     classes={"fastcall": "vbnet.devices.fastcall.device:FastcallClass"},
     drivers={"fastcall": "vbnet.devices.fastcall.driver:FastcallDriver"},
-    metrics="vbnet.devices.fastcall.metrics:METRICS",
+    metrics="vbnet.devices.fastcall.metrics:BLOCKS",
 )

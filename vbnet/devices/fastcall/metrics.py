@@ -1,33 +1,88 @@
-"""What fastcall slots count, in the service's order: ``METRICS[n]`` is value ``n`` of a slot's block."""
+"""What fastcall slots and the thread that serves them count, in the order in which the native side keeps it."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from vbnet.metric import Metric
+from vbnet.metric import Metric, MetricBlock, MetricKind
 
-__all__ = ["METRICS"]
-
-_SLOT: Final = ("guest", "bus", "slot")
+__all__ = ["BLOCKS", "SERVICE", "SLOT"]
 
 
 def _slot(name: str, unit: str, explanation: str) -> Metric:
-    return Metric(f"vbnet_fastcall_{name}_total", unit, explanation, _SLOT)
+    return Metric(f"vbnet_fastcall_{name}_total", unit, explanation)
 
 
-METRICS: Final = (
-    _slot("calls", "calls", "Fastcalls answered by a handler, refusals included."),
-    _slot("bytes", "bytes", "Bytes of their data and their answers."),
-    _slot("refused", "calls", "Fastcalls that a handler refused."),
-    _slot("failed", "calls", "Fastcalls that ended in a handler's bug."),
-    _slot("refused_too_long", "calls", "Fastcalls refused because their data is longer than a slot has room for."),
-    _slot("unserved_no_handler", "calls", "Fastcalls sent the ordinary way because the device has no fast handler."),
-    _slot("unserved_disabled", "calls", "Fastcalls sent the ordinary way because fastcalls are switched off."),
-    _slot("kicks", "signals", "Doorbells heard from the guest."),
-    _slot("wakeups", "transitions", "Times the slot woke."),
-    _slot("parks", "transitions", "Times the slot fell asleep."),
-    _slot("calls_rung", "signals", "Doorbells rung for the guest."),
-    _slot("calls_suppressed", "signals", "Doorbells spared because the guest was awake."),
-    _slot("faults", "faults", "Slots ended because the guest broke a rule."),
+def _error(reason: str, detail: str) -> Metric:
+    return Metric(
+        "vbnet_fastcall_errors_total",
+        "calls",
+        "Fastcalls that did not do what they were made for.",
+        fixed={"reason": reason},
+        detail=detail,
+    )
+
+
+def _unserved(reason: str, detail: str) -> Metric:
+    return Metric(
+        "vbnet_fastcall_unserved_total",
+        "calls",
+        "Fastcalls sent the ordinary way.",
+        fixed={"reason": reason},
+        detail=detail,
+    )
+
+
+def _rounds(result: str, detail: str) -> Metric:
+    return Metric(
+        "vbnet_fastcall_service_rounds_total",
+        "rounds",
+        "Rounds over the active slots.",
+        fixed={"result": result},
+        detail=detail,
+    )
+
+
+SLOT: Final = MetricBlock(
+    "fastcall",
+    ("guest", "slot"),
+    {
+        "calls": _slot("calls", "calls", "Fastcalls answered by a handler, refusals included."),
+        "bytes": _slot("bytes", "bytes", "Bytes of the data and the answers of fastcalls."),
+        "refused": _error("refused", "a handler refused"),
+        "failed": _error("failed", "a handler's bug"),
+        "refused_too_long": _error("too_long", "its data is longer than a slot has room for"),
+        "unserved_no_handler": _unserved("no_handler", "the device has no fast handler"),
+        "unserved_disabled": _unserved("disabled", "fastcalls are switched off"),
+        "kicks": _slot("kicks", "signals", "Doorbells heard from the guest."),
+        "wakeups": _slot("wakeups", "transitions", "Times the slot woke."),
+        "parks": _slot("parks", "transitions", "Times the slot fell asleep."),
+        "calls_rung": _slot("signals_sent", "signals", "Doorbells rung for the guest."),
+        "calls_suppressed": _slot("signals_suppressed", "signals", "Doorbells spared because the guest was awake."),
+        "faults": _slot("faults", "faults", "Slots ended because the guest broke a rule."),
+    },
 )
-"""One metric for each counter of a slot."""
+"""One slot: what one thread of a guest calls through."""
+
+SERVICE: Final = MetricBlock(
+    "fastcall_service",
+    (),
+    {
+        "busy_rounds": _rounds("busy", "answered calls"),
+        "idle_rounds": _rounds("idle", "found nothing to do: polling"),
+        "sleeps": Metric("vbnet_fastcall_service_sleeps_total", "sleeps", "Times the service's thread went to sleep."),
+        "asleep_nanoseconds": Metric(
+            "vbnet_fastcall_service_asleep_seconds_total",
+            "seconds",
+            "How long the service's thread slept.",
+            per_unit=1_000_000_000,
+        ),
+        "commands": Metric("vbnet_fastcall_service_commands_total", "commands", "Commands that the service did."),
+        "slots": Metric("vbnet_fastcall_slots", "slots", "Slots attached now.", MetricKind.GAUGE),
+        "active_slots": Metric("vbnet_fastcall_active_slots", "slots", "Slots polled now.", MetricKind.GAUGE),
+        "handlers": Metric("vbnet_fastcall_handlers", "handlers", "Handlers registered now.", MetricKind.GAUGE),
+    },
+)
+"""The thread that serves fastcalls."""
+
+BLOCKS: Final = (SLOT, SERVICE)

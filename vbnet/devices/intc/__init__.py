@@ -15,5 +15,5 @@ KIND = Kind(
         "intc-apic": "vbnet.devices.intc.device:ApicClass",
     },
     drivers={"interrupt-controller": "vbnet.devices.intc.driver:IntcDriver"},
-    metrics="vbnet.devices.intc.metrics:METRICS",
+    metrics="vbnet.devices.intc.metrics:BLOCKS",
 )

@@ -1,40 +1,87 @@
-"""What signals and outboxes count, in the order in which the native side keeps it.
-
-``SIGNAL_METRICS[n]`` is value ``n`` of a signal's block, ``OUTBOX_METRICS[n]`` of an outbox's.
-"""
+"""What signals and outboxes count, in the order in which the native side keeps it."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from vbnet.metric import Metric
+from vbnet.metric import Metric, MetricBlock, MetricKind
 
-__all__ = ["METRICS", "OUTBOX_METRICS", "SIGNAL_METRICS"]
-
-_SIGNAL: Final = ("signal", "guest", "device")
-_OUTBOX: Final = ("guest",)
+__all__ = ["BLOCKS", "OUTBOX", "SIGNAL"]
 
 
 def _signal(name: str, unit: str, explanation: str) -> Metric:
-    return Metric(f"vbnet_signal_{name}_total", unit, explanation, _SIGNAL)
+    return Metric(f"vbnet_signal_{name}_total", unit, explanation)
 
 
-SIGNAL_METRICS: Final = (
-    _signal("raises", "raises", "Raises of a signal, whatever became of them."),
-    _signal("coalesced_signal", "raises", "Raises of a signal that was pending already."),
-    _signal("coalesced_device", "raises", "Raises spared a wake-up by one for another signal of the same device."),
-    _signal("coalesced_across", "raises", "Raises spared a wake-up by one for another device's signal."),
-    _signal("wakeups", "wakeups", "Doorbells rung for a signal."),
-    _signal("spurious", "wakeups", "Doorbells rung for a signal whose guest found nothing to do."),
-    _signal("masked", "raises", "Raises kept because the host had masked the signal."),
-    _signal("masked_by_guest", "raises", "Raises kept because the guest had masked the signal."),
-    _signal("unrouted", "raises", "Raises kept because the signal led nowhere."),
-    _signal("blocked", "raises", "Raises lost because the guest made its doorbell block."),
+def _coalesced(scope: str, detail: str) -> Metric:
+    return Metric(
+        "vbnet_signal_coalesced_total",
+        "raises",
+        "Raises that needed no wake-up of their own.",
+        fixed={"scope": scope},
+        detail=detail,
+    )
+
+
+def _kept(reason: str, detail: str) -> Metric:
+    return Metric(
+        "vbnet_signal_kept_total",
+        "raises",
+        "Raises kept for later, at most one a signal.",
+        fixed={"reason": reason},
+        detail=detail,
+    )
+
+
+SIGNAL: Final = MetricBlock(
+    "signal",
+    ("guest", "device", "signal"),
+    {
+        "raises": _signal("raises", "raises", "Raises of a signal, whatever became of them."),
+        "coalesced_signal": _coalesced("signal", "the signal was pending already"),
+        "coalesced_device": _coalesced("device", "another signal of the same device had woken the guest"),
+        "coalesced_across": _coalesced("across", "another device's signal had woken the guest"),
+        "wakeups": _signal("wakeups", "wakeups", "Doorbells rung for a signal."),
+        "spurious": _signal("spurious_wakeups", "wakeups", "Doorbells rung whose guest found nothing to do."),
+        "masked": _kept("masked", "the host had masked the signal"),
+        "masked_by_guest": _kept("masked_by_guest", "the guest had masked the signal"),
+        "unrouted": _kept("unrouted", "the signal led nowhere"),
+        "blocked": Metric(
+            "vbnet_signal_drop_total",
+            "raises",
+            "Raises that were lost.",
+            fixed={"reason": "doorbell_blocked"},
+            detail="the guest made its doorbell block",
+        ),
+        "priority": Metric(
+            "vbnet_signal_info",
+            "signals",
+            "The priority of a signal now, 7 the most urgent.",
+            MetricKind.INFO,
+            shown_as="priority",
+        ),
+    },
 )
-OUTBOX_METRICS: Final = (
-    Metric("vbnet_outbox_taken_total", "signals", "Signals taken from a guest's outbox.", _OUTBOX),
-    Metric("vbnet_outbox_refused_total", "signals", "Signals of an outbox that named nothing granted.", _OUTBOX),
-    Metric("vbnet_outbox_kicks_total", "signals", "Doorbells heard from a guest's outbox.", _OUTBOX),
-    Metric("vbnet_outbox_budget_exhausted_total", "turns", "Turns of an outbox that ended with more waiting.", _OUTBOX),
+"""One signal of the host."""
+
+OUTBOX: Final = MetricBlock(
+    "outbox",
+    ("guest",),
+    {
+        "taken": Metric("vbnet_outbox_taken_total", "signals", "Signals taken from a guest's outbox."),
+        "refused": Metric(
+            "vbnet_outbox_drop_total",
+            "signals",
+            "Signals taken from an outbox that reached nobody.",
+            fixed={"reason": "not_granted"},
+            detail="it named nothing that was granted",
+        ),
+        "kicks": Metric("vbnet_outbox_kicks_total", "signals", "Doorbells heard from a guest's outbox."),
+        "budget_exhausted": Metric(
+            "vbnet_outbox_budget_exhausted_total", "turns", "Turns of an outbox that ended with more waiting."
+        ),
+    },
 )
-METRICS: Final = (*SIGNAL_METRICS, *OUTBOX_METRICS)
+"""One guest's outbox."""
+
+BLOCKS: Final = (SIGNAL, OUTBOX)

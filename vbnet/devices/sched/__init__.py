@@ -9,5 +9,5 @@ KIND = Kind(
     name="sched",
     classes={"sched": "vbnet.devices.sched.device:SchedClass"},
     drivers={"sched": "vbnet.devices.sched.driver:SchedDriver"},
-    metrics="vbnet.devices.sched.metrics:METRICS",
+    metrics="vbnet.devices.sched.metrics:BLOCKS",
 )

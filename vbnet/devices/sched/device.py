@@ -26,6 +26,7 @@ from vbnet.hostnode.device import (
     Opener,
     SharedRegion,
 )
+from vbnet.hostnode.rows import label_text
 from vbnet.hostnode.values import flag, flag_text, within
 
 __all__ = ["SchedClass", "SchedDevice"]
@@ -118,7 +119,7 @@ class SchedDevice(Device):
     def take(self) -> SchedCoordinator:
         """The coordinator for one more guest; its thread starts with the first."""
         if self._coordinator is None:
-            self._coordinator = SchedCoordinator(self.services.counters, f"device={self.name}")
+            self._coordinator = SchedCoordinator(self.services.counters, label_text({"device": self.name}))
             self._limit({})
         self._users += 1
         return self._coordinator

@@ -14,5 +14,5 @@ KIND = Kind(
         "state-sample": "vbnet.devices.state.driver:StateSampleDriver",
         "state-publish": "vbnet.devices.state.driver:StatePublishDriver",
     },
-    metrics="vbnet.devices.state.metrics:METRICS",
+    metrics="vbnet.devices.state.metrics:BLOCKS",
 )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from vbnet.devices.state import wire
+from vbnet.devices.state import metrics, wire
 from vbnet.errors import BusyError, ExistsError, PeerFault, UnsupportedError, UsageError
 from vbnet.hostnode.device import (
     Attribute,
@@ -45,7 +45,7 @@ class StateClass(DeviceClass):
     def create(self, services: HostServices, name: str) -> StateDevice:
         """Make one; memory is made by the first claim."""
         services.log.debug("state_created", device=name)
-        return StateDevice(services)
+        return StateDevice(services, name)
 
 
 class _Attributes(AttributeTable):
@@ -106,14 +106,17 @@ class StateDevice(Device):
 
     Args:
         services: its clock tells how old a value is.
+        name: of the device, for what it counts.
     """
 
-    def __init__(self, services: HostServices) -> None:
+    def __init__(self, services: HostServices, name: str) -> None:
         self._services = services
+        self._counts = services.row(metrics.STATE, device=name)
         self._records: list[_Record] = []
         self._roll: StateRoll | None = None
         self._roll_page: Page | None = None
-        self.attributes = _Attributes(self, lambda _name, _value: self.release())
+        self.attributes = _Attributes(self, lambda _name, _value: self._forget())
+        self._counts.set("records", self.attributes["records"])
 
     @property
     def schema(self) -> Schema:
@@ -128,6 +131,12 @@ class StateDevice(Device):
 
     def release(self) -> None:
         """Let go of all pages; who mapped one keeps it until it closes."""
+        self._forget()
+        self._counts.close()
+
+    def _forget(self) -> None:
+        self._counts.set("records", self.attributes["records"])
+        self._counts.set("claimed", 0)
         for record in self._records:
             if record.sampler is not None:
                 record.sampler.close()
@@ -141,6 +150,7 @@ class StateDevice(Device):
     def count(self, name: str) -> None:
         """One more of what the read-only attribute ``name`` counts."""
         self.attributes.publish(name, self.attributes[name] + 1)
+        self._counts.add(name)
 
     def need_memory(self, opener: Opener) -> None:
         """Raise UnsupportedError unless this opener shares memory here."""
@@ -213,11 +223,14 @@ class StateDevice(Device):
         record.page, record.sampler = page, sampler
         record.generation += 1
         record.is_owned = True
+        self._counts.shift("claimed", 1)
         self._enter(number, record)
 
     def leave(self, number: int) -> None:
         """A record's owner is gone; the last value stays."""
         record = self.record(number)
+        if record.is_owned:
+            self._counts.shift("claimed", -1)
         record.owner, record.is_owned = None, False
         self._enter(number, record)
 

@@ -10,5 +10,5 @@ KIND = Kind(
     name="timer",
     classes={"timer": "vbnet.devices.timer.device:TimerClass"},
     drivers={"timer": "vbnet.devices.timer.driver:TimerDriver"},
-    metrics="vbnet.devices.timer.metrics:METRICS",
+    metrics="vbnet.devices.timer.metrics:BLOCKS",
 )

@@ -28,6 +28,7 @@ from vbnet.hostnode.device import (
     SharedRegion,
     SignalEnds,
 )
+from vbnet.hostnode.rows import label_text
 from vbnet.hostnode.values import flag, flag_text, within
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ class TimerConnection(Connection):
         if self._kept is not None:
             return
         signal = page.signal_at(wire.PAGE_SIGNAL_OFFSET)
-        labels = f"guest={self.opener.guest},device={self._device.name}"
+        labels = label_text({"guest": self.opener.guest, "device": self._device.name})
         self._kept = self._device.keeper.attach(
             page, signal, labels, slots_max=self._slots_max, lead_us=attributes["lead_us"]
         )

@@ -1,38 +1,63 @@
-"""What a guest's timers count, in the order in which the host's thread keeps it.
-
-``METRICS[n]`` is value ``n`` of a guest's block, kind ``timer``. How late the host was, for all guests, is the
-histogram of block ``timekeeper``, in nanoseconds.
-"""
+"""What a guest's timers count, and how late the host was: blocks of kinds ``timer`` and ``timekeeper``."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from vbnet.metric import Metric, MetricKind
+from vbnet.metric import Metric, MetricBlock, MetricKind
 
-__all__ = ["METRICS"]
-
-_LABELS: Final = ("guest", "device")
+__all__ = ["BLOCKS", "TIMEKEEPER", "TIMER"]
 
 
 def _timer(name: str, unit: str, explanation: str) -> Metric:
-    return Metric(f"vbnet_timer_{name}", unit, explanation, _LABELS)
+    return Metric(f"vbnet_timer_{name}_total", unit, explanation)
 
 
-METRICS: Final = (
-    _timer("arms_total", "timers", "Timers armed or moved, as far as the host looked."),
-    _timer("cancels_total", "timers", "Timers cancelled, as far as the host looked."),
-    _timer("kicks_total", "signals", "Doorbells heard from the guest."),
-    _timer("expiries_total", "expiries", "Expiries told to the guest."),
-    _timer("missed_total", "expiries", "Periods that went by without an expiry of their own."),
-    _timer("early_total", "expiries", "Expiries told before their deadline, because the guest asked for a lead."),
-    _timer("rings_total", "signals", "Doorbells rung for the guest."),
-    _timer("rings_spared_total", "signals", "Doorbells spared because the guest was awake."),
-    _timer("turns_total", "turns", "Turns taken over the guest's timers."),
-    _timer("budget_exhausted_total", "turns", "Turns that ended with more to do."),
-    Metric("vbnet_timer_armed", "timers", "Timers armed now.", _LABELS, MetricKind.GAUGE),
-    _timer("forged_slots_total", "marks", "Marks that named no timer."),
-    _timer("forged_controls_total", "timers", "Timers disarmed for a control word without meaning."),
-    _timer("refused_periods_total", "timers", "Timers disarmed for a period too short to keep."),
+def _rejected(reason: str, detail: str) -> Metric:
+    return Metric(
+        "vbnet_timer_rejected_total",
+        "timers",
+        "What guests wrote about timers and the host did not follow.",
+        fixed={"reason": reason},
+        detail=detail,
+    )
+
+
+TIMER: Final = MetricBlock(
+    "timer",
+    ("guest", "device"),
+    {
+        "arms": _timer("arms", "timers", "Timers armed or moved, as far as the host looked."),
+        "cancels": _timer("cancels", "timers", "Timers cancelled, as far as the host looked."),
+        "kicks": _timer("kicks", "signals", "Doorbells heard from the guest."),
+        "expiries": _timer("expiries", "expiries", "Expiries told to the guest."),
+        "missed": _timer("missed", "expiries", "Periods that went by without an expiry of their own."),
+        "early": _timer("early", "expiries", "Expiries told ahead of time, because the guest asked for a lead."),
+        "rings": _timer("signals_sent", "signals", "Doorbells rung for the guest."),
+        "rings_spared": _timer("signals_suppressed", "signals", "Doorbells spared because the guest was awake."),
+        "turns": _timer("turns", "turns", "Turns taken over the guest's timers."),
+        "budget_exhausted": _timer("budget_exhausted", "turns", "Turns that ended with more to do."),
+        "armed": Metric("vbnet_timer_armed", "timers", "Timers armed now.", MetricKind.GAUGE),
+        "forged_slots": _rejected("forged_slot", "a mark that named no timer"),
+        "forged_controls": _rejected("forged_control", "disarmed for a control word without meaning"),
+        "refused_periods": _rejected("period_too_short", "disarmed for a period too short to keep"),
+    },
 )
-"""One metric for each counter of a guest's timers."""
+"""One guest's timers."""
+
+TIMEKEEPER: Final = MetricBlock(
+    "timekeeper",
+    (),
+    {
+        "late": Metric(
+            "vbnet_timer_lateness_seconds",
+            "seconds",
+            "How much later than their deadlines the host told expiries, of all guests.",
+            MetricKind.HISTOGRAM,
+            per_unit=1_000_000_000,
+        )
+    },
+)
+"""The host's timekeeper."""
+
+BLOCKS: Final = (TIMER, TIMEKEEPER)

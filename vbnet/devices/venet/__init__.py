@@ -13,5 +13,5 @@ KIND = Kind(
         "venet-loopback": "vbnet.devices.venet.device:LoopbackClass",
     },
     drivers={"virtual-ethernet": "vbnet.devices.venet.driver:VenetDriver"},
-    metrics="vbnet.devices.venet.metrics:METRICS",
+    metrics="vbnet.devices.venet.metrics:BLOCKS",
 )

@@ -249,6 +249,7 @@ class VenetConnection(Connection):
                 budget=attributes["budget"],
                 signals=self._device.services.signals.native,
                 lines=(self._lines[wire.Region.TX], self._lines[wire.Region.RX]),
+                guest=self._opener.guest,
             )
         self._port = port
         self.prioritise(attributes["priority"])

@@ -1,0 +1,77 @@
+"""What an exporter says beside the counters of a node: whether it is there, how its process does, how full files are.
+
+These few families are made at each read, not declared beside a writer: nobody in the node writes them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as PrometheusFamily
+from prometheus_client.process_collector import ProcessCollector
+
+from vbnet.metric import Metric, MetricKind
+from vbnet.telemetry.node import FILE_ERRORS, FileFacts, NodeFacts
+
+__all__ = ["OWN", "own_families"]
+
+_GAUGE: Final = MetricKind.GAUGE
+UP: Final = Metric("vbnet_node_up", "nodes", "1 while the host node's process is there, hung or not; else 0.", _GAUGE)
+BUILD: Final = Metric(
+    "vbnet_build_info", "nodes", "What the host node is made of.", MetricKind.INFO, shown_as="version"
+)
+FILE_BYTES: Final = Metric("vbnet_counters_file_bytes", "bytes", "Size of a counters file.", _GAUGE)
+FILE_USED: Final = Metric("vbnet_counters_file_used_bytes", "bytes", "Of a counters file, how much has blocks.", _GAUGE)
+ERRORS: Final = Metric(
+    "vbnet_exporter_file_errors_total", "files", "Counters files that this exporter skipped, at each read."
+)
+DECLARATIONS: Final = Metric(
+    "vbnet_exporter_declaration_errors", "kinds", "Kinds of device whose metrics could not be loaded.", _GAUGE
+)
+OWN: Final[dict[Metric, tuple[str, ...]]] = {
+    UP: (),
+    BUILD: ("version", "protocol", "abi", "libzmq"),
+    FILE_BYTES: ("file",),
+    FILE_USED: ("file",),
+    ERRORS: ("reason",),
+    DECLARATIONS: (),
+}
+"""Every family made here, with its labels; and ``process_*`` as every Prometheus client has them."""
+
+
+def own_families(
+    facts: NodeFacts, files: Sequence[FileFacts], errors: Counter[str], problems: Iterable[str] = ()
+) -> Iterator[PrometheusFamily]:
+    """Make them.
+
+    Args:
+        facts: of the node.
+        files: its counters files as they were just read.
+        errors: files skipped so far, by reason; this read's are in it.
+        problems: what is wrong with declarations.
+    """
+    yield _gauge(UP, [((), int(facts.is_up))])
+    record = facts.record
+    if record is not None:
+        yield _gauge(BUILD, [((record.vbnet, str(record.protocol), str(record.abi), record.libzmq), 1)])
+    read = [file for file in files if not file.skipped]
+    yield _gauge(FILE_BYTES, [((file.name,), file.bytes) for file in read])
+    yield _gauge(FILE_USED, [((file.name,), file.used_bytes) for file in read])
+    skipped = CounterMetricFamily(ERRORS.name, ERRORS.help, labels=OWN[ERRORS])
+    for reason in FILE_ERRORS:
+        skipped.add_metric([reason], errors[reason])
+    yield skipped
+    yield _gauge(DECLARATIONS, [((), len(list(problems)))])
+    if facts.is_up and record is not None:
+        pid = record.pid
+        yield from ProcessCollector(pid=lambda: pid, registry=None).collect()
+
+
+def _gauge(metric: Metric, rows: Iterable[tuple[Sequence[str], float]]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(metric.name, metric.help, labels=OWN[metric])
+    for labels, value in rows:
+        family.add_metric(labels, value)
+    return family

@@ -1,0 +1,133 @@
+"""docs/metrics.md, made from the declarations themselves.
+
+    python -m vbnet.telemetry.reference > docs/metrics.md
+
+Nothing in that page is written by hand but its head, so it cannot disagree with what is exported; a test compares them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from vbnet.bus.kinds import discover
+from vbnet.metric import Metric, MetricBlock, MetricKind
+from vbnet.telemetry.catalogue import known
+from vbnet.telemetry.families import bucket_edges
+from vbnet.telemetry.node import FILE_ERRORS
+from vbnet.telemetry.own import OWN
+
+__all__ = ["render"]
+
+_OWNERS = {
+    "host": "the host node; one",
+    "guest": "a guest, by name; those on the host, and the last 64 that ended",
+    "bus": "a bus with a name of its own",
+    "device": "a device of any type",
+    "worker": "a thread that moves frames; at most 64",
+    "switch": "a switch",
+    "port": "a port of a switch, or a loopback; a TAP's has no guest, and is its own device",
+    "signal": "a signal of the host: two a network card, and what guests and operators make",
+    "outbox": "a guest's outbox; one for each guest that raises others' signals",
+    "timer": "a guest's timers on one device",
+    "timekeeper": "the host's timekeeper; one",
+    "sched": "a scheduler coordinator",
+    "state": "a state device",
+    "echo": "an echo device",
+    "fastcall": "a slot through which one thread of a guest calls",
+    "fastcall_service": "the thread that serves fastcalls; one",
+}
+
+_HEAD = """# Metrics
+
+Everything that vbnet exports to Prometheus. `python -m vbnet.telemetry.reference` makes this page from the
+declarations that the writers of the counters use themselves ([decision
+0006](decisions/0006-counters-in-shared-memory.md)); a test keeps it fresh.
+
+`vbnet metrics` prints all of it for one host node, in Prometheus' text format, in OpenMetrics, or as JSON. It reads
+shared memory and `/proc`, and asks the node nothing: a node that hangs, is stopped or was killed is read like any
+other.
+
+- **Counters start at 0 with their owner.** Coming back, a device counts from 0 again, which Prometheus takes for a
+  reset. A guest goes on counting where it was.
+- **What is gone vanishes** with its device, guest or switch. The counters of a node that was killed remain until its
+  run directory is cleaned (`vbnet clean`, `vbnet down`), with `vbnet_node_up 0`.
+- **A node that hangs** is up, and its `vbnet_node_heartbeat_timestamp_seconds` stands still: `time() -
+  vbnet_node_heartbeat_timestamp_seconds > 3 * vbnet_node_heartbeat_interval_seconds`.
+- **Labels are names** that people chose, and words from lists on this page; never a number of a session or process.
+  How many series there are is so bounded by how many owners there are at once, said at each kind of block. A name
+  longer than fits (about 180 bytes for all labels of a block together) is shortened to its beginning and a hash.
+- **Sums mean something.** Reasons are labels of one family: `sum(rate(vbnet_device_receive_drop_total[1m]))` is all
+  frames dropped. A limit is a metric of its own beside the usage, with the same labels.
+- **Histograms** have {edges} buckets, at powers of two from {low:g} to {high:g} seconds.
+- Kinds of device from other packages bring their own declarations. A block that nobody declared is left out.
+- There are no `_created` samples: a block knows its generation, not its moment.
+"""
+
+
+def render() -> str:
+    """Return the page."""
+    edges = [edge for edge, _ in bucket_edges()]
+    second = 1_000_000_000
+    lines = [_HEAD.format(edges=len(edges), low=edges[0] / second, high=edges[-1] / second)]
+    lines += _own()
+    for block in known(discover(with_entry_points=False)).metrics.blocks.values():
+        lines += _block(block)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _own() -> Iterator[str]:
+    yield "## The node and its files"
+    yield ""
+    yield "Made at each read. Beside them, the node's process under the names that every client of Prometheus uses:"
+    yield "`process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_virtual_memory_bytes`,"
+    yield "`process_open_fds` with `process_max_fds`, `process_start_time_seconds`; while it is there."
+    yield ""
+    yield from _table((metric, labels) for metric, labels in OWN.items())
+    yield "Why a file is skipped:"
+    yield ""
+    yield "| reason | meaning |"
+    yield "| --- | --- |"
+    yield from (f"| `{reason}` | {meaning} |" for reason, meaning in FILE_ERRORS.items())
+    yield ""
+
+
+def _block(block: MetricBlock) -> Iterator[str]:
+    yield f"## Block `{block.kind}`"
+    yield ""
+    owner = _OWNERS.get(block.kind, "")
+    labels = ", ".join(f"`{label}`" for label in block.labels)
+    yield f"{owner[:1].upper()}{owner[1:]}. Labels: {labels or 'none'}."
+    yield ""
+    families: dict[str, list[Metric]] = {}
+    for metric in block.values.values():
+        families.setdefault(metric.name, []).append(metric)
+    yield from _table((members[0], members[0].own_labels) for members in families.values())
+    for name, members in families.items():
+        yield from _members(name, members)
+
+
+def _table(rows: Iterator[tuple[Metric, tuple[str, ...]]]) -> Iterator[str]:
+    yield "| metric | kind | unit | own labels | meaning |"
+    yield "| --- | --- | --- | --- | --- |"
+    for metric, labels in rows:
+        own = ", ".join(f"`{label}`" for label in labels) or "-"
+        yield f"| `{metric.name}` | {metric.kind} | {metric.unit} | {own} | {metric.help} |"
+    yield ""
+
+
+def _members(name: str, members: list[Metric]) -> Iterator[str]:
+    first = members[0]
+    if first.kind is MetricKind.STATE:
+        yield f"`{name}` has `{first.shown_as}` {', '.join(f'`{state}`' for state in first.states)}."
+        yield ""
+    for label in first.fixed:
+        values = ", ".join(
+            f"`{member.fixed[label]}`" + (f" ({member.detail})" if member.detail else "") for member in members
+        )
+        yield f"`{name}` has `{label}` {values}."
+        yield ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())
