@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,27 +16,36 @@ import pytest
 
 import vbnet
 from tests.support.lab import BROADCAST, Lab, Net, Station
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 from vbnet.cli.main import main
 from vbnet.devices.intc.driver import IntcDriver
 
 Run = Callable[..., str]
+TAIL = 0x80
+"""Offset of the tail in a ring, by docs/wire/ring.md."""
+
 FILE = "name: t\nswitches: {lan: }\nguests:\n  g: {kind: traffic, count: 2, nics: [{switch: lan}]}\n"
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Give a function that runs ``vbnet graph`` with these words, and gives what it printed."""
+def command(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Give a function that runs ``vbnet`` with these words, and gives what it printed."""
 
     def running(*words: str, code: int = 0) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(["graph", *words])
+            main(words)
         printed = capsys.readouterr()
         assert code == ended.value.code, printed
         return printed.err if code else printed.out
 
     return running
+
+
+@pytest.fixture
+def run(command: Run) -> Run:
+    """Give a function that runs ``vbnet graph`` with these words, and gives what it printed."""
+    return functools.partial(command, "graph")
 
 
 @pytest.fixture
@@ -84,6 +95,28 @@ def test_a_running_node_is_drawn_with_what_passes_its_links(run: Run, running: N
     assert link(graph, near.guest.name)["rates"]["bytes"] >= 60 * link(graph, near.guest.name)["rates"]["packets"]
     assert ("down", ["eth0", "down"]) == tuple(link(graph, far.guest.name)[key] for key in ("state", "lines"))
     assert ("ok", None) == tuple(link(unmeasured, near.guest.name)[key] for key in ("state", "rates"))
+
+
+def test_a_quarantined_queue_is_seen_in_the_graph_the_events_and_the_errors(
+    run: Run, command: Run, running: Net
+) -> None:
+    """A guest says that its ring has more than fits: its link is red, with the rule that it broke."""
+    hostile, honest = running.station(), running.station()
+    with memoryview(hostile.guest.session.ram.view(hostile.nic.layout.tx_offset + TAIL, 4)) as tail:
+        tail[:] = b"\xff\xff\xff\x7f"
+    os.eventfd_write(hostile.nic._opened._signals[0].kick_fd, 1)
+    eventually(lambda: running.lab.ports()[hostile.port]["transmit_fault"], "the queue is quarantined")
+    eventually(lambda: hostile.port in command("events", "--last", "50", "--topic", "port.fault"), "it is told")
+
+    graph = json.loads(run("--interval", "0", "--format", "json"))
+    errors = json.loads(command("errors", "--format", "json"))["errors"]
+
+    rule = "tail_out_of_range"
+    bad, good = (link(graph, station.guest.name) for station in (hostile, honest))
+    assert ("fault", ["eth0", "quarantined", f"transmit: {rule}"], "ok") == (bad["state"], bad["lines"], good["state"])
+    assert [("port.fault", hostile.port, rule, 1)] == [
+        (error["what"], error["whose"], error["code"], error["count"]) for error in errors
+    ]
 
 
 def test_signals_are_drawn_when_asked_for(run: Run, running: Net) -> None:
