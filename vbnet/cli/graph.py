@@ -205,7 +205,7 @@ def _counted(run_dir: RunDir) -> dict[str, tuple[int, int]]:
     from vbnet.telemetry import read_counted  # noqa: PLC0415 -- native code only where it is used
 
     return {
-        block.labels.get("port", ""): (
+        block.labels.get("device", ""): (
             block.values["transmit_frames"] + block.values["receive_frames"],
             block.values["transmit_bytes"] + block.values["receive_bytes"],
         )
