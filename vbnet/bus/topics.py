@@ -59,6 +59,9 @@ TOPICS: Final[Mapping[str, Topic]] = MappingProxyType(
     {
         "node.starting": Topic("this host node begins", ("node", "pid", "vbnet")),
         "node.ready": Topic("this host node lets guests and operators in", ("node", "endpoints")),
+        "node.left_out": Topic(
+            "count events of a topic were too many of one guest to be kept", ("of", "whose", "count"), Severity.WARNING
+        ),
         "node.stopping": Topic("this host node ends", ("node",)),
         "bus.created": Topic("a bus was made", ("bus", "is_private")),
         "bus.deleted": Topic("a bus was removed", ("bus",)),

@@ -274,6 +274,7 @@ class HostNode:
         for desk in self._desks:
             desk.watch()
         self._refusals.tell()
+        self._teller.tell_left_out()
         self._log.say_left_out()
 
     def _look(self) -> None:

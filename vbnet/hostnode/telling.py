@@ -81,6 +81,13 @@ class Teller:
             text = fields.get("text") or fields.get("detail") or declared.meaning
             self.note(topic, str(whose), str(code), str(text))
 
+    def tell_left_out(self) -> None:
+        """Tell what was left out of the history and had no later event to say so; called once a heartbeat."""
+        for (topic, whose), count in self._allowances.due():
+            self.publish("node.left_out", of=topic, whose=whose, count=count)
+        if forgotten := self._allowances.take_forgotten():
+            self.publish("node.left_out", of="", whose="", count=forgotten)
+
     def note(self, what: str, whose: str, code: str, message: str) -> None:
         """Count a distinct error."""
         if self._errors is not None:

@@ -180,6 +180,24 @@ def test_a_guest_cannot_push_others_out_of_the_history(tmp_path: Path) -> None:
     assert 1001 == errors(run_dir)["guest.fault", "hostile", "r"].count
 
 
+def test_what_the_history_left_out_is_told_when_nothing_comes_after_it(tmp_path: Path) -> None:
+    """A flood that ends leaves its count, once."""
+    clock, run_dir = ManualClock(), RunDir(tmp_path)
+    teller = Teller(clock)
+    teller.open(run_dir)
+    for _ in range(50):
+        teller.publish("guest.fault", guest="hostile", device="d", rule="r", text="t")
+    teller.tell_left_out()
+    clock.advance(5)
+    teller.tell_left_out()
+    teller.tell_left_out()
+    teller.close()
+
+    told = [event for event in read_history(run_dir).events if event["topic"] == "node.left_out"]
+
+    assert [("guest.fault", "hostile", 30)] == [(event["of"], event["whose"], event["count"]) for event in told]
+
+
 def test_fields_cannot_pass_for_the_head_of_an_event(tmp_path: Path) -> None:
     """A device that publishes a field named like one of the head's does not get through with it."""
     teller = Teller(ManualClock())
