@@ -8,6 +8,9 @@ from typing import Any, Self, final
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
+    "CAPTURE_COUNTERS",
+    "CAPTURE_RING_MAX",
+    "CAPTURE_RING_MIN",
     "FASTCALL_COUNTERS",
     "FASTCALL_DATA_BYTES",
     "FASTCALL_SERVICE_COUNTERS",
@@ -33,6 +36,7 @@ __all__ = [
     "BenchExchange",
     "BenchRange",
     "BenchWindows",
+    "CaptureRings",
     "CounterBlock",
     "CounterFile",
     "Exposition",
@@ -87,6 +91,8 @@ __all__ = [
     "histogram_bounds",
     "histogram_quantile",
     "parse_counter_labels",
+    "pcapng_head",
+    "pcapng_statistics",
     "read_counters",
     "scan_counters",
     "state_format",
@@ -258,9 +264,39 @@ class Fabric:
     def port_set(self, port: int, key: str, value: str) -> None: ...
     def port_flush_rx(self, port: int) -> int: ...
     def ports(self) -> list[dict[str, Any]]: ...
+    def watch_add(
+        self,
+        port: str,
+        program: bytes,
+        *,
+        snap_bytes: int = 65535,
+        ring_bytes: int = ...,
+        trace_frames: int | None = None,
+    ) -> tuple[int, int, int]: ...
+    def watch_remove(self, watch: int) -> None: ...
     def fault_fd(self) -> int: ...
     def take_faults(self) -> list[dict[str, Any]]: ...
     def close(self) -> None: ...
+
+CAPTURE_COUNTERS: list[str]
+CAPTURE_RING_MIN: int
+CAPTURE_RING_MAX: int
+
+@final
+class CaptureRings:
+    def __new__(cls, ends: Sequence[tuple[int, int]]) -> Self: ...
+    def blocks(self, frames: int) -> tuple[bytes, int]: ...
+    def take(
+        self, records: int
+    ) -> tuple[
+        list[tuple[int, int, str, str | None, int, bytes]],
+        list[tuple[int, int, int, str, int, str | None]],
+    ]: ...
+    def arm(self) -> bool: ...
+    def counts(self) -> list[tuple[int, int, int, bool]]: ...
+
+def pcapng_head(application: str, snap_bytes: int, filter: str, interfaces: Sequence[tuple[str, str]]) -> bytes: ...
+def pcapng_statistics(interface: int, time_ns: int, received: int, dropped: int, accepted: int) -> bytes: ...
 
 @final
 class Bellman:
@@ -636,7 +672,12 @@ class BenchWindows:
 class BenchExchange:
     def __new__(cls, sending: Venet, receiving: Venet) -> Self: ...
     def frames_per_second(
-        self, frame: bytes, windows: BenchWindows, batch: int = 32, under_way: int = 256
+        self,
+        frame: bytes,
+        windows: BenchWindows,
+        batch: int = 32,
+        under_way: int = 256,
+        rare: bytes | None = None,
     ) -> list[float]: ...
     def round_trip_ns(self, frame: bytes, windows: BenchWindows, is_asleep: bool = False) -> list[float]: ...
 

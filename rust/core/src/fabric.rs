@@ -20,20 +20,24 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::{Error, Result};
-use crate::net::frame::MacAddress;
+use crate::net::frame::{FRAME_BYTES_MAX, MacAddress};
 use crate::net::switch::{Switch, SwitchCounter};
 use crate::port::tap::{self, TapPort};
 use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_mtu, check_priority};
 use crate::port::{PortCounter, PortKind, PortPart, PortStatus};
+use crate::shm::capture::CaptureRing;
 use crate::shm::counters::{Block, CounterFile};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::labels;
+use crate::watch::bpf::{Instruction, Program};
+use crate::watch::{CaptureCounter, Purpose, WATCHES_A_PORT_MAX, WATCHES_MAX, Watch};
 use crate::worker::forward::{End, EventSink, Port};
 use crate::worker::watchdog::Watchdog;
 use crate::worker::{Command, WorkerCounter, WorkerHandle};
 
 pub use crate::port::venet::{VenetParams, VenetQueues};
 pub use crate::port::{PortEvent, PortId};
+pub use crate::watch::WatchId;
 pub use crate::worker::Param;
 
 /// How long a worker may take to answer.
@@ -103,6 +107,40 @@ struct PortRecord {
     status: Arc<PortStatus>,
 }
 
+/// How to look at a port.
+#[derive(Clone, Debug)]
+pub struct WatchParams<'a> {
+    /// Name of the port.
+    pub port: &'a str,
+    /// Keep every frame, or follow some.
+    pub purpose: Purpose,
+    /// Which frames; empty = all.
+    pub filter: &'a [Instruction],
+    /// Most bytes kept of a frame.
+    pub snap_bytes: u32,
+    /// Room for records, a power of two.
+    pub ring_bytes: u32,
+}
+
+/// What somebody needs who looks at a port.
+#[derive(Debug)]
+pub struct WatchEnds {
+    /// By which to end it.
+    pub id: WatchId,
+    /// The capture ring.
+    pub memory: OwnedFd,
+    /// Its doorbell.
+    pub bell: OwnedFd,
+}
+
+struct WatchRecord {
+    port: String,
+    /// The port it is on now.
+    at: Option<(PortId, usize)>,
+    /// While no port of that name is there.
+    parked: Option<Box<Watch>>,
+}
+
 #[derive(Default)]
 struct Registry {
     /// Empty once the fabric is closed.
@@ -110,7 +148,9 @@ struct Registry {
     watchdog: Option<Watchdog>,
     switches: BTreeMap<String, SwitchRecord>,
     ports: BTreeMap<PortId, PortRecord>,
+    watches: BTreeMap<WatchId, WatchRecord>,
     last_id: u64,
+    last_watch: u64,
 }
 
 /// Switches, ports and workers of one host node.
@@ -309,6 +349,7 @@ impl Fabric {
             is_gone: false,
         };
         registry.ports.insert(id, PortRecord { info, status });
+        registry.resume_watches(id, name, worker);
         Ok(id)
     }
 
@@ -332,6 +373,7 @@ impl Fabric {
     pub fn port_remove(&self, id: PortId) -> Result<()> {
         let mut registry = self.open()?;
         let worker = registry.port(id)?.info.worker;
+        registry.park_watches(id);
         let port = registry.ask(worker, |reply| Command::RemovePort(id, reply))?;
         registry.ports.remove(&id);
         drop(registry);
@@ -406,6 +448,69 @@ impl Fabric {
         Ok(registry.ports.values().map(current).collect())
     }
 
+    /// Looks at a port from now on: whatever its filter wants goes into a ring that is the caller's to read, or to leave
+    /// unread. When the port is removed the watch waits for one of the same name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: filter, length or size cannot be. [`Error::NotFound`]: there is no such port. [`Error::Busy`]: it,
+    /// or this fabric, is watched too often. [`Error::Machine`]: no memory or descriptor is left.
+    pub fn watch_add(&self, params: &WatchParams<'_>) -> Result<WatchEnds> {
+        let program = if params.filter.is_empty() { None } else { Some(Program::check(params.filter)?) };
+        if !(1..=FRAME_BYTES_MAX).contains(&params.snap_bytes) {
+            let snap_bytes = params.snap_bytes;
+            return Err(Error::Usage(format!("a capture keeps 1 to {FRAME_BYTES_MAX} bytes; got {snap_bytes}")));
+        }
+        let mut registry = self.open()?;
+        let port = registry.ports.values().find(|port| port.info.name == params.port);
+        let Some(&PortInfo { id: port, worker, .. }) = port.map(|port| &port.info) else {
+            return Err(Error::NotFound(format!("there is no port {:?}", params.port)));
+        };
+        if registry.watches.len() >= WATCHES_MAX {
+            return Err(Error::Busy(format!("{WATCHES_MAX} captures and traces run already; end one")));
+        }
+        let ring = CaptureRing::create(params.ring_bytes)?;
+        let bell = Doorbell::create()?;
+        let copy = |file: std::os::fd::BorrowedFd<'_>| {
+            file.try_clone_to_owned().map_err(|error| Error::machine("duplicate a descriptor", error))
+        };
+        let (memory, reader_bell) = (copy(ring.as_fd())?, copy(bell.as_fd())?);
+        registry.last_watch += 1;
+        let id = WatchId(registry.last_watch);
+        let purpose = if params.purpose == Purpose::Capture { "capture" } else { "trace" };
+        let labels = labels::text(&[("device", params.port), ("purpose", purpose), ("id", &id.0.to_string())]);
+        let block = self.counters.allocate("capture", &labels, CaptureCounter::COUNT)?;
+        let watch = Box::new(Watch::new(id, params.purpose, program, params.snap_bytes, ring, bell, block));
+        let refused = registry.ask(worker, |reply| Command::AddWatch(port, watch, reply)).inspect_err(|_| {
+            registry.tell(worker, |reply| Command::RemoveWatch(port, id, reply));
+        })?;
+        if refused.is_some() {
+            return Err(Error::Busy(format!(
+                "port {:?} has {WATCHES_A_PORT_MAX} captures and traces already; end one",
+                params.port
+            )));
+        }
+        let record = WatchRecord { port: params.port.into(), at: Some((port, worker)), parked: None };
+        registry.watches.insert(id, record);
+        Ok(WatchEnds { id, memory, bell: reader_bell })
+    }
+
+    /// Looks no more. What was captured stays in the ring for whoever has it mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]: there is no such watch. [`Error::Machine`]: the worker did not answer in time; ask again.
+    pub fn watch_remove(&self, id: WatchId) -> Result<()> {
+        let mut registry = self.open()?;
+        let record = registry.watches.get(&id);
+        let record = record.ok_or_else(|| Error::NotFound(format!("there is no capture {}", id.0)))?;
+        if let Some((port, worker)) = record.at {
+            drop(registry.ask(worker, |reply| Command::RemoveWatch(port, id, reply))?);
+        }
+        registry.watches.remove(&id);
+        Ok(())
+    }
+
     /// What broke since the last call, oldest first. Each part of a port breaks at most once.
     #[must_use]
     pub fn take_faults(&self) -> Vec<PortEvent> {
@@ -476,6 +581,41 @@ impl Registry {
 
     fn ports_of(&self, switch: &str) -> usize {
         self.ports.values().filter(|port| port.info.switch.as_deref() == Some(switch)).count()
+    }
+
+    /// Takes the watches off a port that is about to go.
+    fn park_watches(&mut self, port: PortId) {
+        let on_it = |record: &WatchRecord| record.at.filter(|&(at, _)| at == port);
+        let found: Vec<_> =
+            self.watches.iter().filter_map(|(&id, record)| on_it(record).map(|(_, worker)| (id, worker))).collect();
+        for (id, worker) in found {
+            let parked = self.ask(worker, |reply| Command::RemoveWatch(port, id, reply)).ok().flatten();
+            if let Some(record) = self.watches.get_mut(&id) {
+                record.at = None;
+                record.parked = parked.map(|mut watch| {
+                    watch.set_away(true);
+                    watch
+                });
+            }
+        }
+    }
+
+    /// Puts watches that wait for a port of this name onto it.
+    fn resume_watches(&mut self, port: PortId, name: &str, worker: usize) {
+        let waiting: Vec<_> = self
+            .watches
+            .iter_mut()
+            .filter(|(_, record)| record.port == name)
+            .filter_map(|(&id, record)| record.parked.take().map(|watch| (id, watch)))
+            .collect();
+        for (id, mut watch) in waiting {
+            watch.set_away(false);
+            let refused = self.ask(worker, |reply| Command::AddWatch(port, watch, reply)).ok().flatten();
+            if let Some(record) = self.watches.get_mut(&id) {
+                record.at = refused.is_none().then_some((port, worker));
+                record.parked = refused;
+            }
+        }
     }
 
     /// The worker with the fewest switches and ports.

@@ -9,6 +9,7 @@
 //! * [`sched`] gives guests' threads the processor time that they publish they need, within limits.
 //! * [`worker`] runs ports to completion on a thread of its own.
 //! * [`timer`] keeps the timers of all guests on one thread.
+//! * [`watch`] lets others see what passes a port: captures, filters, traces.
 //! * [`guest`] is the other side: the driver of a venet device, a small IP host, a traffic generator.
 //!
 //! # Who is trusted
@@ -45,6 +46,8 @@
 //! | `TM-3 sleep or see` | marks before `waiting_for` / `waiting_for` before marks | `Setter::set` | `Keeper::sleep_until` |
 //! | `SC-1 words before even` | a record's words before its even number | `Record::publish` | `Record::sample` |
 //! | `SC-2 whole or again` | an odd number before the words / the words before the second look | `Record::publish` | `Record::sample` |
+//! | `CP-1 record visible` | a captured frame before `tail` | `CaptureRing::push` | `CaptureReader::refresh` |
+//! | `CP-2 room returned` | the reader's copies before `head` | `CaptureReader::give_back` | `CaptureRing::has_room` |
 //! | `WD-1 ring or sleep` | a worker's note that it rings, before the watchdog sleeps | `Ringer::ring` | `Watchdog` |
 
 #[cfg(not(loom))]
@@ -70,5 +73,7 @@ pub mod signals;
 pub(crate) mod sync;
 #[cfg(not(loom))]
 pub mod timer;
+#[cfg(not(loom))]
+pub mod watch;
 #[cfg(not(loom))]
 pub mod worker;

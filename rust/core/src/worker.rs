@@ -36,11 +36,13 @@ use crate::net::switch::Switch;
 use crate::port::{PortCounter, PortId};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
+use crate::watch::{Watch, WatchId};
 
 pub mod bellman;
 pub(crate) mod forward;
 pub(crate) mod parking;
 pub(crate) mod watchdog;
+pub(crate) mod watched;
 
 /// How often a worker looks for kicks and commands while it moves frames.
 const LOOK_BUSY_NS: u64 = 20_000;
@@ -101,6 +103,9 @@ pub(crate) enum Command {
     FlushRx(PortId, Sender<u32>),
     SetAgeing(u32, u32, Sender<()>),
     Macs(u32, Sender<Vec<(TableEntry, PortId)>>),
+    /// Answers with a watch that the port has no room for.
+    AddWatch(PortId, Box<Watch>, Sender<Option<Box<Watch>>>),
+    RemoveWatch(PortId, WatchId, Sender<Option<Box<Watch>>>),
     Stop,
 }
 
@@ -433,6 +438,11 @@ impl Worker {
                 answer(&reply, ());
             }
             Command::Macs(slot, reply) => answer(&reply, self.macs(slot)),
+            Command::AddWatch(id, watch, reply) => answer(&reply, self.add_watch(id, watch)),
+            Command::RemoveWatch(id, watch, reply) => {
+                let watch = self.slots.get(&id).and_then(|&slot| self.plane.watches.remove(slot, watch));
+                answer(&reply, watch);
+            }
             Command::Stop => self.is_over = true,
         }
     }
@@ -515,6 +525,11 @@ impl Worker {
             self.plane.report(slot);
         }
         flushed
+    }
+
+    fn add_watch(&mut self, id: PortId, watch: Box<Watch>) -> Option<Box<Watch>> {
+        let Some(&slot) = self.slots.get(&id) else { return Some(watch) };
+        self.plane.watches.add(slot, watch)
     }
 
     fn macs(&mut self, slot: u32) -> Vec<(TableEntry, PortId)> {

@@ -240,8 +240,8 @@ impl BenchExchange {
         Ok(Self { inner: Mutex::new(Exchange { sender, receiver }), _idle: Mutex::new((idle_receiver, idle_sender)) })
     }
 
-    /// Frames a second that arrive, one sample a window.
-    #[pyo3(signature = (frame, windows, batch = 32, under_way = 256))]
+    /// Frames a second that arrive, one sample a window; `rare` is sent instead of `frame` once in a thousand.
+    #[pyo3(signature = (frame, windows, batch = 32, under_way = 256, rare = None))]
     fn frames_per_second(
         &self,
         py: Python<'_>,
@@ -249,9 +249,12 @@ impl BenchExchange {
         windows: BenchWindows,
         batch: u32,
         under_way: u32,
+        rare: Option<Vec<u8>>,
     ) -> PyResult<Vec<f64>> {
         let frame = frame.to_vec();
-        self.with(py, move |exchange| exchange.frames_per_second(&frame, batch, under_way, windows.inner()))
+        self.with(py, move |exchange| {
+            exchange.frames_per_second(&frame, rare.as_deref(), batch, under_way, windows.inner())
+        })
     }
 
     /// Nanoseconds until a frame arrives that was sent alone, one sample a window.

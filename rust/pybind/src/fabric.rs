@@ -1,6 +1,6 @@
 //! Switches, ports and workers, as the host node holds them.
 
-use std::os::fd::RawFd;
+use std::os::fd::{IntoRawFd, RawFd};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -9,6 +9,8 @@ use vbnet_core::fabric as core;
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::shm::doorbell::Doorbell;
 use vbnet_core::signals::{Caller, LineId};
+use vbnet_core::watch::Purpose;
+use vbnet_core::watch::bpf::Instruction;
 
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise_plain};
@@ -192,6 +194,29 @@ impl Fabric {
                 Ok(row)
             })
             .collect()
+    }
+
+    /// Looks at a port: its number, and the descriptors of ring and doorbell, which are the caller's to close. Frames that
+    /// `program` wants are captured, or so many of them traced.
+    #[pyo3(signature = (port, program, *, snap_bytes = 65535, ring_bytes = 1 << 22, trace_frames = None))]
+    fn watch_add(
+        &self,
+        py: Python<'_>,
+        port: &str,
+        program: &[u8],
+        snap_bytes: u32,
+        ring_bytes: u32,
+        trace_frames: Option<u32>,
+    ) -> PyResult<(u64, RawFd, RawFd)> {
+        let filter = Instruction::parse(program).or_raise(py)?;
+        let purpose = trace_frames.map_or(Purpose::Capture, Purpose::Trace);
+        let params = core::WatchParams { port, purpose, filter: &filter, snap_bytes, ring_bytes };
+        let ends = py.detach(|| self.inner.watch_add(&params)).or_raise(py)?;
+        Ok((ends.id.0, ends.memory.into_raw_fd(), ends.bell.into_raw_fd()))
+    }
+
+    fn watch_remove(&self, py: Python<'_>, watch: u64) -> PyResult<()> {
+        py.detach(|| self.inner.watch_remove(core::WatchId(watch))).or_raise(py)
     }
 
     fn fault_fd(&self) -> RawFd {

@@ -9,10 +9,12 @@ use vbnet_core::net::switch::SwitchCounter;
 use vbnet_core::port::PortCounter;
 use vbnet_core::signals::{LineCounter, OutboxCounter};
 use vbnet_core::timer::agenda::TimerCounter;
+use vbnet_core::watch::CaptureCounter;
 use vbnet_core::worker::WorkerCounter;
 
 mod bellman;
 mod bench;
+mod capture;
 mod counters;
 mod errors;
 mod fabric;
@@ -51,6 +53,12 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(counters::histogram_quantile, module)?)?;
     module.add_function(wrap_pyfunction!(counters::histogram_bounds, module)?)?;
     module.add_class::<fabric::Fabric>()?;
+    module.add_class::<capture::CaptureRings>()?;
+    module.add_function(wrap_pyfunction!(capture::pcapng_head, module)?)?;
+    module.add_function(wrap_pyfunction!(capture::pcapng_statistics, module)?)?;
+    module.add("CAPTURE_COUNTERS", CaptureCounter::NAMES.to_vec())?;
+    module.add("CAPTURE_RING_MIN", vbnet_core::shm::capture::CAPTURE_RING_MIN)?;
+    module.add("CAPTURE_RING_MAX", vbnet_core::shm::capture::CAPTURE_RING_MAX)?;
     module.add_class::<bellman::Bellman>()?;
     module.add_class::<signals::Signals>()?;
     module.add_class::<signals::Apics>()?;

@@ -5,6 +5,7 @@
 //! first bytes of each, as a peer's would. Frames under way are bounded, so that none is dropped for want of a buffer;
 //! frames that do get lost are given up after a while.
 
+use std::iter;
 use std::time::{Duration, Instant};
 
 use super::{Meter, Windows, look_every};
@@ -15,6 +16,8 @@ use crate::guest::venet::{Receiver, Sender};
 const LOST_AFTER: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(5);
 const SPINS_A_LOOK: u32 = 1 << 12;
+/// A rare frame is the first of each so many batches: with batches of 32 one frame in 992.
+pub const RARE_BATCHES: u32 = 31;
 
 /// One guest's sending half and another's receiving half, behind the same switch or the same loop.
 #[derive(Debug)]
@@ -35,7 +38,8 @@ pub enum Waiting {
 }
 
 impl Exchange {
-    /// Frames a second that arrive, one sample a window: `batch` sent, what came received, and so on.
+    /// Frames a second that arrive, one sample a window: `batch` sent, what came received, and so on. `rare`, if there is
+    /// one, is sent instead of `frame` once in [`RARE_BATCHES`].
     ///
     /// # Errors
     ///
@@ -44,6 +48,7 @@ impl Exchange {
     pub fn frames_per_second(
         &mut self,
         frame: &[u8],
+        rare: Option<&[u8]>,
         batch: u32,
         under_way: u32,
         windows: Windows,
@@ -53,12 +58,18 @@ impl Exchange {
         }
         let mut meter = Meter::start(windows, look_every(frame.len() as u32));
         let mut outstanding = 0;
+        let mut batches = 0u32;
         let mut idle_rounds = 0;
         let mut waits_since = None;
         loop {
             if outstanding + batch <= under_way {
-                let frames = std::iter::repeat_n(std::hint::black_box(frame), batch as usize);
-                outstanding += self.sender.send(frames)? as u32;
+                let many = batch as usize;
+                let frame = std::hint::black_box(frame);
+                outstanding += match rare.filter(|_| batches.is_multiple_of(RARE_BATCHES)) {
+                    Some(rare) => self.sender.send(iter::once(rare).chain(iter::repeat_n(frame, many - 1)))?,
+                    None => self.sender.send(iter::repeat_n(frame, many))?,
+                } as u32;
+                batches = batches.wrapping_add(1);
             }
             let received = self.receiver.receive(under_way, |frame| {
                 std::hint::black_box(frame.first_chunk::<8>());

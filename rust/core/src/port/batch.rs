@@ -35,6 +35,8 @@ pub(crate) struct Batch {
     pub starts: [FrameStart; BATCH],
     pub pieces: [Piece; BATCH],
     pub verdicts: [Verdict; BATCH],
+    /// Why frames were dropped ([`crate::port::PortCounter::reason`]); only kept up to date while somebody looks.
+    pub reasons: [u8; BATCH],
 }
 
 impl Batch {
@@ -43,6 +45,7 @@ impl Batch {
             starts: [FrameStart::default(); BATCH],
             pieces: [Piece::EMPTY; BATCH],
             verdicts: [Verdict::Flood; BATCH],
+            reasons: [0; BATCH],
         })
     }
 }

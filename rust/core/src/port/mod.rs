@@ -139,6 +139,11 @@ counters! {
 }
 
 impl PortCounter {
+    /// As records of captures have it: 1 and up, 0 is no reason.
+    pub(crate) const fn reason(self) -> u8 {
+        self as u8 + 1
+    }
+
     /// The position at which a fault is counted.
     #[must_use]
     pub const fn of_fault(fault: &Fault) -> usize {
@@ -280,7 +285,7 @@ mod tests {
         for (index, reason) in Fault::REASONS.iter().enumerate() {
             assert_eq!(format!("fault_{reason}"), PortCounter::NAMES[first + index]);
         }
-        assert_eq!(PortCounter::COUNT, first + Fault::REASONS.len());
+        assert_eq!(PortCounter::TransmitSlots as usize, first + Fault::REASONS.len());
     }
 
     #[test]

@@ -62,9 +62,9 @@ pub(crate) enum Received {
     /// A frame of so many bytes, in the private buffer.
     Frame(u32),
     /// A frame longer than the MTU allows.
-    Oversize,
+    Oversize(u32),
     /// A frame shorter than a header.
-    Runt,
+    Runt(u32),
     /// Nothing now.
     Nothing,
     /// The device has ended.
@@ -137,8 +137,8 @@ impl TapPort {
             let got = unsafe { libc::preadv2(self.raw(), &raw const piece, 1, -1, libc::RWF_NOWAIT) };
             if let Ok(length) = u32::try_from(got) {
                 return match length {
-                    0..HEADER_BYTES => Received::Runt,
-                    _ if length > self.frame_limit => Received::Oversize,
+                    0..HEADER_BYTES => Received::Runt(length),
+                    _ if length > self.frame_limit => Received::Oversize(length),
                     _ => Received::Frame(length),
                 };
             }

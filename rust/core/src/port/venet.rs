@@ -334,6 +334,13 @@ impl VenetPort {
         ready
     }
 
+    /// A loaded frame once more, as its descriptor says now: for who looks at what is not forwarded.
+    pub(crate) fn loaded(&self, index: u32) -> Option<(*const u8, u32)> {
+        let descriptor = self.tx.peek(index);
+        let source = self.check_tx(descriptor).ok()?;
+        Some((source.as_ptr().cast_const(), descriptor.length))
+    }
+
     #[inline]
     fn check_tx(&self, descriptor: Descriptor) -> std::result::Result<NonNull<u8>, Fault> {
         let Descriptor { offset, length, flags } = descriptor;

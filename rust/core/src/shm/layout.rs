@@ -477,5 +477,6 @@ pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
         ("timer_setting", "control", 16, 8),
     ]);
     rows.extend(super::sched::WIRE_ROWS);
+    rows.extend(super::capture::WIRE_ROWS);
     rows
 }

@@ -14,6 +14,8 @@
 //! written into buffers that the guest published empty, and completed in place.
 
 #[cfg(not(loom))]
+pub mod capture;
+#[cfg(not(loom))]
 pub mod counters;
 #[cfg(not(loom))]
 pub mod doorbell;

@@ -22,6 +22,7 @@ use crossbeam_channel::Sender;
 
 use super::parking::Parking;
 use super::watchdog::Ringer;
+use super::watched::show_flooded;
 use crate::net::frame::{FrameStart, START_BYTES};
 use crate::net::mac_table::{PortSlot, Tick};
 use crate::net::switch::{RouteCache, Switch, Verdict};
@@ -32,6 +33,7 @@ use crate::port::{PortCounter, PortEvent, PortId, PortPart, PortStatus, Refusal}
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::line;
+use crate::watch::{Stage, Watches};
 
 /// Bytes of every receiver's buffer that are asked for as soon as it is claimed; the rest when its turn to be copied into
 /// is next, so that a batch of long frames does not push itself out of the first cache.
@@ -149,7 +151,8 @@ pub(crate) struct Plane {
     pub switches: Vec<Option<Box<Switch>>>,
     pub ringer: Ringer,
     pub now: Tick,
-    batch: Box<Batch>,
+    pub watches: Watches,
+    pub(super) batch: Box<Batch>,
     /// Ports that were given frames since the last [`Self::flush`].
     touched: Vec<PortSlot>,
     sink: EventSink,
@@ -168,7 +171,16 @@ pub(crate) fn port_at(ports: &mut [Option<Box<Port>>], slot: PortSlot) -> Option
 
 impl Plane {
     pub(crate) fn new(ringer: Ringer, sink: EventSink) -> Self {
-        Self { ports: Vec::new(), switches: Vec::new(), ringer, now: 0, batch: Batch::new(), touched: Vec::new(), sink }
+        Self {
+            ports: Vec::new(),
+            switches: Vec::new(),
+            ringer,
+            now: 0,
+            watches: Watches::default(),
+            batch: Batch::new(),
+            touched: Vec::new(),
+            sink,
+        }
     }
 
     pub(crate) fn port(&mut self, slot: PortSlot) -> Option<&mut Port> {
@@ -199,6 +211,7 @@ impl Plane {
     pub(crate) fn remove(&mut self, slot: PortSlot) -> Option<Box<Port>> {
         self.flush();
         let port = self.ports.get_mut(slot as usize)?.take()?;
+        drop(self.watches.clear(slot));
         if let Some(switch) = port.switch.and_then(|switch| self.switch(switch)) {
             switch.leave(slot);
         }
@@ -284,14 +297,14 @@ impl Plane {
                     tap.end(error);
                     break;
                 }
-                Received::Oversize => {
+                Received::Oversize(length) => {
                     turn.cost += 1;
-                    port.count(PortCounter::TransmitDropOversize, 1);
+                    self.refuse(slot, length, PortCounter::TransmitDropOversize);
                     continue;
                 }
-                Received::Runt => {
+                Received::Runt(length) => {
                     turn.cost += 1;
-                    port.count(PortCounter::TransmitDropRunt, 1);
+                    self.refuse(slot, length, PortCounter::TransmitDropRunt);
                     continue;
                 }
             };
@@ -310,10 +323,21 @@ impl Plane {
         turn
     }
 
+    /// Counts a frame of a device that is not taken on, and shows it to whoever looks.
+    #[cold]
+    fn refuse(&mut self, slot: PortSlot, length: u32, reason: PortCounter) {
+        if let Some(port) = port_at(&mut self.ports, slot) {
+            port.count(reason, 1);
+        }
+        if self.watches.is_on() {
+            self.show_refused(slot, length, reason);
+        }
+    }
+
     /// Copies first lines and finds out where each frame goes.
     #[inline]
-    fn decide(&mut self, slot: PortSlot, loaded: usize) {
-        let Batch { starts, pieces, verdicts } = &mut *self.batch;
+    pub(super) fn decide(&mut self, slot: PortSlot, loaded: usize) {
+        let Batch { starts, pieces, verdicts, .. } = &mut *self.batch;
         let Some(port) = port_at(&mut self.ports, slot) else { return };
         let switch = port.switch.and_then(|switch| self.switches.get_mut(switch as usize)?.as_deref_mut());
         for ((start, piece), verdict) in starts.iter_mut().zip(&*pieces).zip(verdicts.iter_mut()).take(loaded) {
@@ -334,6 +358,9 @@ impl Plane {
     /// Moves loaded frames on, in order, while `budget` lasts: how many, and what it cost.
     #[inline]
     fn move_on(&mut self, slot: PortSlot, loaded: usize, budget: u32) -> (usize, u32) {
+        if self.watches.is_on() {
+            return self.move_on_watched(slot, loaded, budget);
+        }
         match port_at(&mut self.ports, slot) {
             Some(port) if !port.is_up => {
                 port.count(PortCounter::TransmitDropLinkDown, loaded as u64);
@@ -359,13 +386,13 @@ impl Plane {
     }
 
     #[inline]
-    fn floods(&self, index: usize) -> bool {
+    pub(super) fn floods(&self, index: usize) -> bool {
         self.batch.verdicts[index] == Verdict::Flood && self.batch.pieces[index].length != 0
     }
 
     /// Finds a buffer for every frame from `start` to `end`.
     #[inline]
-    fn claim(&mut self, slot: PortSlot, start: usize, end: usize) {
+    pub(super) fn claim(&mut self, slot: PortSlot, start: usize, end: usize) {
         let Self { ports, batch, touched, .. } = self;
         let mut current = PortSlot::MAX;
         let mut receiver: Option<&mut Port> = None;
@@ -377,9 +404,11 @@ impl Plane {
                 verdict => {
                     current = PortSlot::MAX;
                     receiver = None;
+                    let reason = why_not_taken(verdict, piece);
                     if let Some(port) = port_at(ports, slot) {
-                        port.count(why_not_taken(verdict, piece), 1);
+                        port.count(reason, 1);
                     }
+                    batch.reasons[index] = reason.reason();
                     continue;
                 }
             };
@@ -397,13 +426,16 @@ impl Plane {
                     ask_for(target, piece.length.min(FIRST_LINES));
                     piece.target = target;
                 }
-                Err(refusal) => port.count(refusal.counter(), 1),
+                Err(refusal) => {
+                    port.count(refusal.counter(), 1);
+                    batch.reasons[index] = refusal.counter().reason();
+                }
             }
         }
     }
 
     #[inline]
-    fn copy(&mut self, first: usize, end: usize) {
+    pub(super) fn copy(&mut self, first: usize, end: usize) {
         let Batch { starts, pieces, .. } = &*self.batch;
         for (index, (start, piece)) in starts[first..end].iter().zip(&pieces[first..end]).enumerate() {
             if let Some(next) = pieces[first..end].get(index + 1)
@@ -421,8 +453,8 @@ impl Plane {
 
     /// Gives one frame to every port of the switch but its own: how many copies that took.
     #[cold]
-    fn flood(&mut self, slot: PortSlot, index: usize) -> u32 {
-        let Self { ports, switches, batch, touched, .. } = self;
+    pub(super) fn flood(&mut self, slot: PortSlot, index: usize) -> u32 {
+        let Self { ports, switches, batch, touched, watches, .. } = self;
         let switch = port_at(ports, slot).and_then(|port| port.switch);
         let Some(switch) = switch.and_then(|switch| switches.get(switch as usize)?.as_deref()) else { return 1 };
         let start = &batch.starts[index];
@@ -431,7 +463,8 @@ impl Plane {
             let Some(port) = port_at(ports, to) else { continue };
             touch(port, to, touched);
             // SAFETY: the piece was loaded in this turn.
-            match unsafe { port.offer(start, &piece) } {
+            let outcome = unsafe { port.offer(start, &piece) };
+            match outcome {
                 Ok(target) if !target.is_null() => {
                     piece.target = target;
                     // SAFETY: source and target were checked just now, for this length and for at least 64 bytes.
@@ -440,6 +473,9 @@ impl Plane {
                 Ok(_) => {}
                 Err(refusal) => port.count(refusal.counter(), 1),
             }
+            if watches.is_on() {
+                show_flooded(watches, to, port.id, (start, &piece), outcome);
+            }
         }
         switch.count_flooded(1);
         (switch.members().len() as u32).saturating_sub(1).max(1)
@@ -447,7 +483,7 @@ impl Plane {
 
     /// Frames wait to be told of.
     pub(crate) const fn is_flushed(&self) -> bool {
-        self.touched.is_empty()
+        self.touched.is_empty() && !self.watches.has_news()
     }
 
     /// Tells receivers what they were given.
@@ -460,6 +496,9 @@ impl Plane {
                     let (frames, bytes) = venet.unreleased();
                     if frames != 0 {
                         let wants_call = venet.release_rx();
+                        if self.watches.is_on() {
+                            self.watches.told(slot, Stage::Published);
+                        }
                         port.block.add(PortCounter::ReceiveFrames as usize, frames);
                         port.block.add(PortCounter::ReceiveBytes as usize, bytes);
                         let [_, (_, posted)] = venet.occupancy();
@@ -468,6 +507,9 @@ impl Plane {
                         port.block.add(outcome as usize, 1);
                         if wants_call && let Err(fault) = venet.rx_caller().call(&self.ringer) {
                             venet.break_rx(fault);
+                        }
+                        if self.watches.is_on() {
+                            self.watches.told(slot, if wants_call { Stage::Rung } else { Stage::Spared });
                         }
                     }
                     venet.rx_fault().is_some()
@@ -482,6 +524,9 @@ impl Plane {
             if is_broken {
                 self.report(slot);
             }
+        }
+        if self.watches.has_news() {
+            self.watches.tell(&self.ringer);
         }
     }
 
