@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta
 
-from vbnet.bus.messages import I63, PROTOCOL_VERSION, U16, U32, U64, Body, MessageFault, SignalText
+from vbnet.bus.messages import I63, PROTOCOL_VERSION, U16, U32, U64, Body, MessageFault, Name, SignalText
 from vbnet.bus.rundir import RunDir
 from vbnet.errors import DeadlineError, NotFoundError
 
@@ -32,6 +32,8 @@ __all__ = [
     "AttachBody",
     "AttachReply",
     "Attached",
+    "Capture",
+    "Captured",
     "Drive",
     "DriveEnded",
     "Driven",
@@ -55,6 +57,8 @@ __all__ = [
 MAX_PACKET_BYTES: Final = 4096
 MAX_FDS: Final = 4
 TOKEN_BYTES: Final = 32
+PROGRAM_BYTES: Final = 448 * 8
+"""Longest filter of a capture: as many instructions of 8 bytes as fit into a packet with the rest."""
 _BATCH: Final = 32
 _SO_PEERPIDFD: Final = 77
 _ACCEPT_PAUSE_S: Final = 0.5
@@ -85,6 +89,20 @@ class Drive(Body, tag=4, frozen=True):
 
     signal: SignalText
     keep: bool
+
+
+class Capture(Body, tag=5, frozen=True):
+    """An operator's: show me what passes a port, in a ring of so many bytes.
+
+    ``program`` are the instructions of a filter, none = everything. With ``trace_frames`` that many frames that come
+    out of the guest are followed instead.
+    """
+
+    port: Name
+    program: Annotated[bytes, Meta(max_length=PROGRAM_BYTES)]
+    snap_bytes: U32
+    ring_bytes: U32
+    trace_frames: U32
 
 
 class Attached(Body, tag=64, frozen=True):
@@ -140,8 +158,14 @@ class DriveEnded(Body, tag=71, frozen=True):
     source: I63
 
 
-AttachBody = Attach | Give | Export | Drive
-AttachReply = Attached | FdRefused | SignalFds | Given | Lent | Exported | Driven | DriveEnded
+class Captured(Body, tag=72, frozen=True):
+    """Two descriptors follow: the capture's ring, then the eventfd that wakes its reader."""
+
+    capture: I63
+
+
+AttachBody = Attach | Give | Export | Drive | Capture
+AttachReply = Attached | FdRefused | SignalFds | Given | Lent | Exported | Driven | DriveEnded | Captured
 
 
 class _Packet(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

@@ -70,6 +70,8 @@ class Limits:
         channels: attach connections at once.
         drives_per_connection: eventfds by which an operator's connection raises signals, and which end with it.
         drives: all eventfds in operators' hands that raise signals, those kept beyond their connection included.
+        captures_per_connection: captures and traces of an operator's connection, which end with it.
+        capture_bytes: sum of the rings of all captures and traces.
         call_bytes: longest data of a call and of its answer.
     """
 
@@ -90,4 +92,6 @@ class Limits:
     channels: int = 4096
     drives_per_connection: int = 64
     drives: int = 1024
+    captures_per_connection: int = 32
+    capture_bytes: int = 256 * MIB
     call_bytes: int = MAX_MESSAGE_BYTES - 4 * KIB

@@ -37,6 +37,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "state": Entry("state", "List state devices and show their latest values."),
         "sched": Entry("sched", "Show what a scheduler coordinator gives guests' threads."),
         "metrics": Entry("metrics", "Print what a host node counts, for Prometheus; serve it over HTTP."),
+        "capture": Entry("capture", "Show or keep what passes ports, for Wireshark and others."),
+        "trace": Entry("trace", "Follow frames on their way through the switch, with time stamps."),
         "events": Entry("events", "Follow what happens on a host node, or show what has happened."),
         "errors": Entry("errors", "Show the distinct errors of a host node, also of one that hangs or is dead."),
         "keys": Entry("keys", "Make, show and allow keys for other machines."),

@@ -4,8 +4,9 @@ The kernel says who connected; the token says which session; both must agree wit
 the process is seen twice, by the hang-up of its socket and by its pidfd, because a child may have inherited the one
 and pids are reused; whichever comes first ends all its sessions.
 
-Operators come here too, for ZeroMQ carries no descriptors: they take eventfds to which signals lead, and hand over
-eventfds that raise signals. A connection is a guest's process's or an operator's, whichever it is used as first.
+Operators come here too, for ZeroMQ carries no descriptors: they take eventfds to which signals lead, hand over eventfds
+that raise signals, and take the rings of captures. A connection is a guest's process's or an operator's, whichever it
+is used as first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from vbnet.errors import (
     ResourceError,
     UsageError,
     VbnetError,
+    did_you_mean,
     refusal_name,
 )
 from vbnet.hostnode import metrics
@@ -57,6 +59,8 @@ class AttachPeer:
         self.is_operators = False
         self.drives: dict[int, int] = {}
         """Of the eventfds that end with this connection: which source drives which line."""
+        self.captures: dict[int, int] = {}
+        """Captures and traces that end with this connection, and the bytes of each one's ring."""
         self._desk = desk
         self._faults = 0
         self._loop = asyncio.get_running_loop()
@@ -192,6 +196,10 @@ class AttachDesk:
                 self.book.services.signals.undrive(line, source)
         peer.drives.clear()
         self._count_drives()
+        for capture in peer.captures:
+            with contextlib.suppress(VbnetError):  # the fabric may be closed before its captures
+                self.book.services.need_fabric().watch_remove(capture)
+        peer.captures.clear()
         for session in list(peer.sessions.values()):
             self.book.end(session, cause, tell=False)
         if not peer.is_operators:  # that an operator hangs up says nothing about the guests in its process
@@ -213,6 +221,8 @@ class AttachDesk:
             return self._export(peer, body)
         if isinstance(body, fdpass.Drive):
             return self._drive(peer, body, fds[0]), []
+        if isinstance(body, fdpass.Capture):
+            return self._capture(peer, body)
         session = peer.sessions.get(body.sid)
         if session is None:
             raise NotPermittedError(f"session {body.sid} is not attached to this process", sid=body.sid)
@@ -253,6 +263,38 @@ class AttachDesk:
             peer.drives[source] = line
         self._count_drives()
         return fdpass.Driven(source)
+
+    def _capture(self, peer: AttachPeer, body: fdpass.Capture) -> tuple[fdpass.Captured, list[int]]:
+        _make_operators(peer)
+        peer.check_reads()
+        limits, fabric = self.book.limits, self.book.services.need_fabric()
+        ports = [str(port["name"]) for port in fabric.ports()]
+        if body.port not in ports:
+            fix = did_you_mean(body.port, ports, otherwise="`vbnet port list` shows all")
+            raise NotFoundError(f"there is no port {body.port!r}; {fix}", port=body.port)
+        if len(peer.captures) >= limits.captures_per_connection:
+            raise ResourceError(
+                f"this connection has {len(peer.captures)} captures already",
+                got=len(peer.captures),
+                limit=limits.captures_per_connection,
+            )
+        used = sum(sum(other.captures.values()) for other in self._peers)
+        if used + body.ring_bytes > limits.capture_bytes:
+            raise ResourceError(
+                f"captures have {used} bytes already, and {body.ring_bytes} more would exceed "
+                f"{limits.capture_bytes}; ask for a smaller ring, or end a capture",
+                got=used + body.ring_bytes,
+                limit=limits.capture_bytes,
+            )
+        capture, ring, bell = fabric.watch_add(
+            body.port,
+            body.program,
+            snap_bytes=body.snap_bytes,
+            ring_bytes=body.ring_bytes,
+            trace_frames=body.trace_frames or None,
+        )
+        peer.captures[capture] = body.ring_bytes
+        return fdpass.Captured(capture), [ring, bell]
 
     def _drive_ended(self, peer: AttachPeer, source: int) -> None:
         peer.drive_ended(source)
@@ -312,7 +354,8 @@ class AttachDesk:
 
     def _make_room(self) -> None:
         """Send away an operator that holds nothing, if there is one: it can come again when it wants something."""
-        idle = next((peer for peer in self._peers if peer.is_operators and not peer.drives), None)
+        holders = (peer for peer in self._peers if peer.is_operators)
+        idle = next((peer for peer in holders if not peer.drives and not peer.captures), None)
         if idle is not None:
             self.lost(idle, "sent-away")
 
@@ -320,7 +363,10 @@ class AttachDesk:
 def _make_operators(peer: AttachPeer) -> None:
     """Have a connection be an operator's from now on; raises NotPermittedError when it is a guest's process's."""
     if peer.sessions:
-        raise NotPermittedError("guests export and drive their signals through their interrupt controller")
+        raise NotPermittedError(
+            "this connection is a guest's; operators have one of their own, and guests export and drive their signals "
+            "through their interrupt controller"
+        )
     peer.is_operators = True
 
 
@@ -336,7 +382,9 @@ def _closed_after(fds: list[int]) -> Iterator[None]:
 
 def _check_fds(body: fdpass.AttachBody, fds: list[int], *, is_cut: bool) -> None:
     """Raise PeerFault unless exactly the descriptors that belong to a packet came with it."""
-    has_none = isinstance(body, fdpass.Export) or (isinstance(body, fdpass.Attach) and not body.has_ram)
+    has_none = isinstance(body, fdpass.Export | fdpass.Capture) or (
+        isinstance(body, fdpass.Attach) and not body.has_ram
+    )
     expected = 0 if has_none else 1
     if is_cut or len(fds) != expected:
         came = f"more than {len(fds)}" if is_cut else str(len(fds))

@@ -92,6 +92,26 @@ class Fabric(Protocol):
     def ports(self) -> Sequence[Mapping[str, Any]]:
         """Every port: ``id``, ``name``, ``switch``, ``kind``, and its state and counts."""
 
+    def watch_add(
+        self, port: str, program: bytes, *, snap_bytes: int = ..., ring_bytes: int = ..., trace_frames: int | None = ...
+    ) -> tuple[int, int, int]:
+        """Show what passes a port: a number, and the descriptors of ring and doorbell, which are the caller's.
+
+        Args:
+            port: its name. When it is removed, the watch goes on with the next port of that name.
+            program: instructions of a filter, 8 bytes each; none = everything.
+            snap_bytes: most bytes kept of a frame.
+            ring_bytes: room for records, a power of two.
+            trace_frames: follow so many frames that come out of the guest, instead of keeping all.
+
+        Raises:
+            UsageError: the filter is no program, or a size cannot be.
+            BusyError: the port, or the fabric, is watched too often.
+        """
+
+    def watch_remove(self, watch: int, /) -> None:
+        """Show it no more."""
+
     def fault_fd(self) -> int:
         """Readable while ``take_faults`` has something; the fabric's own."""
 

@@ -241,7 +241,29 @@ SWITCH: Final = MetricBlock(
 )
 """One switch."""
 
-BLOCKS: Final = (HOST, GUEST, BUS, DEVICE, WORKER, SWITCH)
+CAPTURE: Final = MetricBlock(
+    "capture",
+    ("device", "purpose"),
+    {
+        "captured_frames": _one("vbnet_capture_packets_total", "packets", "Frames given to a capture or trace."),
+        "captured_bytes": _one("vbnet_capture_bytes_total", "bytes", "Bytes of these frames, as far as they are kept."),
+        "filtered_frames": _one("vbnet_capture_filtered_packets_total", "packets", "Frames a filter did not want."),
+        "drop_no_room": Metric(
+            "vbnet_capture_drop_total",
+            "packets",
+            "Frames that a capture wanted and lost.",
+            fixed={"reason": "no_room"},
+            detail="its reader had left no room in the ring",
+        ),
+        "calls_rung": _one("vbnet_capture_signals_sent_total", "signals", "Times a capture's reader was woken."),
+        "is_blocked": _one(
+            "vbnet_capture_blocked", "captures", "1: its reader made the doorbell block, so it ended.", MetricKind.GAUGE
+        ),
+    },
+)
+"""All captures, or all traces, of a port: blocks of the same labels are added up."""
+
+BLOCKS: Final = (HOST, GUEST, BUS, DEVICE, WORKER, SWITCH, CAPTURE)
 
 
 class Tally:

@@ -26,6 +26,7 @@ _OWNERS = {
     "device": "a device of any type",
     "worker": "a thread that moves frames; at most 64",
     "switch": "a switch",
+    "capture": "a port that is captured, or traced; at most 64 captures and traces at once",
     "port": "a port of a switch, or a loopback; a TAP's has no guest, and is its own device",
     "signal": "a signal of the host: two a network card, and what guests and operators make",
     "outbox": "a guest's outbox; one for each guest that raises others' signals",

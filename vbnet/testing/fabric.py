@@ -20,6 +20,7 @@ class FakeFabric:
 
     def __init__(self) -> None:
         self.is_closed = False
+        self.watches: dict[int, dict[str, Any]] = {}
         self._switches: dict[str, float] = {}
         self._ports: dict[int, dict[str, Any]] = {}
         self._ids = itertools.count(1)
@@ -107,6 +108,32 @@ class FakeFabric:
     def ports(self) -> Sequence[Mapping[str, Any]]:
         """Every port."""
         return list(self._ports.values())
+
+    def watch_add(
+        self,
+        port: str,
+        program: bytes,
+        *,
+        snap_bytes: int = 65535,
+        ring_bytes: int = 1 << 22,
+        trace_frames: int | None = None,
+    ) -> tuple[int, int, int]:
+        """Remember who looks at a port; nothing ever comes."""
+        watch = next(self._ids)
+        self.watches[watch] = {
+            "port": port,
+            "program": program,
+            "snap_bytes": snap_bytes,
+            "ring_bytes": ring_bytes,
+            "trace_frames": trace_frames,
+        }
+        bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return watch, os.memfd_create("fake-capture", os.MFD_CLOEXEC), bell
+
+    def watch_remove(self, watch: int, /) -> None:
+        """Forget who looks."""
+        if self.watches.pop(watch, None) is None:
+            raise NotFoundError(f"there is no capture {watch}", watch=watch)
 
     def fault(self, **facts: object) -> None:
         """Have a port be quarantined."""

@@ -46,6 +46,7 @@ BENCHES: Final = {
         Bench("idle", lab.idle),
         Bench("launch", lab.launch),
         Bench("scale", through.scale),
+        Bench("capture.cost", through.capture_cost),
         Bench("sched", sched.sched),
         Bench("limit", native.limit),
         Bench("signal.raise", signals.raise_),

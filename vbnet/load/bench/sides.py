@@ -24,7 +24,16 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from vbnet._native import BenchExchange, BenchWindows, CounterFile, Fabric, Ram, Venet, VenetLayout
+from vbnet._native import (
+    CAPTURE_RING_MAX,
+    BenchExchange,
+    BenchWindows,
+    CounterFile,
+    Fabric,
+    Ram,
+    Venet,
+    VenetLayout,
+)
 from vbnet.errors import PeerGone, UsageError
 from vbnet.load.bench.machine import Cores
 from vbnet.load.bench.side import Side
@@ -38,6 +47,8 @@ _BELLS: Final = 4
 _COUNTER_BYTES: Final = 64 << 20
 _ETHERTYPE: Final = b"\x88\xb5"
 """For local experiments (IEEE 802)."""
+RARE_ETHERTYPE: Final = b"\x88\xb6"
+"""The other one for local experiments."""
 _TURN_FRAMES: Final = 64
 """Frames sent between two decisions whether there is room for more under way."""
 _TURNS_A_LOOK: Final = 16
@@ -110,6 +121,19 @@ class Host:
                 for fd in (*fds, *bells):
                     os.close(fd)
 
+    def capture(self, program: str) -> int:
+        """Begin to capture at the first guest's port what a filter, in hexadecimal, wants; nobody reads it."""
+        capture, ring, bell = self._fabric.watch_add(
+            f"guest{_SENDER}", bytes.fromhex(program), ring_bytes=CAPTURE_RING_MAX
+        )
+        os.close(ring)
+        os.close(bell)
+        return capture
+
+    def uncapture(self, capture: int) -> None:
+        """End a capture."""
+        self._fabric.watch_remove(capture)
+
     def dropped(self) -> int:
         """Frames any port of the fabric dropped so far, whatever the reason."""
         return sum(
@@ -166,11 +190,21 @@ class Guests:
         self._exchange = BenchExchange(sending, receiving)
 
     def frames_per_second(
-        self, frame_bytes: int, batch: int, under_way: int, windows: tuple[float, float, int]
+        self,
+        frame_bytes: int,
+        batch: int,
+        under_way: int,
+        windows: tuple[float, float, int],
+        *,
+        has_rare: bool = False,
     ) -> list[float]:
-        """Frames a second through the switch, one sample a window."""
+        """Frames a second through the switch, one sample a window; with ``has_rare`` one in a thousand is rare."""
         return self._native.frames_per_second(
-            frame(frame_bytes), BenchWindows(*windows), batch=batch, under_way=under_way
+            frame(frame_bytes),
+            BenchWindows(*windows),
+            batch=batch,
+            under_way=under_way,
+            rare=frame(frame_bytes, RARE_ETHERTYPE) if has_rare else None,
         )
 
     def round_trip_ns(self, frame_bytes: int, windows: tuple[float, float, int], *, is_asleep: bool) -> list[float]:
@@ -196,10 +230,10 @@ class Guests:
         return self._exchange
 
 
-def frame(frame_bytes: int) -> bytes:
+def frame(frame_bytes: int, ethertype: bytes = _ETHERTYPE) -> bytes:
     """An Ethernet frame of so many bytes from the first guest to the second."""
     mac = [bytes.fromhex(guest_mac(number).replace(":", "")) for number in (_RECEIVER, _SENDER)]
-    return (mac[0] + mac[1] + _ETHERTYPE).ljust(frame_bytes, b"\xa5")
+    return (mac[0] + mac[1] + ethertype).ljust(frame_bytes, b"\xa5")
 
 
 def _objects_per_second(

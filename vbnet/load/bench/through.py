@@ -7,6 +7,7 @@ the far one. Peers get the same: both ends of the guest on one core, the host on
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final
@@ -17,11 +18,11 @@ from vbnet.load.bench.native import BATCH, SLOTS
 from vbnet.load.bench.pace import Pace
 from vbnet.load.bench.peers import objects, testpmd
 from vbnet.load.bench.row import Row
-from vbnet.load.bench.sides import Stage
+from vbnet.load.bench.sides import RARE_ETHERTYPE, Stage
 from vbnet.load.bench.summary import AtLeast, AtMost
 from vbnet.load.bench.turns import Contender
 
-__all__ = ["UNDER_WAY", "python", "rtt", "rtt_asleep", "scale", "switch"]
+__all__ = ["UNDER_WAY", "capture_cost", "python", "rtt", "rtt_asleep", "scale", "switch"]
 
 UNDER_WAY: Final = 960
 """Frames between generator and sink at most: about what the peers have, and fewer than a ring has slots."""
@@ -31,13 +32,26 @@ _IDLE_SLOTS: Final = 16
 _ATTACHED: Final = (2, 16, 128, 1000)
 _ATTACHED_QUICK: Final = (2, 16)
 _FLAT_SHARE: Final = 0.9
+_CAPTURED_SHARE: Final = 0.9
+_RARE_ONLY: Final = b"".join(
+    struct.pack("<HBBI", *instruction)
+    for instruction in (
+        (0x28, 0, 0, 12),
+        (0x15, 0, 1, int.from_bytes(RARE_ETHERTYPE)),
+        (0x06, 0, 0, 65535),
+        (0x06, 0, 0, 0),
+    )
+)
+"""``ether proto 0x88b6``, as libpcap compiles it."""
 
 
 def _windows(pace: Pace) -> tuple[float, float, int]:
     return (pace.warm_up_seconds, pace.window_seconds, pace.windows)
 
 
-def _frames(context: Context, stage: Stage, frame_bytes: int, batch: int = BATCH) -> Callable[[], Sequence[float]]:
+def _frames(
+    context: Context, stage: Stage, frame_bytes: int, batch: int = BATCH, **more: bool
+) -> Callable[[], Sequence[float]]:
     return functools.partial(
         stage.guests.call,
         "frames_per_second",
@@ -46,6 +60,7 @@ def _frames(context: Context, stage: Stage, frame_bytes: int, batch: int = BATCH
         batch=batch,
         under_way=UNDER_WAY,
         windows=_windows(context.pace),
+        **more,
     )
 
 
@@ -79,6 +94,40 @@ def switch(context: Context) -> Iterator[Row]:
                 baseline=(name, samples),
                 wanted=AtLeast(2.0) if name == best else None,
             )
+
+
+def capture_cost(context: Context) -> Iterator[Row]:
+    """``switch`` while a capture looks at the sender's port, for one frame in a thousand and for all of them."""
+    quiet = "no capture"
+    with ExitStack() as stack:
+        stage = stack.enter_context(Stage.up(context.cores, slots=SLOTS))
+        stack.enter_context(context.helpers(stage.pids))
+        stage.guests.call("go_native", _CALL_SECONDS)
+        plain = _frames(context, stage, 64, has_rare=True)
+
+        def watched(program: bytes) -> Sequence[float]:
+            capture = stage.host.call("capture", _CALL_SECONDS, program=program.hex())
+            try:
+                return plain()
+            finally:
+                stage.host.call("uncapture", _CALL_SECONDS, capture=capture)
+
+        contenders: dict[str, Callable[[], Sequence[float]]] = {
+            quiet: plain,
+            "1 in 992 wanted": functools.partial(watched, _RARE_ONLY),
+            "all wanted, ring full": functools.partial(watched, b""),
+        }
+        outcome = context.compete([Contender(name, measure) for name, measure in contenders.items()])
+    for name in contenders:
+        yield Row.of(
+            "capture.cost",
+            {"frame_bytes": 64, "slots": SLOTS, "batch": BATCH, "capture": name},
+            "frames/s",
+            outcome.summaries[name],
+            outcome.placement,
+            baseline=None if name == quiet else (quiet, outcome.summaries[quiet]),
+            wanted=AtLeast(_CAPTURED_SHARE) if name == "1 in 992 wanted" else None,
+        )
 
 
 def rtt(context: Context) -> Iterator[Row]:
