@@ -156,11 +156,11 @@ def test_a_reader_never_sees_half_an_entry(run_dir: RunDir) -> None:
     try:
         while not run_dir.errors_file.exists() or not any(run_dir.errors_file.read_bytes()[SLOT_BYTES:]):
             assert writer.is_alive()
-        seen = [error for _ in range(2000) for error in read_errors(run_dir).errors]
+        seen = [error for _ in range(200) for error in read_errors(run_dir).errors]
     finally:
         writer.kill()
         writer.join()
 
     assert {"x" * 300, "y"} >= {error.message for error in seen}
-    assert len(seen) > 1000
+    assert len(seen) > 100
     assert sorted(error.count for error in seen) == [error.count for error in seen]
