@@ -53,6 +53,17 @@ def test_signals_are_raised_without_waking_anybody_twice() -> None:
     assert all(row.is_reached for row in woken)
 
 
+def test_scrapes_are_timed_on_the_clock_and_by_their_processor_time() -> None:
+    """``metrics.scrape`` has both for each number of devices, the client library's own way, and what a device adds."""
+    rows = bench.run(["metrics.scrape"], quick=True)
+
+    shown = [(row.params["devices"], row.params["of"]) for row in rows]
+    each = ("wall", "processor", "wall, beside")
+    assert [*((devices, of) for devices in (10, 100) for of in each), (100, "wall a device")] == shown
+    assert all(row.value > 0 for row in rows if row.params["of"] != "processor")
+    assert all(row.ratio is not None for row in rows if row.params["of"] in {"wall, beside", "wall a device"})
+
+
 def test_latest_values_are_timed_natively_and_beside_peers() -> None:
     """``state`` has a figure for each way to publish and sample, those from Python with their ratio to each peer."""
     rows = bench.run(["state"], quick=True)

@@ -26,7 +26,7 @@ import msgspec
 
 from vbnet.errors import BusyError, NotFoundError, NotPermittedError, PeerFault, ResourceError, UsageError
 
-__all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "run_root", "start_ticks"]
+__all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "counted_nodes", "run_root", "start_ticks"]
 
 DEFAULT_NODE = "default"
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -68,6 +68,14 @@ def run_root(environ: Mapping[str, str] = os.environ) -> Path:
     if runtime := environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "vbnet"
     return Path(tempfile.gettempdir()) / f"vbnet-{os.geteuid()}"
+
+
+def counted_nodes(root: Path) -> list[str]:
+    """The names of the host nodes that left counters below ``root``, running or not."""
+    try:
+        return sorted(entry.name for entry in root.iterdir() if (entry / "counters").is_dir())
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +21,7 @@ app = output.application(
     [
         ("vbnet host run", "run one here until Ctrl-C"),
         ("vbnet host run --tcp tcp://10.0.0.1:7400", "let in other machines, with keys"),
+        ("vbnet host run --metrics 127.0.0.1:9617", "with an exporter for Prometheus beside it"),
         ("vbnet host info", "who it is and how it does"),
     ],
     is_group=True,
@@ -33,7 +36,16 @@ def run(
         str | None,
         typer.Option(help="Also listen at tcp://ADDRESS:PORT for other machines; needs keys.", show_default=False),
     ] = None,
+    *,
     keys: KeysOption = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Serve metrics at ADDRESS:PORT from a process beside it.", show_default=False),
+    ] = None,
+    web_config: Annotated[
+        Path | None,
+        typer.Option(help="TLS and users for --metrics, see `vbnet metrics serve --help`.", show_default=False),
+    ] = None,
 ) -> None:
     """Run a host node until Ctrl-C, SIGTERM or `vbnet host stop`."""
     from vbnet.hostnode.node import HostOptions  # noqa: PLC0415 -- same
@@ -41,11 +53,24 @@ def run(
 
     run_dir = RunDir.for_node(name)
     options = HostOptions(run_dir=run_dir, name=name, tcp=tcp, keys=(keys or default_keys()) if tcp else None)
-    run_host(
-        options,
-        make_fabric=lambda: native_fabric(run_dir, workers),
-        on_ready=lambda: output.note(f"host node {name} is ready in {run_dir.path}; Ctrl-C ends it"),
-    )
+    with ExitStack() as stack:
+        where = ""
+        if metrics is not None:
+            from vbnet.telemetry.serve import EXPORTER_LOG, ExporterProcess  # noqa: PLC0415 -- only when asked for
+
+            run_dir.create()
+            log = run_dir.logs / EXPORTER_LOG
+            root = run_dir.path.parent
+            exporter = stack.enter_context(
+                ExporterProcess(metrics, web_config=web_config, node=name, root=root, log=log)
+            )
+            exporter.wait_ready()
+            where = f", its metrics at {exporter.address}"
+        run_host(
+            options,
+            make_fabric=lambda: native_fabric(run_dir, workers),
+            on_ready=lambda: output.note(f"host node {name} is ready in {run_dir.path}{where}; Ctrl-C ends it"),
+        )
 
 
 @app.command()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vbnet.bus.rundir import DEFAULT_NODE, RunDir, run_root
+from vbnet.bus.rundir import DEFAULT_NODE, RunDir, counted_nodes, run_root
 from vbnet.cli import output
 from vbnet.cli.connection import running_nodes
 from vbnet.errors import NotFoundError, UsageError
@@ -22,17 +23,9 @@ class MetricsFormat(StrEnum):
     json = "json"
 
 
-def counted_nodes() -> list[str]:
-    """Return the names of this user's host nodes that left counters, running or not."""
-    try:
-        return sorted(entry.name for entry in run_root().iterdir() if (entry / "counters").is_dir())
-    except OSError:
-        return []
-
-
 def complete_counted(incomplete: str) -> list[str]:
     """Return those that begin so."""
-    return [name for name in counted_nodes() if name.startswith(incomplete)]
+    return [name for name in counted_nodes(run_root()) if name.startswith(incomplete)]
 
 
 NodeOption = Annotated[
@@ -53,6 +46,7 @@ app = output.application(
         ("vbnet metrics", "all of the node that runs here, as text"),
         ("vbnet metrics --node lab --format json", "of one node, for a program"),
         ("vbnet metrics | grep drop_total", "what was dropped, by reason"),
+        ("vbnet metrics serve", "serve every node at http://127.0.0.1:9617/ for Prometheus"),
     ],
 )
 
@@ -79,13 +73,42 @@ def metrics(
     sys.stdout.flush()
 
 
+@app.command()
+def serve(
+    listen: Annotated[
+        str, typer.Option("--listen", help="ADDRESS:PORT; beyond this machine only with TLS and users.")
+    ] = "127.0.0.1:9617",
+    web_config: Annotated[
+        Path | None,
+        typer.Option("--web-config", help="File with TLS and users, see below.", show_default=False),
+    ] = None,
+    node: NodeOption = None,
+) -> None:
+    """Serve metrics over HTTP until Ctrl-C: of one node with --node, else of every node of this user.
+
+    /metrics is one node, /metrics?node=NAME one of several, /sd lists all of them for Prometheus' HTTP service
+    discovery (http_sd_configs). A password or TLS comes from --web-config: tls_server_config with cert_file and
+    key_file, basic_auth_users with bcrypt hashes.
+    """
+    from vbnet.telemetry import serve as exporter  # noqa: PLC0415 -- only this verb serves
+    from vbnet.telemetry.server import Listen, MetricsServer  # noqa: PLC0415 -- same
+
+    if node is not None:
+        which(node)
+    listening, web = exporter.prepare(listen, web_config)
+    server = MetricsServer(listening, web, node)
+    where = Listen(*listening.getsockname()[:2])
+    scheme = "https" if web.tls is not None else "http"
+    exporter.serve(server, lambda: output.note(f"serving {scheme}://{where}/metrics; Ctrl-C ends it"))
+
+
 def which(node: str | None) -> RunDir:
     """Return the run directory of the node that is meant, running or not.
 
     Raises:
         NotFoundError: none ran here, or not that one. UsageError: several did and none was named.
     """
-    counted = counted_nodes()
+    counted = counted_nodes(run_root())
     if node is not None:
         if node not in counted:
             there = f"there are: {', '.join(counted)}" if counted else f"none left any in {run_root()}"

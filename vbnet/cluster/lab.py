@@ -23,6 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -37,6 +38,9 @@ from vbnet.cluster.restart import Again, GivenUp, RestartPolicy
 from vbnet.cluster.state import GuestState, LabState, Lock, ProcessState
 from vbnet.errors import DeadlineError, PeerGone, VbnetError
 from vbnet.units import SECOND_NS
+
+if TYPE_CHECKING:
+    from vbnet.telemetry.serve import ExporterProcess
 
 HOST = "host"
 """Name of the host node's process and log; the lab file keeps it from guests."""
@@ -119,6 +123,7 @@ class Lab:
         self._entries = entries
         self._connect = connect
         self._lock: Lock | None = None
+        self._exporter: ExporterProcess | None = None
         self._launcher: Launcher | None = None
         self._host = _Running(ProcessPlan(name=HOST, kind="host", guests=()))
         self._slots = {item.name: _Running(item) for item in plan.processes}
@@ -151,6 +156,7 @@ class Lab:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._start_host()
+                await self._start_exporter()
                 await self._make_network()
                 await self._make_uplinks()
                 self._start_guests()
@@ -218,6 +224,9 @@ class Lab:
             with suppress(VbnetError):
                 await self.control.close()
         await self._end([self._host])
+        if self._exporter is not None:
+            await asyncio.to_thread(self._exporter.close)
+            self._exporter = None
         if self._launcher is not None:
             self._launcher.close()
         if self._state is not None:
@@ -277,6 +286,23 @@ class Lab:
         self._check_host()
         self.control = await self._connect(self.folder)
         self._tell("host", self.plan.lab, "ready")
+
+    async def _start_exporter(self) -> None:
+        if self.plan.metrics is None:
+            return
+        from vbnet.telemetry.serve import EXPORTER_LOG, ExporterProcess  # noqa: PLC0415 -- only labs with an exporter need it
+
+        listen, web_config = self.plan.metrics.listen, self.plan.metrics.web_config
+        self._tell("metrics", listen, "starting")
+        self._exporter = ExporterProcess(
+            listen,
+            web_config=None if web_config is None else Path(web_config),
+            node=self.folder.name,
+            root=self.folder.parent,
+            log=self.run_dir.logs / EXPORTER_LOG,
+        )
+        await asyncio.to_thread(self._exporter.wait_ready)
+        self._tell("metrics", self._exporter.address, "ready")
 
     async def _make_network(self) -> None:
         control, requests = self._controlled(), self.plan.requests

@@ -93,6 +93,13 @@ class UplinkPlan(_Part, frozen=True):
     ip: str | None = None
 
 
+class MetricsPlan(_Part, frozen=True):
+    """An exporter: where it listens, and the file with TLS and users."""
+
+    listen: str
+    web_config: str | None
+
+
 class Plan(_Part, frozen=True):
     """Everything one lab needs, in the order in which it is done."""
 
@@ -102,6 +109,7 @@ class Plan(_Part, frozen=True):
     requests: tuple[Request, ...]
     uplinks: tuple[UplinkPlan, ...]
     processes: tuple[ProcessPlan, ...]
+    metrics: MetricsPlan | None = None
 
     @property
     def guests(self) -> Iterator[GuestPlan]:
@@ -112,6 +120,8 @@ class Plan(_Part, frozen=True):
     def describe(self) -> Iterator[str]:
         """Yield the plan as lines for a reader, in order."""
         yield f"start host node `{self.lab}` with {self.workers} worker{'s' * (self.workers > 1)}"
+        if self.metrics is not None:
+            yield f"serve metrics at {self.metrics.listen}"
         for request in self.requests:
             yield request.describe()
         for uplink in self.uplinks:
@@ -160,6 +170,16 @@ def make_plan(lab: LabFile) -> Plan:
         requests=tuple(requests),
         uplinks=uplinks,
         processes=tuple(processes),
+        metrics=_metrics_plan(lab),
+    )
+
+
+def _metrics_plan(lab: LabFile) -> MetricsPlan | None:
+    metrics = lab.topology.metrics
+    if metrics is None:
+        return None
+    return MetricsPlan(
+        listen=metrics.listen, web_config=None if metrics.web_config is None else str(lab.folder / metrics.web_config)
     )
 
 

@@ -65,6 +65,22 @@ class Host(_Part, frozen=True):
     workers: Annotated[int, Meta(ge=1, le=64, description="Native threads that move frames.")] = 1
 
 
+class Metrics(_Part, frozen=True, kw_only=True):
+    """An exporter for Prometheus beside the lab, which ends with it."""
+
+    listen: Annotated[
+        str,
+        Meta(
+            pattern=r"^.*:[0-9]{1,5}$",
+            description="ADDRESS:PORT, such as 127.0.0.1:9617; beyond this machine only with TLS and users.",
+        ),
+    ]
+    web_config: (
+        Annotated[str, Meta(description="File with TLS and users (from the lab file's folder); none when left out.")]
+        | None
+    ) = None
+
+
 class Nic(_Part, frozen=True):
     """One network interface of a guest, plugged into a switch."""
 
@@ -175,6 +191,7 @@ class Topology(_Part, frozen=True):
     devices: dict[str, LabDevice] = {}
     uplinks: list[Uplink] = []
     host: Host = Host()
+    metrics: Metrics | None = None
 
 
 class LabFile(msgspec.Struct, frozen=True):
@@ -312,6 +329,8 @@ class _Reader:
             self._add(("uplinks",), "`uplinks` is not a list", "write `- {switch: ..., tap: ...}` entries")
         if data.get("host") is not None:
             parts["host"] = self._part(("host",), data["host"], Host)
+        if data.get("metrics") is not None:
+            parts["metrics"] = self._part(("metrics",), data["metrics"], Metrics)
         return (None if self.found else Topology(**parts)), self.found
 
     def _add(self, place: Place, what: str, fix: str) -> None:

@@ -16,6 +16,7 @@ from vbnet.telemetry.catalogue import known
 from vbnet.telemetry.families import bucket_edges
 from vbnet.telemetry.node import FILE_ERRORS
 from vbnet.telemetry.own import OWN
+from vbnet.telemetry.server import CONNECTIONS_MAX, EXCHANGE_DEADLINE_S
 
 __all__ = ["render"]
 
@@ -63,6 +64,45 @@ other.
 - **Histograms** have {edges} buckets, at powers of two from {low:g} to {high:g} seconds.
 - Kinds of device from other packages bring their own declarations. A block that nobody declared is left out.
 - There are no `_created` samples: a block knows its generation, not its moment.
+
+## Serving them
+
+`vbnet metrics serve` answers Prometheus for every host node of this user on this machine, or for one with `--node`.
+`vbnet host run --metrics ADDRESS:PORT` and `metrics: {{listen: ADDRESS:PORT}}` in a lab file start the same as a
+child, which is started again when it dies, and ends with its parent however that ends.
+
+| path | answer |
+| --- | --- |
+| `/metrics` | the node that is served, or the only one there is; `/metrics?node=NAME` one of several |
+| `/sd` | every node as a target, with the label `lab`, for `http_sd_configs` |
+| `/healthz` | 200: this exporter answers |
+| `/readyz` | 200: the nodes it serves are up; else 503, with which are not |
+| `/` | links to these |
+
+```yaml
+scrape_configs:
+  - job_name: vbnet
+    http_sd_configs:
+      - url: http://127.0.0.1:9617/sd
+```
+
+Who reaches the port reads the names of guests and what they do. So the rule: an address that only this machine
+reaches (127.0.0.0/8, ::1, localhost) needs nothing; any other needs both TLS and users, or the exporter does not
+start. Both come from `--web-config FILE` (`web_config` in a lab file), in the form that Prometheus' own exporters
+use; a key that is not understood is refused with its line.
+
+```yaml
+tls_server_config:
+  cert_file: node.crt        # relative to this file
+  key_file: node.key
+  min_version: TLS13         # or TLS12, which is the default
+basic_auth_users:
+  prometheus: $2y$10$...     # bcrypt, as `htpasswd -nB prometheus` prints it
+```
+
+The file is read at the start only. At most {connections} clients are served at once, one request a connection, and
+each is cut off after {seconds:g} s. Exit codes: 2 for a wrong address or web configuration, 3 for a node that is
+not there, 4 for an address that is refused, 5 for a port that is taken.
 """
 
 
@@ -70,7 +110,15 @@ def render() -> str:
     """Return the page."""
     edges = [edge for edge, _ in bucket_edges()]
     second = 1_000_000_000
-    lines = [_HEAD.format(edges=len(edges), low=edges[0] / second, high=edges[-1] / second)]
+    lines = [
+        _HEAD.format(
+            edges=len(edges),
+            low=edges[0] / second,
+            high=edges[-1] / second,
+            connections=CONNECTIONS_MAX,
+            seconds=EXCHANGE_DEADLINE_S,
+        )
+    ]
     lines += _own()
     for block in known(discover(with_entry_points=False)).metrics.blocks.values():
         lines += _block(block)

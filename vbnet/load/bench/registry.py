@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import calls, lab, native, sched, signals, state, through, timers
+from vbnet.load.bench import calls, lab, metrics, native, sched, signals, state, through, timers
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -47,6 +47,7 @@ BENCHES: Final = {
         Bench("launch", lab.launch),
         Bench("scale", through.scale),
         Bench("capture.cost", through.capture_cost),
+        Bench("metrics.scrape", metrics.scrape),
         Bench("sched", sched.sched),
         Bench("limit", native.limit),
         Bench("signal.raise", signals.raise_),
