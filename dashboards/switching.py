@@ -1,0 +1,249 @@
+"""Switches and their ports: what passes, what is lost and why, how full rings are, who is woken."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dashboards.chosen import marks, scope, variables
+from dashboards.panels import Dashboard, Kind, Panel, Query, Row
+from dashboards.promql import whole
+from vbnet.devices.venet.metrics import PORT
+from vbnet.hostnode.metrics import SWITCH
+
+__all__ = ["SWITCHING"]
+
+HERE: Final = scope("switch", "guest", "device")
+_PORT: Final = "{{lab}} {{device}}"
+_LOST_IN: Final = whole(PORT.values["receive_drop_no_room"])
+_LOST_OUT: Final = whole(PORT.values["transmit_drop_oversize"])
+_REJECTED: Final = whole(PORT.values["fault_tail_out_of_range"])
+_SLOTS: Final = whole(PORT.values["transmit_slots"])
+_USED: Final = whole(PORT.values["transmit_slots_used"])
+
+_taken: Final = HERE.rate(PORT.values["transmit_frames"])
+_given: Final = HERE.rate(PORT.values["receive_frames"])
+_lost: Final = HERE.rate(_LOST_IN)
+
+_GLANCE: Final = Row(
+    "Overview",
+    [
+        Panel(
+            "Ports",
+            [Query(HERE.total(SWITCH.values["ports"]), "ports")],
+            "Ports of the chosen switches.",
+            "Fewer than NICs: `vbnet port list` shows which are plugged.",
+            Kind.NUMBER,
+            4,
+        ),
+        Panel(
+            "Stations known",
+            [Query(HERE.total(SWITCH.values["stations"]), "stations")],
+            "Addresses in the switches' tables.",
+            "Far more than guests: somebody makes addresses up; see addresses below.",
+            Kind.NUMBER,
+            4,
+        ),
+        Panel(
+            "Frames from guests",
+            [Query(_taken, "taken")],
+            "Frames taken from guests and TAPs, a second.",
+            "Nothing: no guest sends, or links are down (`vbnet port list`).",
+            Kind.NUMBER,
+            4,
+        ),
+        Panel(
+            "Frames to guests",
+            [Query(_given, "given")],
+            "Frames given to guests and TAPs, a second; one to every port counts for each.",
+            "Much less than from guests: see the losses.",
+            Kind.NUMBER,
+            4,
+        ),
+        Panel(
+            "Lost on the way to guests",
+            [Query(_lost / (_given + _lost), "lost")],
+            "Share of the frames for guests that were not given to them.",
+            "See the reasons below; runbook vbnet-receive-drops.",
+            Kind.NUMBER,
+            4,
+            limits=(0.001, 0.01),
+        ),
+        Panel(
+            "Queues quarantined",
+            [Query(HERE.total(_REJECTED), "ended")],
+            "Queues that were ended because the guest broke a rule, of devices that are here now.",
+            "`vbnet errors` says which rule, with values; the guest has to open its device again.",
+            Kind.NUMBER,
+            4,
+            limits=(1, 1),
+        ),
+    ],
+)
+
+_PORTS: Final = Row(
+    "Ports",
+    [
+        Panel(
+            "Frames to guests",
+            [Query(HERE.rate(PORT.values["receive_frames"], "lab", "guest", "device"), _PORT)],
+            "Frames given to each port's guest.",
+            "One port without any: is it on the switch that its sender is on?",
+        ),
+        Panel(
+            "Frames from guests",
+            [Query(HERE.rate(PORT.values["transmit_frames"], "lab", "guest", "device"), _PORT)],
+            "Frames taken from each port's guest.",
+            "One that should be quiet: `vbnet port show` says more of it.",
+        ),
+        Panel(
+            "Bytes to guests",
+            [Query(HERE.rate(PORT.values["receive_bytes"], "lab", "guest", "device"), _PORT)],
+            "The same in bytes of frames.",
+            "Bytes by frames is the mean length; small frames cost most for each byte.",
+        ),
+        Panel(
+            "Bytes from guests",
+            [Query(HERE.rate(PORT.values["transmit_bytes"], "lab", "guest", "device"), _PORT)],
+            "The same in bytes of frames.",
+            "Bytes by frames is the mean length.",
+        ),
+    ],
+)
+
+_LOSSES: Final = Row(
+    "Losses",
+    [
+        Panel(
+            "Not given to guests, by reason",
+            [Query(HERE.rate(_LOST_IN, "lab", "device", "reason"), "{{lab}} {{device}}: {{reason}}")],
+            "Frames for a guest that it did not get.",
+            "`no_room`: it is slower than its senders, or posts too few buffers. `buffer_too_small`, `oversize`: the "
+            "MTUs of sender and receiver differ. `quarantined`: its queue was ended, see `vbnet errors`.",
+            is_stacked=True,
+        ),
+        Panel(
+            "Not taken from guests, by reason",
+            [Query(HERE.rate(_LOST_OUT, "lab", "device", "reason"), "{{lab}} {{device}}: {{reason}}")],
+            "Frames of a guest that went no further than its port.",
+            "`forged_source`: it sends under another port's address. `runt`, `oversize`: it makes bad frames. "
+            "`same_port`: the addressee is behind the sender's own port.",
+            is_stacked=True,
+        ),
+        Panel(
+            "Queues ended, by reason",
+            [Query(HERE.total(_REJECTED, "lab", "guest", "device", "reason") > 0, "{{lab}} {{device}}: {{reason}}")],
+            "Which rule a guest broke so that its queue is quarantined.",
+            "`vbnet errors` has the values. A guest of vbnet's own that does this has a bug: please report it.",
+            limits=(1, 1),
+            empty_until="a guest breaks a rule of its rings",
+        ),
+        Panel(
+            "Turns that ended with more waiting",
+            [Query(HERE.rate(PORT.values["budget_exhausted"], "lab", "device"), _PORT)],
+            "How often a port had more frames waiting than one turn takes, so that others had theirs first.",
+            "Normal for whoever sends as fast as it can; on every port at once the workers are at their limit.",
+        ),
+    ],
+)
+
+_RINGS: Final = Row(
+    "Rings and doorbells",
+    [
+        Panel(
+            "Rings, how full",
+            [
+                Query(
+                    HERE.total(_USED, "lab", "device", "queue") / HERE.total(_SLOTS, "lab", "device", "queue"),
+                    "{{lab}} {{device}} {{queue}}",
+                )
+            ],
+            "Transmit: share of the ring that holds frames. Receive: share that holds buffers for frames to come.",
+            "A transmit ring that stays full: the host cannot keep up. A receive ring that stays empty: the guest "
+            "does not post buffers, and frames are lost with `no_room`.",
+            top=1,
+        ),
+        Panel(
+            "Doorbells spared",
+            [
+                Query(
+                    HERE.rate(PORT.values["calls_suppressed"], "lab", "device")
+                    / (
+                        HERE.rate(PORT.values["calls_suppressed"], "lab", "device")
+                        + HERE.rate(PORT.values["calls_rung"], "lab", "device")
+                    ),
+                    _PORT,
+                )
+            ],
+            "Share of the times that a guest had something to hear of and was awake, so that no system call was made.",
+            "Low at high rates: the guest sleeps too eagerly, and each frame costs a wake-up.",
+            top=1,
+            empty_until="a guest is told of frames",
+        ),
+        Panel(
+            "Doorbells",
+            [
+                Query(HERE.rate(PORT.values["kicks"], "lab", "device"), "{{lab}} {{device}} heard from it"),
+                Query(HERE.rate(PORT.values["calls_rung"], "lab", "device"), "{{lab}} {{device}} rung for it"),
+            ],
+            "Doorbells heard from each guest, and rung for it.",
+            "Thousands a second without frames: a guest rings for nothing.",
+        ),
+        Panel(
+            "Ports falling asleep and waking",
+            [
+                Query(HERE.rate(PORT.values["parks"], "lab", "device"), "{{lab}} {{device}} falls asleep"),
+                Query(HERE.rate(PORT.values["wakeups"], "lab", "device"), "{{lab}} {{device}} wakes"),
+            ],
+            "How often the host stops polling a port, and begins again when its doorbell rings.",
+            "Both high at a steady rate: traffic comes just too slowly to stay awake; harmless, but it costs system "
+            "calls.",
+        ),
+    ],
+)
+
+_ADDRESSES: Final = Row(
+    "Addresses",
+    [
+        Panel(
+            "Stations",
+            [Query(HERE.total(SWITCH.values["stations"], "lab", "switch"), "{{lab}} {{switch}}")],
+            "Addresses in each switch's table.",
+            "Growing without end: a guest makes addresses up.",
+            width=8,
+        ),
+        Panel(
+            "Stations learned, moved, refused",
+            [
+                Query(HERE.rate(SWITCH.values["learned_stations"], "lab", "switch"), "{{lab}} {{switch}} learned"),
+                Query(HERE.rate(SWITCH.values["moved_stations"], "lab", "switch"), "{{lab}} {{switch}} moved"),
+                Query(
+                    HERE.rate(whole(SWITCH.values["table_full"]), "lab", "switch", "reason"),
+                    "{{lab}} {{switch}} refused: {{reason}}",
+                ),
+            ],
+            "Changes of the table.",
+            "Steady moves: two ports use one address, or there is a loop. Refused: runbook vbnet-switch-table-full.",
+            width=8,
+        ),
+        Panel(
+            "Frames to every port, and forged ones",
+            [
+                Query(HERE.rate(SWITCH.values["flooded_frames"], "lab", "switch"), "{{lab}} {{switch}} flooded"),
+                Query(HERE.rate(SWITCH.values["forged_sources"], "lab", "switch"), "{{lab}} {{switch}} forged"),
+            ],
+            "Frames sent to every port because nobody knows the addressee, or everybody is one; and frames under "
+            "another port's address, which go nowhere.",
+            "Flooding at high rates: the addressee never answers. Forged: runbook vbnet-forged-sources.",
+            width=8,
+        ),
+    ],
+)
+
+SWITCHING: Final = Dashboard(
+    "vbnet-switching",
+    "vbnet / Switches and ports",
+    "What passes each port, what is lost and why, how full rings are.",
+    variables("switch", "guest", "device"),
+    [_GLANCE, _PORTS, _LOSSES, _RINGS, _ADDRESSES],
+    marks(scope()),
+)
