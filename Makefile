@@ -16,7 +16,7 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 BUILT := $(VENV)/.built-$(PROFILE)
 RUST_SOURCES := $(shell find rust -type f \( -name '*.rs' -o -name '*.toml' \) -not -path '*/target/*') Cargo.toml $(wildcard Cargo.lock)
-MYPY_FILES := $(wildcard tests tools examples bench)
+MYPY_FILES := $(wildcard tests tools examples bench dashboards)
 
 # A whole run is shared out to workers; a narrowed one stays in one process, where -s and --pdb work.
 SHARED_OUT := $(if $(ARGS),,-n auto --dist worksteal)
@@ -26,7 +26,7 @@ CARGO_TEST := CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2 cargo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build test test-rust test-python test-slow test-all lint format types loom fuzz bench docs demo ci clean
+.PHONY: help setup build test test-rust test-python test-slow test-all lint format types loom fuzz bench docs dashboards demo ci clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench: ## Measure vbnet beside its baselines (builds with PROFILE=release)
 docs: $(DEV) $(BUILT) ## Redraw pictures, then check links, code blocks and byte tables
 	$(BIN)/python tools/draw_overview.py
 	$(BIN)/python -m pytest -m "not slow" tests/meta/test_docs_*.py tests/meta/test_wire_tables.py
+
+dashboards: $(DEV) $(BUILT) ## Make Grafana's dashboards and Prometheus' rules again, of dashboards/
+	$(BIN)/python tools/make_dashboards.py
 
 demo: $(BUILT) ## Watch a host and its guests exchange traffic, with numbers; ends by itself
 	$(BIN)/vbnet demo

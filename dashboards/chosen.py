@@ -118,5 +118,3 @@ def marks(here: Scope) -> Sequence[Mark]:
             WARN,
         ),
     ]
-
-

@@ -13,17 +13,19 @@ from dashboards.panels import grafana
 
 __all__ = ["files", "yaml_text"]
 
+_DEPLOY = "vbnet/telemetry/deploy"
 _HEAD = "# Made by tools/make_dashboards.py of dashboards/rules.py; edit there, and run `make dashboards`.\n"
 
 
 def files() -> dict[str, str]:
     """Return the text of every file."""
     made = {
-        f"deploy/grafana/dashboards/{dashboard.uid}.json": json.dumps(grafana(dashboard), indent=1, sort_keys=True) + "\n"
+        f"{_DEPLOY}/grafana/dashboards/{dashboard.uid}.json": json.dumps(grafana(dashboard), indent=1, sort_keys=True)
+        + "\n"
         for dashboard in DASHBOARDS
     }
-    made["deploy/prometheus/rules.yml"] = yaml_text(rules.recording())
-    made["deploy/prometheus/alerts.yml"] = yaml_text(rules.alerting())
+    made[f"{_DEPLOY}/prometheus/rules.yml"] = yaml_text(rules.recording())
+    made[f"{_DEPLOY}/prometheus/alerts.yml"] = yaml_text(rules.alerting())
     return made
 
 

@@ -1,4 +1,4 @@
-"""Guests and devices: who is how, what they ask of the host node, and what devices without a dashboard of their own do."""
+"""Guests and devices: who is how, what they ask of the host node, and what other devices than NICs do."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ _BUS: Final = Row(
                 Query(HERE.rate(host.SURPLUS_FDS, "lab"), "{{lab}} uninvited"),
             ],
             "Descriptors of devices lent to guests, refused, and those that guests sent uninvited.",
-            "Not lent: the guest does not read, or the host has no descriptors left. Uninvited: a guest tries something.",
+            "Not lent: the guest does not read, or the host has none left. Uninvited: a guest tries something.",
             width=8,
         ),
         Panel(

@@ -112,7 +112,7 @@ _TRAFFIC: Final = Row(
             "Busiest senders",
             [Query(HERE.rate(PORT.values["transmit_frames"], "lab", "guest", "device").top(10), "{{lab}} {{device}}")],
             "The ten ports from which most frames are taken.",
-            "One that should be quiet: `vbnet port show` says more of it.",
+            "One that should be quiet: `vbnet port stats` says more of it.",
         ),
     ],
 )
@@ -173,11 +173,7 @@ _HOST: Final = Row(
     [
         Panel(
             "Workers awake",
-            [
-                Query(
-                    HERE.rate(host.WORKER.values["asleep_nanoseconds"], "lab", "worker").rest(), "{{lab}} {{worker}}"
-                )
-            ],
+            [Query(HERE.rate(host.WORKER.values["asleep_nanoseconds"], "lab", "worker").rest(), "{{lab}} {{worker}}")],
             "Share of the time that each thread which moves frames does not sleep.",
             "Near 1 with few idle rounds it is at its limit: give the lab more workers (`host: {workers: N}`).",
             limits=(0.9, 0.98),

@@ -1,14 +1,14 @@
 """Dashboards as plain values, and how they become Grafana's.
 
-A ``Dashboard`` is rows of ``Panel``; a panel asks one or more ``Query``. ``grafana(dashboard)`` gives the JSON document,
-made by Grafana's own builders, with stable uids and ids, so that it can be committed and compared. The same values are
-read by the tests, which ask a real Prometheus every query, and by the script that draws a dashboard for the documents.
+A ``Dashboard`` is rows of ``Panel``; a panel asks one or more ``Query``. ``grafana(dashboard)`` gives the document, made
+by Grafana's own builders, with stable uids and ids, so that it can be committed and compared. The same values are read
+by the tests, which ask a real Prometheus every query, and by the script that draws a dashboard for the documents.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -319,7 +319,7 @@ def _heat(panel: Panel) -> heatmap.Panel:
     return heatmap.Panel().calculate(False).color(colours).y_axis(axis).cell_gap(1).unit(panel.shown_unit)
 
 
-_BUILDERS: Final = {
+_BUILDERS: Final[dict[Kind, Callable[[Panel], _Builder]]] = {
     Kind.LINES: _lines,
     Kind.NUMBER: _number,
     Kind.BARS: _bars,

@@ -21,7 +21,20 @@ from vbnet.metric import Metric, MetricKind
 from vbnet.telemetry.catalogue import known
 from vbnet.telemetry.own import OWN
 
-__all__ = ["PROCESS", "SCRAPE", "TARGET_LABELS", "UP", "Asked", "Expr", "Family", "Scope", "any_of", "families", "none_of", "whole"]
+__all__ = [
+    "PROCESS",
+    "SCRAPE",
+    "TARGET_LABELS",
+    "UP",
+    "Asked",
+    "Expr",
+    "Family",
+    "Scope",
+    "any_of",
+    "families",
+    "none_of",
+    "whole",
+]
 
 TARGET_LABELS: Final = ("job", "instance", "lab")
 """What Prometheus adds to every series: the scrape's job, the exporter, and from service discovery the lab."""

@@ -1,7 +1,7 @@
 """Recording and alert rules for Prometheus.
 
-``recording()`` and ``alerting()`` give the documents of ``deploy/prometheus/rules.yml`` and ``alerts.yml``. Both take the
-window of rates, and ``alerting`` how long a state must last, so that tests can ask a real Prometheus the same rules
+``recording()`` and ``alerting()`` give the documents of ``deploy/prometheus/rules.yml`` and ``alerts.yml``. Both take
+the window of rates, and ``alerting`` how long a state must last, so that tests can ask a real Prometheus the same rules
 within seconds.
 """
 
@@ -162,8 +162,8 @@ def _node_alerts(here: Scope) -> list[Alert]:
             "15s",
             "critical",
             "The host node of lab {{ $labels.lab }} hangs",
-            "Its event loop last ran {{ $value | humanizeDuration }} before it was looked at. Frames flow on, but no "
-            "guest can come, open, or be told anything.",
+            "Its event loop last ran {{ $value | humanizeDuration }} before it was looked at: no guest can come, "
+            "open, or be told anything. Its workers may go on moving frames.",
         ),
         Alert(
             "VbnetDescriptorsShort",

@@ -116,7 +116,11 @@ _SIGNALS: Final = Row(
         ),
         Panel(
             "Kept for later, by reason",
-            [Query(HERE.rate(whole(SIGNAL.values["masked"]), "lab", "guest", "reason"), "{{lab}} {{guest}}: {{reason}}")],
+            [
+                Query(
+                    HERE.rate(whole(SIGNAL.values["masked"]), "lab", "guest", "reason"), "{{lab}} {{guest}}: {{reason}}"
+                )
+            ],
             "Raises kept because the signal was masked, or led nowhere.",
             "`unrouted` at a steady rate: nobody listens to it. `masked` for long: the guest forgot to unmask.",
             width=8,
@@ -155,7 +159,7 @@ _SIGNALS: Final = Row(
                 Query(HERE.rate(OUTBOX.values["budget_exhausted"], "lab", "guest"), "{{lab}} {{guest}} more waiting"),
             ],
             "Signals that guests raise for others through memory.",
-            "Lost: the guest names a signal that it was not granted. More waiting: it raises faster than the host takes.",
+            "Lost: it names a signal that it was not granted. More waiting: it raises faster than the host takes.",
             empty_until="a guest raises others' signals",
         ),
     ],

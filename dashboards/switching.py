@@ -93,7 +93,7 @@ _PORTS: Final = Row(
             "Frames from guests",
             [Query(HERE.rate(PORT.values["transmit_frames"], "lab", "guest", "device"), _PORT)],
             "Frames taken from each port's guest.",
-            "One that should be quiet: `vbnet port show` says more of it.",
+            "One that should be quiet: `vbnet port stats` says more of it.",
         ),
         Panel(
             "Bytes to guests",

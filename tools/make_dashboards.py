@@ -1,4 +1,4 @@
-"""Writes deploy/grafana/dashboards/*.json and deploy/prometheus/{rules,alerts}.yml, of the code in dashboards/.
+"""Writes grafana/dashboards/*.json and prometheus/{rules,alerts}.yml below vbnet/telemetry/deploy, of dashboards/.
 
 The files are committed, and a test fails when they are not what this script makes: run `make dashboards` after editing.
 """
@@ -15,7 +15,7 @@ from dashboards.files import files  # noqa: E402 - found by the line above
 def main() -> None:
     """Write what changed, and remove dashboards that are no more."""
     made = files()
-    for path in (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"):
+    for path in (ROOT / "vbnet" / "telemetry" / "deploy" / "grafana" / "dashboards").glob("*.json"):
         if str(path.relative_to(ROOT)) not in made:
             path.unlink()
             print(f"removed {path.relative_to(ROOT)}")

@@ -1,13 +1,15 @@
 #!/bin/sh
-# Sees to it that the programs which the tests drive are there: ip, ping, iperf3, tcpdump, curl, ps.
+# Sees to it that the programs which the tests drive are there: ip, ping, iperf3, tcpdump, curl, ps,
+# prometheus, promtool.
 #
 # As root on a machine with apt, installs what is missing and nothing else. Anywhere else it prints what to
 # install. It never fails: a test whose program is missing skips with a reason (with CI=true that skip fails).
+# No service is started or enabled: tests start what they need themselves.
 set -eu
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""
-for pair in ip:iproute2 ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump curl:curl ps:procps; do
+for pair in ip:iproute2 ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump curl:curl ps:procps prometheus:prometheus; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -n "$missing" ] || exit 0
@@ -22,10 +24,21 @@ command -v apt-get >/dev/null 2>&1 || by_hand
 
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+policy=/usr/sbin/policy-rc.d
+if [ -e "$policy" ]; then
+    policy=""
+else
+    # Whoever installs a service asks this program whether it may be started.
+    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
+fi
+trap 'rm -f "$log" $policy' EXIT
 echo "Installing for the tests:$missing" >&2
 # shellcheck disable=SC2086  # one word a package is what apt-get wants
-if { apt-get update && apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1 </dev/null; then
+if { apt-get update && apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $missing; } \
+    >"$log" 2>&1 </dev/null; then
+    case "$missing" in
+    *prometheus*) [ ! -d /run/systemd/system ] || systemctl --quiet disable prometheus >>"$log" 2>&1 || true ;;
+    esac
     exit 0
 fi
 tail -n 5 "$log" >&2

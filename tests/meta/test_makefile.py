@@ -7,7 +7,22 @@ import pytest
 
 from tests.meta import tree
 
-VERBS = {"setup", "build", "test", "test-all", "lint", "types", "loom", "fuzz", "bench", "docs", "demo", "ci", "clean"}
+VERBS = {
+    "setup",
+    "build",
+    "test",
+    "test-all",
+    "lint",
+    "types",
+    "loom",
+    "fuzz",
+    "bench",
+    "docs",
+    "dashboards",
+    "demo",
+    "ci",
+    "clean",
+}
 MAKEFILE = (tree.ROOT / "Makefile").read_text()
 
 
