@@ -272,7 +272,7 @@ _CALLS: Final = Row(
         Panel(
             "Bytes of fastcalls",
             [Query(HERE.rate(SLOT.values["bytes"], "lab", "guest"), _GUEST)],
-            "Data and answers.",
+            "Bytes of the data and the answers of fastcalls.",
             "By calls it is the mean length; long ones are better kept in regions.",
             width=8,
         ),

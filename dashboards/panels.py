@@ -1,7 +1,7 @@
 """Dashboards as plain values, and how they become Grafana's.
 
-A ``Dashboard`` is rows of ``Panel``; a panel asks one or more ``Query``. ``grafana(dashboard)`` gives the document, made
-by Grafana's own builders, with stable uids and ids, so that it can be committed and compared. The same values are read
+A ``Dashboard`` is rows of ``Panel``; a panel asks one or more ``Query``. ``grafana`` gives the document, made by
+Grafana's own builders, with stable uids and ids, so that it can be committed and compared. The same values are read
 by the tests, which ask a real Prometheus every query, and by the script that draws a dashboard for the documents.
 """
 

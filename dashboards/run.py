@@ -92,7 +92,7 @@ _RATES: Final = Row(
                 Query(HERE.rate(_LOST_IN, "lab", "reason"), "{{lab}} to guests: {{reason}}"),
                 Query(HERE.rate(_LOST_OUT, "lab", "reason"), "{{lab}} from guests: {{reason}}"),
             ],
-            "Frames lost.",
+            "Frames that did not arrive, by the reason of each loss.",
             "Only `no_room` belongs to a load test; anything else is a mistake in its set-up.",
             is_stacked=True,
         ),

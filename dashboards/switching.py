@@ -8,12 +8,15 @@ from dashboards.chosen import marks, scope, variables
 from dashboards.panels import Dashboard, Kind, Panel, Query, Row
 from dashboards.promql import whole
 from vbnet.devices.venet.metrics import PORT
-from vbnet.hostnode.metrics import SWITCH
+from vbnet.hostnode.metrics import CAPTURE, SWITCH
 
 __all__ = ["SWITCHING"]
 
 HERE: Final = scope("switch", "guest", "device")
 _PORT: Final = "{{lab}} {{device}}"
+_CAPTURE: Final = "{{lab}} {{device}} {{purpose}}"
+_CAPTURED: Final = ("lab", "device", "purpose")
+_STARTED: Final = "`vbnet capture` or `vbnet trace` runs"
 _LOST_IN: Final = whole(PORT.values["receive_drop_no_room"])
 _LOST_OUT: Final = whole(PORT.values["transmit_drop_oversize"])
 _REJECTED: Final = whole(PORT.values["fault_tail_out_of_range"])
@@ -239,11 +242,60 @@ _ADDRESSES: Final = Row(
     ],
 )
 
+_CAPTURES: Final = Row(
+    "Captures and traces",
+    [
+        Panel(
+            "Frames captured",
+            [
+                Query(HERE.rate(CAPTURE.values["captured_frames"], *_CAPTURED), f"{_CAPTURE} taken"),
+                Query(HERE.rate(CAPTURE.values["filtered_frames"], *_CAPTURED), f"{_CAPTURE} not wanted"),
+            ],
+            "Frames given to captures and traces, and those that their filters did not want.",
+            "Nothing taken: does the filter want what passes there?",
+            width=8,
+            empty_until=_STARTED,
+        ),
+        Panel(
+            "Frames lost to captures",
+            [
+                Query(
+                    HERE.rate(whole(CAPTURE.values["drop_no_room"]), *_CAPTURED, "reason"),
+                    f"{_CAPTURE}: {{{{reason}}}}",
+                ),
+                Query(HERE.total(CAPTURE.values["is_blocked"], *_CAPTURED).also_in("pps"), f"{_CAPTURE} ended"),
+            ],
+            "Frames that a capture wanted and lost, as its reader was too slow; and 1 for one that ended as its reader "
+            "made the doorbell block. The frames themselves went their way.",
+            "Keep less of each frame (`--snaplen`), filter, or write to a faster disk.",
+            width=8,
+            limits=(1, 1),
+            empty_until=_STARTED,
+        ),
+        Panel(
+            "Bytes captured",
+            [Query(HERE.rate(CAPTURE.values["captured_bytes"], *_CAPTURED), _CAPTURE)],
+            "Bytes of captured frames, as far as they are kept.",
+            "It is what the file grows by.",
+            width=4,
+            empty_until=_STARTED,
+        ),
+        Panel(
+            "Readers woken",
+            [Query(HERE.rate(CAPTURE.values["calls_rung"], *_CAPTURED), _CAPTURE)],
+            "How often a capture's reader was woken.",
+            "As often as frames: the reader keeps up, and sleeps in between.",
+            width=4,
+            empty_until=_STARTED,
+        ),
+    ],
+)
+
 SWITCHING: Final = Dashboard(
     "vbnet-switching",
     "vbnet / Switches and ports",
     "What passes each port, what is lost and why, how full rings are.",
     variables("switch", "guest", "device"),
-    [_GLANCE, _PORTS, _LOSSES, _RINGS, _ADDRESSES],
+    [_GLANCE, _PORTS, _LOSSES, _RINGS, _ADDRESSES, _CAPTURES],
     marks(scope()),
 )

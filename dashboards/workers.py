@@ -164,7 +164,7 @@ _SERVICE: Final = Row(
                 Query(HERE.rate(SERVICE.values["sleeps"], "lab"), "{{lab}} sleeps"),
                 Query(HERE.rate(SERVICE.values["commands"], "lab"), "{{lab}} commands"),
             ],
-            "What it does.",
+            "Rounds of that thread, how often it sleeps, and what the event loop asks of it.",
             "Mostly idle rounds: it polls for calls that do not come.",
             width=8,
             empty_until="a guest makes fastcalls",
