@@ -20,6 +20,7 @@ from tests.support.programs import COUNTERS
 from tests.support.waiting import PATIENCE, eventually
 from vbnet import Guest
 from vbnet._native import PORT_COUNTERS, SWITCH_COUNTERS, read_counters
+from vbnet.bus.limits import Limits
 from vbnet.bus.loopthread import LoopThread
 from vbnet.bus.operator import EventStream, Operator, SyncOperator
 from vbnet.bus.rundir import RunDir
@@ -53,15 +54,21 @@ def numbered(frame: bytes) -> int:
 
 
 class Lab:
-    """One host process and its operator; a context manager."""
+    """One host process and its operator; a context manager.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: folder of its run directory.
+        limits: what it grants its guests.
+    """
+
+    def __init__(self, root: Path, limits: Limits | None = None) -> None:
         self.run_dir = RunDir.for_node("host", root)
+        self._limits = limits
         self.numbers = itertools.count(1)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self.host = self._stack.enter_context(HostProcess(self.run_dir.path))
+        self.host = self._stack.enter_context(HostProcess(self.run_dir.path, self._limits))
         self.operator = self._stack.enter_context(SyncOperator(self.run_dir, deadline_s=PATIENCE))
         return self
 
