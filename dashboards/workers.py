@@ -250,6 +250,13 @@ _EXPORT: Final = Row(
             "Near the scrape's timeout: fewer names, or a longer interval.",
             width=8,
         ),
+        Panel(
+            "Clients of the exporter that were not served",
+            [Query(HERE.increase(own.DROPS, "lab", "reason"), "{{lab}} {{reason}}")],
+            "Connections that were refused or cut off.",
+            "too_many, too_slow: somebody keeps connections open. unauthorized: a password is wrong, or guessed.",
+            width=24,
+        ),
     ],
 )
 

@@ -21,8 +21,8 @@ from vbnet.hostnode.node import HostNode, HostOptions
 
 __all__ = ["main", "native_fabric", "run_host"]
 
-_COUNTER_BYTES = 8 << 20
-"""Room for what some thousand network cards and some ten thousand signals count."""
+_COUNTER_BYTES = 16 << 20
+"""Room for what some four thousand guests with a network card, and some ten thousand signals more, count."""
 
 
 def run_host(

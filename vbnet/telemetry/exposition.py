@@ -38,13 +38,15 @@ class Exposition:
     Args:
         run_dir: of the node.
         known: what blocks mean; None takes what this project and the installed packages declare.
+        drops: clients that a server did not serve, by reason; None: there is no server.
     """
 
-    def __init__(self, run_dir: RunDir, known: Known | None = None) -> None:
+    def __init__(self, run_dir: RunDir, known: Known | None = None, drops: Counter[str] | None = None) -> None:
         self._run_dir = run_dir
         self._known = known or installed()
         self._native = compile_catalogue(self._known.metrics)
         self._errors: Counter[str] = Counter()
+        self._drops = drops
 
     def render(self, *, openmetrics: bool = False) -> bytes:
         """Read the node.
@@ -60,7 +62,7 @@ class Exposition:
         text, read = self._native.render(list(paths), openmetrics)
         files = [FileFacts(path.name, *found) for path, found in zip(paths, read, strict=True)]
         self._errors.update(file.skipped for file in files if file.skipped)
-        own = _Own(list(own_families(facts, files, self._errors, self._known.problems)))
+        own = _Own(list(own_families(facts, files, self._errors, self._known.problems, self._drops)))
         if openmetrics:
             made: bytes = openmetrics_format.generate_latest(own)  # type: ignore[no-untyped-call]
             head = made.removesuffix(b"# EOF\n")

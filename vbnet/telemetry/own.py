@@ -16,7 +16,14 @@ from prometheus_client.process_collector import ProcessCollector
 from vbnet.metric import Metric, MetricKind
 from vbnet.telemetry.node import FILE_ERRORS, FileFacts, NodeFacts
 
-__all__ = ["OWN", "own_families"]
+__all__ = ["DROP_REASONS", "OWN", "own_families"]
+
+DROP_REASONS: Final = {
+    "too_many": "as many as may be were being served",
+    "too_slow": "the time of one exchange was over",
+    "unauthorized": "the name or the password was wrong, or missing",
+}
+"""Why a client is not served, by the word it is counted under."""
 
 _GAUGE: Final = MetricKind.GAUGE
 UP: Final = Metric("vbnet_node_up", "nodes", "1 while the host node's process is there, hung or not; else 0.", _GAUGE)
@@ -28,6 +35,9 @@ FILE_USED: Final = Metric("vbnet_counters_file_used_bytes", "bytes", "Of a count
 ERRORS: Final = Metric(
     "vbnet_exporter_file_errors_total", "files", "Counters files that this exporter skipped, at each read."
 )
+DROPS: Final = Metric(
+    "vbnet_exporter_connections_drop_total", "connections", "Clients of this exporter that were not served."
+)
 DECLARATIONS: Final = Metric(
     "vbnet_exporter_declaration_errors", "kinds", "Kinds of device whose metrics could not be loaded.", _GAUGE
 )
@@ -37,13 +47,18 @@ OWN: Final[dict[Metric, tuple[str, ...]]] = {
     FILE_BYTES: ("file",),
     FILE_USED: ("file",),
     ERRORS: ("reason",),
+    DROPS: ("reason",),
     DECLARATIONS: (),
 }
 """Every family made here, with its labels; and ``process_*`` as every Prometheus client has them."""
 
 
 def own_families(
-    facts: NodeFacts, files: Sequence[FileFacts], errors: Counter[str], problems: Iterable[str] = ()
+    facts: NodeFacts,
+    files: Sequence[FileFacts],
+    errors: Counter[str],
+    problems: Iterable[str] = (),
+    drops: Counter[str] | None = None,
 ) -> Iterator[PrometheusFamily]:
     """Make them.
 
@@ -52,6 +67,7 @@ def own_families(
         files: its counters files as they were just read.
         errors: files skipped so far, by reason; this read's are in it.
         problems: what is wrong with declarations.
+        drops: clients not served so far, by reason; None: there is no server.
     """
     yield _gauge(UP, [((), int(facts.is_up))])
     record = facts.record
@@ -64,6 +80,11 @@ def own_families(
     for reason in FILE_ERRORS:
         skipped.add_metric([reason], errors[reason])
     yield skipped
+    if drops is not None:
+        refused = CounterMetricFamily(DROPS.name, DROPS.help, labels=OWN[DROPS])
+        for reason in DROP_REASONS:
+            refused.add_metric([reason], drops[reason])
+        yield refused
     yield _gauge(DECLARATIONS, [((), len(list(problems)))])
     if facts.is_up and record is not None:
         pid = record.pid

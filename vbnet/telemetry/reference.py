@@ -8,14 +8,14 @@ Nothing in that page is written by hand but its head, so it cannot disagree with
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from vbnet.bus.kinds import discover
 from vbnet.metric import Metric, MetricBlock, MetricKind
 from vbnet.telemetry.catalogue import known
 from vbnet.telemetry.families import bucket_edges
 from vbnet.telemetry.node import FILE_ERRORS
-from vbnet.telemetry.own import OWN
+from vbnet.telemetry.own import DROP_REASONS, OWN
 from vbnet.telemetry.server import CONNECTIONS_MAX, EXCHANGE_DEADLINE_S
 
 __all__ = ["render"]
@@ -133,11 +133,16 @@ def _own() -> Iterator[str]:
     yield "`process_open_fds` with `process_max_fds`, `process_start_time_seconds`; while it is there."
     yield ""
     yield from _table((metric, labels) for metric, labels in OWN.items())
-    yield "Why a file is skipped:"
+    yield from _reasons("Why a file is skipped:", FILE_ERRORS)
+    yield from _reasons("Why a client of the exporter is not served:", DROP_REASONS)
+
+
+def _reasons(title: str, reasons: Mapping[str, str]) -> Iterator[str]:
+    yield title
     yield ""
     yield "| reason | meaning |"
     yield "| --- | --- |"
-    yield from (f"| `{reason}` | {meaning} |" for reason, meaning in FILE_ERRORS.items())
+    yield from (f"| `{reason}` | {meaning} |" for reason, meaning in reasons.items())
     yield ""
 
 

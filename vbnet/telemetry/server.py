@@ -23,6 +23,7 @@ import ipaddress
 import json
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -154,6 +155,7 @@ class MetricsServer:
     root: Path | None = None
     _connections: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _expositions: dict[str, Exposition] = field(default_factory=dict, init=False)
+    _drops: Counter[str] = field(default_factory=Counter, init=False)
     _readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READERS), init=False)
     _door: Doorkeeper = field(init=False)
 
@@ -172,6 +174,7 @@ class MetricsServer:
                     await asyncio.sleep(0.05)
                     continue
                 if len(self._connections) >= CONNECTIONS_MAX:
+                    self._drops["too_many"] += 1
                     accepted.close()
                     continue
                 task = loop.create_task(self._converse(accepted))
@@ -197,8 +200,10 @@ class MetricsServer:
                 await self._exchange(reader, writer)
                 writer.close()
                 await writer.wait_closed()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            pass
+        except TimeoutError:
+            self._drops["too_slow"] += 1
+        except OSError:
+            pass  # the client is gone, or speaks no TLS
         finally:
             if transport is not None:
                 transport.abort()
@@ -240,6 +245,7 @@ class MetricsServer:
     async def _answer(self, request: h11.Request) -> _Answer:
         headers = {name.lower(): value.decode("latin-1") for name, value in request.headers}
         if self.web.users and not await self._is_let_in(headers.get(b"authorization", "")):
+            self._drops["unauthorized"] += 1
             challenge = ("WWW-Authenticate", 'Basic realm="vbnet", charset="UTF-8"')
             return _text(HTTPStatus.UNAUTHORIZED, "a name and a password are needed", challenge)
         target = urlsplit(request.target.decode("latin-1"))
@@ -292,7 +298,7 @@ class MetricsServer:
         run_dir = self._chosen(asked)
         for gone in self._expositions.keys() - set(self._nodes()):
             self._expositions.pop(gone, None)
-        exposition = self._expositions.setdefault(run_dir.path.name, Exposition(run_dir))
+        exposition = self._expositions.setdefault(run_dir.path.name, Exposition(run_dir, drops=self._drops))
         is_open = prefers_openmetrics(headers.get("accept", ""))
         text = exposition.render(openmetrics=is_open)
         return _Answer(HTTPStatus.OK, text, OPENMETRICS_TYPE if is_open else TEXT_TYPE)

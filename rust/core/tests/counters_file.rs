@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vbnet_core::error::{Error, Fault};
-use vbnet_core::shm::counters::{BlockSnapshot, CounterFile};
+use vbnet_core::shm::counters::{BLOCK_HEADER_WORDS, BlockSnapshot, CounterFile, CounterReader, FILE_HEADER_WORDS};
 
 /// Longest any test waits for anything.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -215,13 +215,47 @@ fn old_reader_keeps_its_file_when_a_new_one_takes_the_name() {
     assert!(CounterFile::open(place.path()).unwrap().blocks().is_empty());
 }
 
+/// Nothing of another's file is mapped, so shortening it under a reader ends what is found, and nothing else.
+#[test]
+fn file_that_is_shortened_under_its_reader_shows_what_is_left() {
+    let place = Place::new();
+    let file = CounterFile::create(Some(place.path()), FILE_BYTES).unwrap();
+    let kept = [file.allocate("first", "", 1).unwrap(), file.allocate("second", "", 1).unwrap()];
+    let reader = CounterFile::open(place.path()).unwrap();
+    let shorten = |bytes| std::fs::OpenOptions::new().write(true).open(place.path()).unwrap().set_len(bytes).unwrap();
+    let first_ends = ((FILE_HEADER_WORDS + BLOCK_HEADER_WORDS + 1) * 8) as u64;
+
+    let mut found = vec![reader.blocks().len()];
+    for bytes in [first_ends + 8, first_ends - 8, 0] {
+        shorten(bytes);
+        found.push(reader.blocks().len());
+    }
+
+    assert_eq!(vec![2, 1, 0, 0], found);
+    // What is mapped and gone cannot be touched: the blocks' owners must not write when they are dropped.
+    kept.into_iter().for_each(std::mem::forget);
+}
+
 /// While a block changes hands all the time, every reading is whole: kind, labels and values of one owner.
 #[test]
 fn concurrent_reader_sees_whole_blocks_only() {
-    const OWNERS: u64 = 100_000;
-    const READINGS: u64 = 1_000;
     let file = CounterFile::create(None, FILE_BYTES).unwrap();
-    let reader = file.reader();
+    change_hands(&file, &file.reader());
+}
+
+/// The same for who copies the file: three copies take longer than most owners last, and none of what is seen is mixed.
+#[test]
+fn concurrent_reader_by_path_sees_whole_blocks_only() {
+    let place = Place::new();
+    let file = CounterFile::create(Some(place.path()), FILE_BYTES).unwrap();
+    change_hands(&file, &CounterFile::open(place.path()).unwrap());
+}
+
+fn change_hands(file: &CounterFile, reader: &CounterReader) {
+    const OWNERS: u64 = 50_000;
+    const READINGS: u64 = 500;
+    /// One owner of so many stays until somebody has seen a block, so that there is something to see.
+    const STAYING: u64 = 128;
     let (is_over, readings) = (AtomicBool::new(false), AtomicU64::new(0));
     let deadline = Instant::now() + DEADLINE;
 
@@ -245,6 +279,14 @@ fn concurrent_reader_sees_whole_blocks_only() {
             owner += 1;
             let block = file.allocate(&kind_of(owner), &labels_of(owner), 16).unwrap();
             (0..16).for_each(|index| block.set(index, owner));
+            let before = readings.load(Ordering::Relaxed);
+            while owner.is_multiple_of(STAYING)
+                && readings.load(Ordering::Relaxed) == before
+                && !reading.is_finished()
+                && Instant::now() < deadline
+            {
+                thread::yield_now();
+            }
         }
         is_over.store(true, Ordering::Relaxed);
     });

@@ -1,6 +1,8 @@
 """A node's counters as Prometheus reads them: by the collector and as text, also of files that are none."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from vbnet._native import CounterBlock, CounterFile, counter_labels
+from vbnet.bus.kinds import discover
 from vbnet.bus.rundir import HostRecord, RunDir, start_ticks
 from vbnet.devices.intc.metrics import SIGNAL
 from vbnet.devices.timer.metrics import TIMEKEEPER
@@ -19,6 +22,7 @@ from vbnet.errors import NotFoundError, ResourceError
 from vbnet.hostnode.metrics import GUEST, HOST, WORKER
 from vbnet.metric import MetricBlock
 from vbnet.telemetry import Collector, Exposition
+from vbnet.telemetry.catalogue import known
 
 parse_openmetrics: Any = openmetrics_parser.text_string_to_metric_families
 
@@ -99,6 +103,22 @@ def test_text_says_what_the_collector_says(node: Node, is_open: bool) -> None:
 
     assert plain(Collector(node.run_dir).collect()) == parsed
     assert 200 < len(parsed)
+
+
+def test_checker_of_prometheus_has_nothing_to_say(node: Node) -> None:
+    """Names, units and types keep to its rules; where it is installed, on every kind of block."""
+    fill(node)
+    for block in known(discover(with_entry_points=False)).metrics.blocks.values():
+        node.count(block, dict.fromkeys(block.labels, "x"))
+    text = Exposition(node.run_dir).render()
+
+    checker = shutil.which("promtool")
+    said = (
+        subprocess.run([checker, "check", "metrics"], input=text, capture_output=True, check=False) if checker else None
+    )
+
+    assert said is None or (0, b"") == (said.returncode, said.stderr)
+    assert b"\n# TYPE vbnet_echo_calls_total counter\n" in text
 
 
 def test_types_and_units_are_those_of_the_declarations(node: Node) -> None:

@@ -222,7 +222,9 @@ def test_clients_that_do_nothing_are_bounded_and_sent_away(site: Site, monkeypat
     with site.raw(b"GET /healthz HTTP/1.0\r\n\r\n") as late:
         assert b"" == _received(late)
     assert [b""] * CONNECTIONS_MAX == [_received(client) for client in clients]
-    assert 200 == site.ask("/metrics")[0]
+    text = site.ask("/metrics")[1]
+    assert 'vbnet_exporter_connections_drop_total{reason="too_many"} 1.0' in text
+    assert f'vbnet_exporter_connections_drop_total{{reason="too_slow"}} {CONNECTIONS_MAX}.0' in text
     for client in clients:
         client.close()
 
@@ -284,4 +286,5 @@ def test_password_and_tls_are_needed_where_they_are_asked_for(tmp_path: Path) ->
     assert refused[0][2]["www-authenticate"].startswith("Basic ")
     assert [401] * 5 == paths
     assert 200 == served[0]
+    assert 'vbnet_exporter_connections_drop_total{reason="unauthorized"} 10.0' in served[1]
     assert "https" == listed[0]["labels"]["__scheme__"]
