@@ -414,6 +414,12 @@ def drives(desk: SyncOperator) -> int:
         ([4, "\U0010ffff" * 256, False], 1, "ENOENT"),
         ([3, "x" * 257], 0, "EPROTO"),
         ([4, "alarm", 1], 1, "EPROTO"),
+        ([5, "web.eth0", b"", 64, 1 << 18, 0], 1, "EPROTO"),
+        ([5, "web.eth0", b"", 64, 1 << 18], 0, "EPROTO"),
+        ([5, "web.eth0", bytes(3585), 64, 1 << 18, 0], 0, "EPROTO"),
+        ([5, "../web", b"", 64, 1 << 18, 0], 0, "EPROTO"),
+        ([5, "web.eth0", b"", -1, 1 << 18, 0], 0, "EPROTO"),
+        ([5, "nobody.eth0", b"", 64, 1 << 18, 0], 0, "ENOENT"),
     ],
 )
 def test_what_an_operator_hands_over_wrongly_is_refused_and_closed(
@@ -434,7 +440,7 @@ def test_what_an_operator_hands_over_wrongly_is_refused_and_closed(
 
 
 @pytest.mark.usefixtures("bystander")
-@pytest.mark.parametrize("body", [[3, "alarm"], [4, "alarm", False]])
+@pytest.mark.parametrize("body", [[3, "alarm"], [4, "alarm", False], [5, "web.eth0", b"", 64, 1 << 18, 0]])
 def test_a_guest_s_connection_is_no_operator_s(desk: SyncOperator, peer: RawPeer, body: list[Any]) -> None:
     """A process with a session asks its interrupt controller; the session goes on."""
     peer.join(1, unique(), "lan")

@@ -44,6 +44,15 @@ def test_fastcalls_are_measured_alone_at_once_and_asleep() -> None:
     assert all(row.value > 0 and row.ratio is not None for row in [*alone, *at_once[1:]])
 
 
+def test_a_capture_is_measured_beside_none() -> None:
+    """``capture.cost`` has the rate without a capture, and with two of them as a share of it."""
+    rows = bench.run(["capture.cost"], quick=True)
+
+    assert ["no capture", "1 in 992 wanted", "all wanted, ring full"] == [row.params["capture"] for row in rows]
+    assert all(row.value > 0 for row in rows)
+    assert [None, "no capture", "no capture"] == [row.baseline for row in rows]
+
+
 def test_signals_are_raised_without_waking_anybody_twice() -> None:
     """A million raises, or here ten thousand, of one signal or of a thousand wake their sleeping handler once."""
     rows = bench.run(["signal.raise"], quick=True)

@@ -67,3 +67,21 @@ def test_any_name_of_a_signal_travels_whole_and_fits_a_packet(seq: int, signal: 
 
     assert [(seq, fdpass.Export(signal)), (seq, fdpass.Drive(signal, keep))] == [*map(fdpass.decode_attach, data)]
     assert max(map(len, data)) <= fdpass.MAX_PACKET_BYTES
+
+
+U32 = st.integers(0, (1 << 32) - 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seq=st.integers(1, (1 << 32) - 1),
+    program=st.binary(max_size=fdpass.PROGRAM_BYTES),
+    numbers=st.tuples(U32, U32, U32),
+)
+def test_a_capture_travels_whole_and_fits_a_packet(seq: int, program: bytes, numbers: tuple[int, int, int]) -> None:
+    """Also with the longest filter and the longest name."""
+    port = "p" * 96
+    data = pack([1, seq, [5, port, program, *numbers]])
+
+    assert (seq, fdpass.Capture(port, program, *numbers)) == fdpass.decode_attach(data)
+    assert len(data) <= fdpass.MAX_PACKET_BYTES
