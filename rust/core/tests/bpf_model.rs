@@ -149,6 +149,29 @@ proptest! {
     }
 
     #[test]
+    fn program_that_begins_with_a_test_answers_as_the_model_does(
+        (size, bytes) in prop::sample::select(vec![(0x20u16, 4usize), (0x28, 2), (0x30, 1)]),
+        place in 0..80usize,
+        is_equal in any::<bool>(),
+        (yes, no) in (0..2u8, 0..2u8),
+        frame in prop::collection::vec(any::<u8>(), 14..90),
+    ) {
+        let word = frame.get(place..place + bytes).unwrap_or_default();
+        let constant = word.iter().fold(0, |value, &byte| value << 8 | u32::from(byte)) ^ u32::from(!is_equal);
+        let program = [
+            Instruction::new(size, 0, 0, place as u32),
+            Instruction::new(0x15, yes, no, constant),
+            Instruction::new(0x06, 0, 0, 9),
+            Instruction::new(0x06, 0, 0, 0),
+        ];
+        let start = FrameStart::of(&frame);
+        // SAFETY: the frame outlives the packet.
+        let packet = unsafe { Packet::new(&start, frame.as_ptr(), frame.len() as u32) };
+        let checked = Program::check(&program).unwrap();
+        prop_assert_eq!(model(&program, &frame).unwrap_or(0), checked.run(&packet));
+    }
+
+    #[test]
     fn any_words_are_refused_or_answer(
         words in prop::collection::vec((any::<u16>(), any::<u8>(), any::<u8>(), any::<u32>()), 0..20),
         frame in prop::collection::vec(any::<u8>(), 14..80),

@@ -68,7 +68,9 @@ impl Plane {
             Verdict::To(to) => to != slot && batch.pieces[index].length != 0,
             _ => false,
         };
-        if !(first..end).all(is_plain) {
+        // A frame that ended at its own port has a reason; without any, one look at where they go is enough.
+        let is_smooth = batch.reasons[first..end].iter().fold(0, |any, &reason| any | reason) == 0;
+        if !(if is_smooth { is_plain(first) } else { (first..end).all(is_plain) }) {
             (first..end).for_each(|index| self.show(slot, index));
             return;
         }
