@@ -88,10 +88,18 @@ class BlockFile:
 
     def write(self, blocks: bytes) -> None:
         """See ``BlockSink``."""
-        if self._rotate_bytes and self._bytes >= self._rotate_bytes:
-            self.finish()
-            self._open()
-        self._append(blocks)
+        while blocks:
+            if self._rotate_bytes and self._bytes >= self._rotate_bytes:
+                self.finish()
+                self._open()
+            room = self._rotate_bytes - self._bytes
+            cut = len(blocks)
+            if self._rotate_bytes and cut > room:
+                # The block that reaches the limit is the last of its file.
+                fits = whole_blocks(blocks[: max(0, room)])
+                cut = fits + _HEAD.unpack_from(blocks, fits)[1]
+            self._append(blocks[:cut])
+            blocks = blocks[cut:]
 
     def finish(self) -> None:
         """See ``BlockSink``; harmless when finished already."""

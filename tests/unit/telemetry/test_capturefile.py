@@ -76,8 +76,9 @@ def test_rotation_keeps_the_last_files_each_whole(tmp_path: Path) -> None:
     """A new file begins once one is long enough; of too many the oldest goes."""
     sink = BlockFile(tmp_path / "a.pcapng", HEAD, tail, rotate_bytes=200, keep_files=2)
 
-    for mark in range(7):
+    for mark in range(3):
         sink.write(block(100, mark))
+    sink.write(b"".join(block(100, mark) for mark in range(3, 7)))
     sink.finish()
 
     names = ["a.00003.pcapng", "a.00004.pcapng"]
