@@ -180,7 +180,7 @@ def test_a_killed_capture_is_detached_and_its_port_goes_on(net: Net, start: Capt
     """The kernel tells the host; nothing of the capture is left there."""
     one, two = pair(net)
     running = start("capture", f"{one.port},{two.port}", "-w", str(tmp_path / "a")).started()
-    assert [one.port, two.port] == [capture["device"] for capture in captures(net.lab)]
+    assert {one.port, two.port} == {capture["device"] for capture in captures(net.lab)}
 
     running.process.kill()
     running.process.wait()
