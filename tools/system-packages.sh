@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sees to it that the programs which the tests drive are there: ip, ping, iperf3, tcpdump, curl, ps,
-# prometheus, promtool.
+# tmux, prometheus, promtool, chromium.
 #
 # As root on a machine with apt, installs what is missing and nothing else. Anywhere else it prints what to
 # install. It never fails: a test whose program is missing skips with a reason (with CI=true that skip fails).
@@ -9,7 +9,8 @@ set -eu
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""
-for pair in ip:iproute2 ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump curl:curl ps:procps prometheus:prometheus; do
+for pair in ip:iproute2 ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump curl:curl ps:procps tmux:tmux \
+    prometheus:prometheus chromium:chromium; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -n "$missing" ] || exit 0

@@ -36,6 +36,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "signal": Entry("signal", "List, make, route, raise, grant, export and drive signals."),
         "state": Entry("state", "List state devices and show their latest values."),
         "sched": Entry("sched", "Show what a scheduler coordinator gives guests' threads."),
+        "top": Entry("top", "Watch guests, ports, queues, signals, timers and workers live."),
         "metrics": Entry("metrics", "Print what a host node counts, for Prometheus; serve it over HTTP."),
         "capture": Entry("capture", "Show or keep what passes ports, for Wireshark and others."),
         "trace": Entry("trace", "Follow frames on their way through the switch, with time stamps."),

@@ -44,7 +44,7 @@ def guest_sheet(read: Reading, guest: str) -> Sheet:
         )  # fmt: skip
         rows.append(Row((device,), cells, moved.mark, lines.get(device), Step("device", (guest, device))))
     for block in own:
-        name = f"({block.kind})" if len(block.labels) == 1 else f"({block.kind} {whose_block(block)})"
+        name = f"({block.kind})" if len(block.labels) == 1 else f"({block.kind} {whose_block(block, block.labels)})"
         cells = (name, "", "its own counters", *[None] * 7)
         rows.append(Row((name,), cells, opens=Step("block", block.key[:2])))
     columns = (
@@ -70,6 +70,8 @@ def device_sheet(read: Reading, guest: str, device: str) -> Sheet:
         for block in read.pair.now.layout.blocks
         if block.labels.get("device") == device and block.labels.get("guest", guest) == guest
     ]
+    # What moves and loses frames is what one looks for; what was done with the device once comes last.
+    blocks.sort(key=lambda block: (block.kind != "port", block.kind == "device", block.kind))
     return _values(read, blocks)
 
 
@@ -108,7 +110,7 @@ def _values_of(read: Reading, block: Block) -> Iterator[Row]:
         rate = rate / metric.per_unit if rate is not None else None
         lost = metric.name.endswith(WRONG) and bool(now)
         mark = Mark.notice if lost and rate else Mark.bad if lost and "rejected" in metric.name else Mark.fine
-        meaning = f"{metric.help} {metric.detail}".strip()
+        meaning = metric.detail or metric.help
         yield Row((*block.key[:2], name), (of, name.replace("_", " "), now, rate, unit, meaning), mark)
 
 

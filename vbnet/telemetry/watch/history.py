@@ -124,11 +124,6 @@ class History:
         now = self.look(number)
         return Pair(self.look(number - 1) if number - 1 in self.numbers else None, now)
 
-    def before(self, wall_s: float) -> int:
-        """Number of the newest look that is not newer than ``wall_s``; else of the oldest."""
-        older = [number for number, kept in zip(self.numbers, self._kept, strict=True) if kept.wall_s <= wall_s]
-        return older[-1] if older else self._first
-
     def line(self, key: Key, until: int, length: int) -> list[float | None]:
         """Main rates of a block in the ``length`` looks up to number ``until``; None: not known."""
         found: list[float | None] = []

@@ -23,7 +23,7 @@ from vbnet.bus.rundir import RunDir
 from vbnet.errors import VbnetError
 from vbnet.hostnode.metrics import HOST
 from vbnet.sharedmem.snapshot import parse_labels
-from vbnet.telemetry.node import NodeFacts, counters_files, read_facts
+from vbnet.telemetry.node import FILE_ERRORS, NodeFacts, counters_files, read_facts
 
 __all__ = ["Block", "Condition", "Key", "Layout", "Look", "State", "Watcher", "condition", "printable"]
 
@@ -135,7 +135,7 @@ class Watcher:
         for path in counters_files(self.run_dir):
             found, _, _, skipped = scan_counters(path)
             if skipped:
-                problems.append(f"{path.name}: {skipped}")
+                problems.append(f"{path.name}: {FILE_ERRORS.get(skipped, skipped)}")
             for kind, labels, generation, values in found:
                 shape.append((kind, labels, generation, len(values)))
                 words.extend(values)

@@ -5,7 +5,7 @@ A name that is not declared is a mistake of the table that asks for it, and rais
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from vbnet.hostnode.metrics import GUEST_STATES
@@ -127,6 +127,6 @@ def host_note(read: Reading) -> str:
     return ""
 
 
-def whose_block(block: Block) -> str:
-    """The labels of a block as one text."""
-    return " ".join(value for value in block.labels.values() if value) or "host"
+def whose_block(block: Block, labels: Iterable[str]) -> str:
+    """What a block has for these labels, as one text."""
+    return " ".join(filter(None, (block.labels.get(label) for label in labels))) or "host"

@@ -6,6 +6,7 @@ Nothing here knows a screen: colours and terminals belong to whoever shows a she
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from vbnet.telemetry.watch.look import Key
 
 __all__ = [
     "NUMBERS",
+    "SIGNS",
     "Column",
     "Mark",
     "Row",
@@ -26,6 +28,7 @@ __all__ = [
     "Step",
     "Value",
     "arranged",
+    "plain_lines",
     "records",
     "shown",
     "spark",
@@ -119,6 +122,8 @@ class Sheet:
 
 NUMBERS: Final = frozenset({Show.number, Show.rate, Show.bytes, Show.share, Show.seconds, Show.moment})
 """Columns that are aligned to the right and sorted from the greatest down."""
+SIGNS: Final = {Mark.fine: " ", Mark.notice: "~", Mark.bad: "!"}
+"""How bad a row is, in one character."""
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
 _THOUSAND: Final = 1000
 _TEN: Final = 10
@@ -137,9 +142,17 @@ def shown(value: Value, show: Show) -> str:
         case Show.seconds:
             return _duration(value)
         case Show.moment:
-            return datetime.fromtimestamp(value, UTC).astimezone().strftime("%H:%M:%S")
+            return shown_moment(value)
         case _:
             return _short(value)
+
+
+def shown_moment(wall_s: float) -> str:
+    """The time of day here."""
+    try:
+        return datetime.fromtimestamp(wall_s, UTC).astimezone().strftime("%H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return "?"
 
 
 def spark(line: Sequence[float | None]) -> str:
@@ -147,9 +160,7 @@ def spark(line: Sequence[float | None]) -> str:
     top = max((value for value in line if value is not None), default=0.0)
     if top <= 0:
         return " " * len(line)
-    return "".join(
-        " " if not value else _LEVELS[min(len(_LEVELS) - 1, int(value / top * len(_LEVELS)))] for value in line
-    )
+    return "".join(" " if not value else _LEVELS[max(0, math.ceil(value / top * len(_LEVELS)) - 1)] for value in line)
 
 
 def arranged(sheet: Sheet, *, words: str = "", sort: str = "", is_reversed: bool = False) -> list[Row]:
@@ -174,6 +185,29 @@ def arranged(sheet: Sheet, *, words: str = "", sort: str = "", is_reversed: bool
     known.sort(key=lambda row: tuple(map(_natural, row.key)))
     known.sort(key=lambda row: _order(row.cells[place]), reverse=goes_down)
     return known + [row for row in rows if row.cells[place] is None]
+
+
+def plain_lines(sheet: Sheet) -> list[str]:
+    """A table as aligned lines of text, the titles first; a row that something is wrong with ends in its sign."""
+    places = [place for place, column in enumerate(sheet.columns) if column.show is not Show.line]
+    shows = [sheet.columns[place].show for place in places]
+    lines = [[sheet.columns[place].title for place in places]]
+    rows = arranged(sheet)
+    lines += [[shown(row.cells[place], show) for place, show in zip(places, shows, strict=True)] for row in rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(places))]
+    signs = ["", *(SIGNS[row.mark].strip() for row in rows)]
+    return [
+        "  ".join(
+            [
+                *(
+                    text.rjust(width) if show in NUMBERS else text.ljust(width)
+                    for text, width, show in zip(line, widths, shows, strict=True)
+                ),
+                sign,
+            ]
+        ).rstrip()
+        for line, sign in zip(lines, signs, strict=True)
+    ]
 
 
 def records(sheet: Sheet, rows: Sequence[Row]) -> list[dict[str, Value]]:

@@ -19,6 +19,7 @@ from vbnet.telemetry.watch.reading import (
     whose_block,
 )
 from vbnet.telemetry.watch.table import Column, Mark, Row, Sheet, Show, Step, Value
+from vbnet.units import SECOND_NS
 
 __all__ = ["TABS"]
 
@@ -206,9 +207,7 @@ def _workers(read: Reading) -> Sheet:
     rows = []
     for worker in read.blocks("worker"):
         name = worker.labels.get("worker", "")
-        asleep_ns = read.rate(worker, "asleep_nanoseconds")
-        # The time of a sleep is counted when it ends, so one that lasts longer than a look comes out in one piece.
-        awake = None if asleep_ns is None else min(1.0, max(0.0, 1 - asleep_ns / 1e9))
+        awake = _awake(read, worker)
         cells = (
             name, awake, read.rate(worker, "busy_rounds"), read.rate(worker, "idle_rounds"),
             read.rate(worker, "sleeps"), read.total(worker, "ports"), read.total(worker, "active_ports"),
@@ -227,6 +226,17 @@ def _workers(read: Reading) -> Sheet:
         LINE,
     )
     return Sheet(columns, tuple(rows), "worker", _WORKERS)
+
+
+def _awake(read: Reading, worker: Block) -> float | None:
+    """Which part of the time a worker did not sleep, 0 to 1.
+
+    A sleep is counted when it ends: a worker that went round not once slept all the time, whatever it has counted.
+    """
+    asleep_ns, rounds = read.rate(worker, "asleep_nanoseconds"), read.rate(worker, "busy_rounds", "idle_rounds")
+    if asleep_ns is None or rounds is None:
+        return None
+    return min(1.0, max(0.0, 1 - asleep_ns / SECOND_NS)) if rounds else 0.0
 
 
 def _switches(read: Reading) -> Sheet:
@@ -286,7 +296,7 @@ def _errors(read: Reading) -> Sheet:
             count = read.pair.total(block, (place,))
             if not count or declared is None:
                 continue
-            whose = whose_block(block)
+            whose = whose_block(block, declared.labels)
             what = metric.name.removeprefix("vbnet_").removesuffix("_total")
             reason = " ".join(metric.fixed.values())
             rate = read.pair.rate(block, (place,))
