@@ -77,7 +77,7 @@ def test_node_that_is_stopped_and_then_killed_is_still_shown(commands_find: Lab)
 
 @pytest.mark.slow
 def test_a_refresh_with_a_thousand_guests_takes_less_than_a_tenth_of_a_second(tmp_path: Path) -> None:
-    """Looking, keeping, counting, sorting and drawing, of all rows, though one sees forty. CPU time, without what disturbed it."""
+    """Looking, keeping, counting, sorting, drawing: all rows, though one sees forty. CPU time, the best of many."""
     node = CountedNode(tmp_path / "run")
     ports = [node.guest(f"guest-{number}") for number in range(GUESTS)]
     viewer = Viewer(node.watcher, now_s=lambda: node.now_s)
