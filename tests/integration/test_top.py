@@ -119,8 +119,10 @@ def test_terminal_shows_a_running_node_and_that_it_ended(
     def press(*keys: str) -> None:
         subprocess.run([*tmux, "send-keys", *keys], check=True)
 
+    # Where these say how large a terminal is, nobody asks the terminal.
+    environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
     shell = [*tmux, "new-session", "-d", "-x", "80", "-y", "24", "sh"]
-    subprocess.run(shell, check=True, env={**os.environ, "TERM": "xterm-256color", "PS1": "$ "})
+    subprocess.run(shell, check=True, env={**environment, "TERM": "xterm-256color", "PS1": "$ "})
     try:
         press(f"{' '.join(vbnet_program.COMMAND)} top --interval 0.2", "Enter")
         eventually(lambda: "live" in screen(), "the screen is there")
@@ -134,6 +136,9 @@ def test_terminal_shows_a_running_node_and_that_it_ended(
         eventually(lambda: "last picture" in screen() and "AWAKE" in screen(), "its end is told")
         press("q")
         eventually(lambda: "last picture" not in screen(), "the shell is back")
+    except TimeoutError as late:
+        late.add_note(screen())
+        raise
     finally:
         subprocess.run([*tmux, "kill-server"], check=True)
 
