@@ -10,7 +10,7 @@ set -eu
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""
 for pair in ip:iproute2 ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump curl:curl ps:procps tmux:tmux \
-    prometheus:prometheus chromium:chromium; do
+    prometheus:prometheus chromium:chromium systemd-analyze:systemd openssl:openssl; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -n "$missing" ] || exit 0

@@ -70,7 +70,7 @@ class ExporterProcess:
     Args:
         listen: ``ADDRESS:PORT``.
         web_config: TLS and users, or None.
-        node: the node it serves.
+        node: the node it serves; None: every node of ``root``.
         root: where run directories are.
         log: what it prints goes to the end of this file.
 
@@ -78,11 +78,13 @@ class ExporterProcess:
         UsageError, NotPermittedError, BusyError: as ``prepare``.
     """
 
-    def __init__(self, listen: str, *, web_config: Path | None, node: str, root: Path, log: Path) -> None:
+    def __init__(self, listen: str, *, web_config: Path | None, node: str | None, root: Path, log: Path) -> None:
         self._listening, _ = prepare(listen, web_config)
         host, port = self._listening.getsockname()[:2]
         self.address = str(Listen(host, port))
-        self._command = [sys.executable, "-m", "vbnet.telemetry.serve", f"--node={node}", f"--root={root.absolute()}"]
+        self._command = [sys.executable, "-m", "vbnet.telemetry.serve", f"--root={root.absolute()}"]
+        if node is not None:
+            self._command.append(f"--node={node}")
         if web_config is not None:
             self._command.append(f"--web-config={web_config.absolute()}")
         self._log = log
@@ -176,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen-fd", type=int, required=True, help="the listening socket")
     parser.add_argument("--ready-fd", type=int, required=True, help="told 'ready', then closed")
     parser.add_argument("--parent", type=int, required=True, help="process to end with")
-    parser.add_argument("--node", required=True, help="the node to serve")
+    parser.add_argument("--node", default=None, help="the node to serve; all when left out")
     parser.add_argument("--root", type=Path, required=True, help="folder of run directories")
     parser.add_argument("--web-config", type=Path, default=None, help="TLS and users")
     chosen = parser.parse_args(arguments)

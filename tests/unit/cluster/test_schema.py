@@ -13,7 +13,16 @@ from vbnet.cluster.source import TopologyError
 from vbnet.cluster.topology import json_schema, parse_topology
 
 ROOT = Path(__file__).parents[3]
-LABS = sorted({*ROOT.glob("examples/*/*.yaml"), *(ROOT / "vbnet").glob("**/*.yaml")})
+OTHERS = ROOT / "vbnet" / "telemetry" / "deploy"
+"""Grafana's files."""
+
+LABS = sorted(
+    {
+        ROOT / "deploy" / "lab.yaml",
+        *ROOT.glob("examples/*/*.yaml"),
+        *(path for path in (ROOT / "vbnet").glob("**/*.yaml") if not path.is_relative_to(OTHERS)),
+    }
+)
 COMMITTED = files("vbnet.cluster") / "lab.schema.json"
 
 
