@@ -40,6 +40,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "metrics": Entry("metrics", "Print what a host node counts, for Prometheus; serve it over HTTP."),
         "capture": Entry("capture", "Show or keep what passes ports, for Wireshark and others."),
         "trace": Entry("trace", "Follow frames on their way through the switch, with time stamps."),
+        "monitor": Entry("monitor", "Start Prometheus and Grafana for what runs here, until Ctrl-C."),
         "events": Entry("events", "Follow what happens on a host node, or show what has happened."),
         "errors": Entry("errors", "Show the distinct errors of a host node, also of one that hangs or is dead."),
         "keys": Entry("keys", "Make, show and allow keys for other machines."),

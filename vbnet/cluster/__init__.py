@@ -4,4 +4,5 @@ topology.py  the lab file and every mistake in it          plan.py     what has 
 launch.py    processes that cannot outlive their lab       lab.py      the lab itself: up, run, down
 netns.py     network namespaces without names              clean.py    what dead labs left, and its removal
 guests/      what runs inside a guest's process            state.py    what other shells can read
+monitor.py   Prometheus and Grafana beside labs            keeper.py   other people's programs, ended with us
 """

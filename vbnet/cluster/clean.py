@@ -21,6 +21,8 @@ import msgspec
 
 from vbnet.bus.rundir import run_root
 from vbnet.cluster import process, uplinks
+from vbnet.cluster.monitor import FOLDER as MONITOR_FOLDER
+from vbnet.cluster.monitor import is_abandoned
 from vbnet.cluster.state import LOCK_FILE, STATE_FILE, LabState, Lock, is_locked, read_state
 from vbnet.errors import BusyError, ResourceError, VbnetError
 
@@ -36,7 +38,7 @@ END_WAIT_S = 5.0
 
 
 class Leftover(msgspec.Struct, frozen=True):
-    """One thing that a dead lab left. ``kind``: process, tap, folder."""
+    """One thing that a dead lab left, or a dead monitor. ``kind``: process, tap, folder, monitor."""
 
     lab: str
     kind: str
@@ -62,6 +64,9 @@ def find_leftovers(root: Path | None = None) -> list[Leftover]:
                 if uplinks.is_made_by(tap, lab_state.instance)
             ]
         found.append(Leftover(folder.name, "folder", str(folder), _owner_note(folder)))
+    monitored = (root or run_root()) / MONITOR_FOLDER
+    if is_abandoned(monitored):
+        found.append(Leftover("", "monitor", str(monitored), _owner_note(monitored)))
     return found
 
 
@@ -80,6 +85,8 @@ def clean(root: Path | None = None) -> list[Leftover]:
         if not _is_in_use(folder):
             with suppress(BusyError):
                 clean_folder(folder)
+    if is_abandoned(root / MONITOR_FOLDER):
+        shutil.rmtree(root / MONITOR_FOLDER, ignore_errors=True)
     remaining = find_leftovers(root)
     if remaining:
         names = ", ".join(f"{item.kind} {item.name}" for item in remaining)
