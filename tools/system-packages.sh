@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sees to it that the programs which the tests drive are there: ip, ping, iperf3, tcpdump, curl, ps,
-# tmux, prometheus, promtool, chromium.
+# tmux, prometheus, promtool, chromium, systemd-analyze, openssl.
 #
 # As root on a machine with apt, installs what is missing and nothing else. Anywhere else it prints what to
 # install. It never fails: a test whose program is missing skips with a reason (with CI=true that skip fails).
