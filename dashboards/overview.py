@@ -7,6 +7,7 @@ from typing import Final
 from dashboards.chosen import ALERTS, GUEST_WORDS, guest_state, marks, scope, variables
 from dashboards.panels import BAD, GOOD, Dashboard, Kind, Panel, Query, Row
 from dashboards.promql import PROCESS, Expr, any_of, whole
+from dashboards.threads import awake
 from vbnet.devices.venet.metrics import PORT
 from vbnet.hostnode import metrics as host
 from vbnet.telemetry import own
@@ -173,7 +174,7 @@ _HOST: Final = Row(
     [
         Panel(
             "Workers awake",
-            [Query(HERE.rate(host.WORKER.values["asleep_nanoseconds"], "lab", "worker").rest(), "{{lab}} {{worker}}")],
+            [Query(awake(HERE, "lab"), "{{lab}} {{worker}}")],
             "Share of the time that each thread which moves frames does not sleep.",
             "Near 1 with few idle rounds it is at its limit: give the lab more workers (`host: {workers: N}`).",
             limits=(0.9, 0.98),

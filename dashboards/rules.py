@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dashboards.promql import PROCESS, TARGET_LABELS, UP, Expr, Scope, any_of, none_of, whole
+from dashboards.threads import awake, busy
 from vbnet.devices.intc.metrics import OUTBOX, SIGNAL
 from vbnet.devices.sched.metrics import SCHED
 from vbnet.devices.timer.metrics import TIMEKEEPER, TIMER
@@ -75,15 +76,6 @@ def _handled(here: Scope, direction: str) -> Expr:
     return _given(here, direction, *_PORT) + _lost(here, direction, *_PORT)
 
 
-def _awake(here: Scope) -> Expr:
-    return here.rate(host.WORKER.values["asleep_nanoseconds"], "worker").rest()
-
-
-def _busy(here: Scope) -> Expr:
-    rounds = whole(host.WORKER.values["busy_rounds"])
-    return here.rate(rounds, "worker", result=any_of("busy")) / here.rate(rounds, "worker")
-
-
 def records(window: str = _WINDOW) -> list[Record]:
     """Return what is recorded: what overviews over long times and other people's dashboards ask again and again."""
     here = _scope(window)
@@ -98,8 +90,8 @@ def records(window: str = _WINDOW) -> list[Record]:
             f"lab_device:vbnet_device_receive_drop:ratio{window}",
             _lost(here, "receive", *_PORT) / _handled(here, "receive"),
         ),
-        Record(f"lab_worker:vbnet_worker_awake:ratio{window}", _awake(here)),
-        Record(f"lab_worker:vbnet_worker_busy_rounds:ratio{window}", _busy(here)),
+        Record(f"lab_worker:vbnet_worker_awake:ratio{window}", awake(here)),
+        Record(f"lab_worker:vbnet_worker_busy_rounds:ratio{window}", busy(here)),
         Record(f"lab:vbnet_timer_lateness_seconds:p99_{window}", here.quantile(0.99, late)),
         Record("lab:vbnet_node_heartbeat_age_seconds:max", here.age(host.HEARTBEAT).largest(*TARGET_LABELS)),
     ]
@@ -199,7 +191,7 @@ def _node_alerts(here: Scope) -> list[Alert]:
         ),
         Alert(
             "VbnetWorkerSaturated",
-            (_awake(here) > 0.95).while_(_busy(here) > 0.9, *TARGET_LABELS, "worker"),
+            (awake(here).wrapped() > 0.95).while_(busy(here) > 0.9, *TARGET_LABELS, "worker"),
             "2m",
             "warning",
             "Worker {{ $labels.worker }} of lab {{ $labels.lab }} is at its limit",

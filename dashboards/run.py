@@ -7,7 +7,7 @@ from typing import Final
 from dashboards.chosen import marks, scope, variables
 from dashboards.panels import Dashboard, Kind, Panel, Query, Row
 from dashboards.promql import PROCESS, whole
-from dashboards.workers import awake, busy_share
+from dashboards.threads import awake, busy
 from vbnet.devices.venet.metrics import PORT
 
 __all__ = ["RUN"]
@@ -61,7 +61,7 @@ _RESULT: Final = Row(
         ),
         Panel(
             "Workers awake",
-            [Query(awake(LAB).expr.mean(), "awake")],
+            [Query(awake(LAB, "lab").mean(), "awake")],
             "Mean share of the time that workers do not sleep.",
             "At 1, with frames lost, the host is the limit.",
             Kind.NUMBER,
@@ -121,8 +121,8 @@ _COST: Final = Row(
         Panel(
             "Workers: awake, and rounds that moved frames",
             [
-                Query(awake(LAB).expr, "{{lab}} {{worker}} awake"),
-                Query(busy_share(LAB).expr, "{{lab}} {{worker}} busy rounds"),
+                Query(awake(LAB, "lab"), "{{lab}} {{worker}} awake"),
+                Query(busy(LAB, "lab"), "{{lab}} {{worker}} busy rounds"),
             ],
             "Share of time awake, and of rounds that moved frames.",
             "Both near 1: the worker is at its limit.",

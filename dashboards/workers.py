@@ -6,27 +6,17 @@ from typing import Final
 
 from dashboards.chosen import marks, scope, variables
 from dashboards.panels import BAD, GOOD, Dashboard, Kind, Panel, Query, Row
-from dashboards.promql import PROCESS, SCRAPE, UP, Scope, any_of, whole
+from dashboards.promql import PROCESS, SCRAPE, UP, whole
+from dashboards.threads import awake, busy, service_awake
 from vbnet.devices.fastcall.metrics import SERVICE
 from vbnet.hostnode import metrics as host
 from vbnet.telemetry import own
 
-__all__ = ["WORKERS", "awake", "busy_share"]
+__all__ = ["WORKERS"]
 
 HERE: Final = scope("worker")
 _WORKER: Final = "{{lab}} {{worker}}"
 _ROUNDS: Final = whole(host.WORKER.values["busy_rounds"])
-
-
-def awake(here: Scope) -> Query:
-    """Return the share of its time that each worker does not sleep."""
-    return Query(here.rate(host.WORKER.values["asleep_nanoseconds"], "lab", "worker").rest(), _WORKER)
-
-
-def busy_share(here: Scope) -> Query:
-    """Return the share of its rounds in which each worker moved frames."""
-    busy = here.rate(_ROUNDS, "lab", "worker", result=any_of("busy"))
-    return Query(busy / here.rate(_ROUNDS, "lab", "worker"), _WORKER)
 
 
 _GLANCE: Final = Row(
@@ -92,8 +82,9 @@ _WORKERS: Final = Row(
     [
         Panel(
             "Awake",
-            [awake(HERE)],
-            "Share of its time that each worker does not sleep.",
+            [Query(awake(HERE, "lab"), _WORKER)],
+            "Share of its time that each worker does not sleep. Sleep is counted when it ends, so a burst "
+            "that has just ended shows too much for one interval.",
             "Near 1 together with busy rounds near 1: it is at its limit, runbook vbnet-worker-saturated.",
             limits=(0.9, 0.98),
             top=1,
@@ -101,7 +92,7 @@ _WORKERS: Final = Row(
         ),
         Panel(
             "Rounds that moved frames",
-            [busy_share(HERE)],
+            [Query(busy(HERE, "lab"), _WORKER)],
             "Share of the rounds over the active ports in which frames were moved; the others polled for nothing.",
             "Low and awake: it polls, and could sleep. High and awake: it is at its limit.",
             top=1,
@@ -147,7 +138,7 @@ _SERVICE: Final = Row(
     [
         Panel(
             "Awake",
-            [Query(HERE.rate(SERVICE.values["asleep_nanoseconds"], "lab").rest(), "{{lab}}")],
+            [Query(service_awake(HERE, "lab"), "{{lab}}")],
             "Share of its time that the thread which serves fastcalls does not sleep.",
             "Near 1 without calls: a guest rings for nothing.",
             top=1,

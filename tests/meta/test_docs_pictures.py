@@ -4,8 +4,10 @@ import subprocess
 import sys
 from xml.etree import ElementTree as ET
 
+from dashboards.overview import OVERVIEW as OVERVIEW_DASHBOARD
 from tests.meta import tree
 
+DASHBOARD = tree.ROOT / "docs" / "images" / "dashboard.svg"
 OVERVIEW = tree.ROOT / "docs" / "images" / "overview.svg"
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); import draw_overview; print(draw_overview.picture(), end='')"
 
@@ -20,6 +22,17 @@ def test_overview_is_what_its_script_draws() -> None:
     )
 
     assert OVERVIEW.read_text() == drawn.stdout
+
+
+def test_dashboard_shows_the_panels_that_there_are() -> None:
+    """`tools/draw_dashboard.py` draws live data, so only which panels are drawn is compared."""
+    root = ET.fromstring(DASHBOARD.read_text())  # noqa: S314 -- our own file
+    words = [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
+
+    missing = [panel.title for panel in OVERVIEW_DASHBOARD.panels() if panel.title not in words]
+
+    assert [] == missing
+    assert DASHBOARD.stat().st_size < 150_000
 
 
 def test_pictures_are_well_formed_and_stay_inside_their_frame() -> None:
