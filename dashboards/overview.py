@@ -136,7 +136,7 @@ _GUESTS: Final = Row(
                 Query(HERE.increase(whole(host.ENDED), "lab", "cause"), "{{lab}} ended: {{cause}}"),
             ],
             "Sessions that were opened, and that ended, by cause.",
-            "Causes other than `bye`, `bus-deleted` and `host-stopped` are a guest's death or misbehaviour: "
+            "Causes other than `bye`, `bus-deleted` and `host-stopped` are deaths or misbehaviour, or (`hung-up`) a goodbye that came late: "
             "`vbnet events --last 20`.",
         ),
     ],

@@ -217,9 +217,10 @@ def _guest_alerts(here: Scope) -> list[Alert]:
             "VbnetGuestLost",
             ended,
             "0s",
-            "warning",
+            "info",
             "A guest of lab {{ $labels.lab }} ended without a goodbye",
-            "{{ $value | humanize }} sessions within five minutes, cause {{ $labels.cause }}.",
+            "{{ $value | humanize }} sessions within five minutes, cause {{ $labels.cause }}. (A goodbye that comes just "
+            "after the hang-up is not counted as one.)",
         ),
         Alert(
             "VbnetGuestRestarting",
