@@ -136,8 +136,8 @@ _GUESTS: Final = Row(
                 Query(HERE.increase(whole(host.ENDED), "lab", "cause"), "{{lab}} ended: {{cause}}"),
             ],
             "Sessions that were opened, and that ended, by cause.",
-            "Causes other than `bye`, `bus-deleted` and `host-stopped` are deaths or misbehaviour, or (`hung-up`) a goodbye that came late: "
-            "`vbnet events --last 20`.",
+            "`hung-up` is a death, or a goodbye that came late. Others than it, `bye`, `bus-deleted` and `host-stopped` "
+            "are misbehaviour: `vbnet events --last 20`.",
         ),
     ],
 )
