@@ -126,10 +126,10 @@ def test_terminal_shows_a_running_node_and_that_it_ended(
     try:
         press(f"{' '.join(vbnet_program.COMMAND)} top --interval 0.2", "Enter")
         eventually(lambda: "live" in screen(), "the screen is there")
-        press("6")
+        press("7")
         eventually(lambda: "[workers]" in screen() and "AWAKE" in screen(), "the workers are shown")
         subprocess.run([*tmux, "resize-window", "-x", "120", "-y", "30"], check=True)
-        eventually(lambda: "[6 workers]" in screen(), "the screen has become wider")
+        eventually(lambda: "[7 workers]" in screen(), "the screen has become wider")
         commands_find.host.kill()
         eventually(lambda: "dead: the host node's process" in screen(), "its death is told")
         shutil.rmtree(commands_find.run_dir.path)
@@ -199,7 +199,7 @@ def test_browser_shows_the_screen_and_its_keys_work(program: Callable[[str], str
             await page.wait_for_bytes(b"1 guests")
             first = await page.picture()
             await page.click(500, 300)
-            await page.press("6")
+            await page.press("7")
             await page.wait_for_bytes(b"AWAKE")
             return first, await page.picture(), page.answered
 

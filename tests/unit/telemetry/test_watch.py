@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.counted_node import CountedNode
@@ -102,6 +103,20 @@ def test_block_that_was_given_to_another_counts_from_nothing(node: CountedNode) 
     old, new = (look.layout.of_kind["port"][0] for look in (before, now))
     assert old.generation != new.generation
     assert 7.0 == Pair(before, now).rate(new, PLACES.of("port", "receive_frames"))
+
+
+def test_node_that_was_started_anew_counts_from_nothing(node: CountedNode) -> None:
+    """Its blocks may be the first ones again and have counted more by now; no rate is made of two lives."""
+    node.guest("web").add("receive_frames", 10)
+    before = node.after(1)
+    other = before.facts.record
+    assert other is not None
+    earlier = replace(before, facts=replace(before.facts, record=msgspec.structs.replace(other, start_ticks=1)))
+    port = before.layout.of_kind["port"][0]
+
+    frames = PLACES.of("port", "receive_frames")
+    assert 0.0 == Pair(before, node.after(1)).rate(port, frames)
+    assert 5.0 == Pair(earlier, node.after(1)).rate(port, frames)
 
 
 def test_block_that_was_not_there_has_no_rate_yet(node: CountedNode) -> None:
@@ -271,6 +286,22 @@ def test_way_leads_from_a_guest_over_its_device_to_every_counter(node: CountedNo
     assert (2, "the port's link was down") == (drop.cells[2], drop.cells[5])
     assert ("port", "transmit slots used") in by_name
     assert ("signal eth0/1", "raises") in by_name
+
+
+def test_device_of_nobody_is_reached_over_the_devices(node: CountedNode) -> None:
+    """What a device counts for all its guests has no guest's row; its table has every guest's part, too."""
+    node.block("device", device="clock", type="timer")
+    for guest in ("one", "two"):
+        node.block("timer", guest=guest, device="clock")
+    pair = Pair(None, node.watcher.look())
+
+    devices = tab("devices", pair)
+    (row,) = devices.rows
+    assert row.opens is not None
+    values = sheet(pair, PLACES, [Step("devices"), row.opens])
+
+    assert ("clock", "timer", "2 timers") == row.cells[:3]
+    assert {"timer one", "timer two", "device"} == {cell.cells[0] for cell in values.rows}
 
 
 def test_what_is_gone_is_an_empty_table_that_says_so(node: CountedNode) -> None:

@@ -21,11 +21,14 @@ from vbnet.errors import UsageError
 
 __all__ = ["app"]
 
-Tab = StrEnum("Tab", ["guests", "ports", "queues", "signals", "timers", "workers", "switches", "buses", "errors"])
+Tab = StrEnum(
+    "Tab", ["guests", "devices", "ports", "queues", "signals", "timers", "workers", "switches", "buses", "errors"]
+)
 """The tables, as `vbnet.telemetry.watch.tabs` has them; written out so that help needs none of it."""
 
 app = output.application(
-    "Watch what a host node counts: guests, ports, queues, signals, timers, workers, switches, buses, errors.\n\n"
+    "Watch what a host node counts: guests, devices, ports, queues, "
+    "signals, timers, workers, switches, buses, errors.\n\n"
     "On a terminal it is a screen that follows the node and remembers the last ten minutes; `?` shows the keys. Piped, "
     "or with --once, it prints every table once. It reads shared memory and files only, so it works on a node that "
     "hangs, is stopped or was killed, and disturbs none. --web shows the same screen in a browser.",

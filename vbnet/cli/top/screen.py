@@ -25,12 +25,14 @@ from vbnet.telemetry.watch.viewer import View, Viewer
 __all__ = ["TopApp"]
 
 _STYLES: Final = {State.up: "green", State.hangs: "bold red", State.paused: "bold red", State.dead: "bold red"}
-_WIDE_CELLS: Final = 90
+_WIDE_CELLS: Final = 96
+_DIGITS: Final = "1234567890"
+"""The key of each tab."""
 _KEYS: Final = "?:help  enter:open  esc:back  /:filter  s:sort  space:pause  ←→:rewind  q:quit"
 HELP: Final = """[b]vbnet top[/b] shows what a host node counts, a second and in all. It only
 reads the node's files, so it also shows one that hangs or is dead.
 
-[b]Where[/b]  1..9, Tab, Shift+Tab  another table
+[b]Where[/b]  1..9, 0, Tab          another table (Shift+Tab: the one before)
        arrows, PgUp, Home..  another row (also k j g G)
        Enter                 into a guest, a device: every counter
        Esc, Backspace        back
@@ -83,7 +85,7 @@ class TopApp(App[None]):
     #filter.-open { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        *[Binding(str(number), f"tab('{name}')", name, show=False) for number, name in enumerate(TABS, start=1)],
+        *[Binding(key, f"tab('{name}')", name, show=False) for key, name in zip(_DIGITS, TABS, strict=True)],
         Binding("tab", "turn(1)", "Next", show=False, priority=True),
         Binding("shift+tab", "turn(-1)", "Previous", show=False, priority=True),
         Binding("escape,backspace", "leave", "Back", show=False),
@@ -96,7 +98,7 @@ class TopApp(App[None]):
         Binding("shift+left", "go_far(-1)", "Far back", show=False),
         Binding("shift+right", "go_far(1)", "Far forward", show=False),
         Binding("question_mark,h", "help", "Help", show=False),
-        Binding("q", "quit", "Quit", show=False),
+        Binding("q,ctrl+c", "quit", "Quit", show=False),
     ]
 
     def __init__(self, viewer: Viewer, interval_s: float = 1.0, *, is_ticking: bool = True) -> None:
@@ -160,11 +162,11 @@ class TopApp(App[None]):
     def _tabs(self) -> str:
         is_wide = self.size.width >= _WIDE_CELLS
         shown = []
-        for number, name in enumerate(TABS, start=1):
-            text = f"{number} {name}" if is_wide else name
+        for key, name in zip(_DIGITS, TABS, strict=True):
+            text = f"{key} {name}" if is_wide else name
             is_here = name == self.viewer.path[0].to
             # A bracket that is meant as one is written with a backslash before it.
-            label = f"[reverse]\\[{text}][/]" if is_here else f" {text} " if is_wide else text
+            label = f"[reverse]\\[{text}][/]" if is_here else text
             shown.append(f"[@click=app.tab('{name}')]{label}[/]")
         return " " + " ".join(shown)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from vbnet.metric import Metric, MetricKind
 from vbnet.telemetry.watch.look import Block
-from vbnet.telemetry.watch.reading import LINE, WRONG, Reading, Sum, Traffic, guest_state, whose_block
+from vbnet.telemetry.watch.reading import LINE, WRONG, Reading, Sum, Traffic, counted, guest_state, whose_block
 from vbnet.telemetry.watch.table import Column, Mark, Row, Sheet, Show, Step, Value
 
 __all__ = ["block_sheet", "device_sheet", "guest_sheet"]
@@ -37,10 +37,9 @@ def guest_sheet(read: Reading, guest: str) -> Sheet:
     rows = []
     for device, kinds in parts.items():
         moved = traffic.get(device, Traffic())
-        has = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in kinds.items())
         cells: tuple[Value, ...] = (
-            device, types.get(device, ""), has, moved.received.value, moved.transmitted.value, moved.drops.value,
-            moved.lost, raises[device].value if device in raises else None, moved.faults, None,
+            device, types.get(device, ""), counted(kinds), moved.received.value, moved.transmitted.value,
+            moved.drops.value, moved.lost, raises[device].value if device in raises else None, moved.faults, None,
         )  # fmt: skip
         rows.append(Row((device,), cells, moved.mark, lines.get(device), Step("device", (guest, device))))
     for block in own:
@@ -63,12 +62,12 @@ def guest_sheet(read: Reading, guest: str) -> Sheet:
     return Sheet(columns, tuple(rows), "", note)
 
 
-def device_sheet(read: Reading, guest: str, device: str) -> Sheet:
-    """Every value of a device: its queues with their drops by reason, its signals, its timers."""
+def device_sheet(read: Reading, device: str, guest: str | None = None) -> Sheet:
+    """Every value of a device: its queues with their drops by reason, its signals, its timers; of one guest, or all."""
     blocks = [
         block
         for block in read.pair.now.layout.blocks
-        if block.labels.get("device") == device and block.labels.get("guest", guest) == guest
+        if block.labels.get("device") == device and (guest is None or block.labels.get("guest", guest) == guest)
     ]
     # What moves and loses frames is what one looks for; what was done with the device once comes last.
     blocks.sort(key=lambda block: (block.kind != "port", block.kind == "device", block.kind))
@@ -82,7 +81,8 @@ def block_sheet(read: Reading, kind: str, text: str) -> Sheet:
 
 def _values(read: Reading, blocks: Sequence[Block]) -> Sheet:
     """Every value of these blocks; what is not 0 is told from the rest by its mark only where it is a loss."""
-    rows = [row for block in blocks for row in _values_of(read, block)]
+    names_guests = len({block.labels.get("guest", "") for block in blocks} - {""}) > 1
+    rows = [row for block in blocks for row in _values_of(read, block, names_guests=names_guests)]
     columns = (
         Column("of", "OF", Show.text, 1),
         Column("value", "VALUE", Show.text),
@@ -94,9 +94,10 @@ def _values(read: Reading, blocks: Sequence[Block]) -> Sheet:
     return Sheet(columns, tuple(rows), "", "" if rows else "not there now")
 
 
-def _values_of(read: Reading, block: Block) -> Iterator[Row]:
+def _values_of(read: Reading, block: Block, *, names_guests: bool) -> Iterator[Row]:
     declared = read.places.metrics.blocks.get(block.kind)
-    of = " ".join([block.kind, block.labels.get("signal", "") or block.labels.get("slot", "")]).strip()
+    wanted = ("signal", "slot", "guest") if names_guests else ("signal", "slot")
+    of = " ".join(filter(None, [block.kind, *map(block.labels.get, wanted)]))
     if declared is None:
         for place in range(block.words):
             value = read.pair.total(block, (place,))

@@ -1,14 +1,15 @@
 """Two looks at a node, and how much was counted between them.
 
 A block whose generation changed was given to somebody who counts from 0, and so was a counter that is lower than
-before: what it shows was all counted since. No rate is ever negative. A block that was not there before has no rate
-yet.
+before, and every counter of a node that was started anew: what it shows was all counted since. No rate is ever
+negative. A block that was not there before has no rate yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vbnet.bus.rundir import HostRecord
 from vbnet.metric import HISTOGRAM_WORDS, MetricBlock, MetricCatalogue
 from vbnet.sharedmem import histogram_quantile
 from vbnet.telemetry.watch.look import Block, Look
@@ -53,6 +54,11 @@ def _matching(declared: MetricBlock, name: str) -> list[int]:
     return found
 
 
+def _is_other(before: HostRecord | None, now: HostRecord | None) -> bool:
+    """Whether another process runs the node; one that has ended left its counters as they were, and no record."""
+    return before is not None and now is not None and before != now
+
+
 class Pair:
     """A look and the one before it.
 
@@ -68,6 +74,7 @@ class Pair:
         self.before = before
         self.now = now
         self.seconds = 0.0 if before is None else max(0, now.taken_ns - before.taken_ns) / SECOND_NS
+        self._is_other_node = before is not None and _is_other(before.facts.record, now.facts.record)
         self._has_same_blocks = before is not None and before.layout is now.layout
 
     def total(self, block: Block, places: Iterable[int]) -> int:
@@ -82,7 +89,7 @@ class Pair:
         old = block if self._has_same_blocks else self.before.layout.index.get(block.key)
         if old is None:
             return None
-        if old.generation != block.generation:
+        if old.generation != block.generation or self._is_other_node:
             return self.total(block, places) / self.seconds
         words, past = self.now.words, self.before.words
         start, past_start, limit = block.start, old.start, min(block.words, old.words)

@@ -5,7 +5,7 @@ A name that is not declared is a mistake of the table that asks for it, and rais
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from vbnet.hostnode.metrics import GUEST_STATES
@@ -15,8 +15,8 @@ from vbnet.telemetry.watch.rates import Pair, Places
 from vbnet.telemetry.watch.table import Column, Mark, Show
 
 __all__ = [
-    "DROPS", "LINE", "WRONG", "Reading", "Sum", "Traffic", "guest_state", "host_note", "marked", "traffic_by",
-    "whose_block",
+    "DROPS", "LINE", "WRONG", "Reading", "Sum", "Traffic", "counted", "guest_state", "host_note", "marked",
+    "traffic_by", "whose_block",
 ]  # fmt: skip
 
 LINE: Final = Column("line", "HISTORY", Show.line, 5)
@@ -125,6 +125,11 @@ def host_note(read: Reading) -> str:
         counts = {name: read.total(host, name) for name in ("guests", "devices", "buses")}
         return ", ".join(f"{count} {name}" for name, count in counts.items())
     return ""
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """What there is how many times: ``1 port, 2 signals``."""
+    return ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in kinds.items())
 
 
 def whose_block(block: Block, labels: Iterable[str]) -> str:

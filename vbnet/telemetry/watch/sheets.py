@@ -28,7 +28,7 @@ def sheet(pair: Pair, places: Places, path: Sequence[Step]) -> Sheet:
         case "guest":
             return guest_sheet(read, whose[0])
         case "device":
-            return device_sheet(read, whose[0], whose[1])
+            return device_sheet(read, whose[-1], whose[0] if len(whose) > 1 else None)
         case "block":
             return block_sheet(read, whose[0], whose[1])
         case _:
@@ -45,7 +45,7 @@ def _step_title(step: Step) -> str:
         case "guest":
             return f"guest {step.whose[0]}"
         case "device":
-            return f"device {step.whose[1]}"
+            return f"device {step.whose[-1]}"
         case "block":
             labels = parse_labels(step.whose[1]).values()
             return " ".join([step.whose[0], *(printable(value) for value in labels if value)])

@@ -1,7 +1,8 @@
-"""The tables that one can choose from: guests, ports, queues, signals, timers, workers, switches, buses, errors."""
+"""The tables that one can choose from: guests, devices, ports, queues, signals, timers, workers and so on."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -12,6 +13,7 @@ from vbnet.telemetry.watch.reading import (
     Reading,
     Sum,
     Traffic,
+    counted,
     guest_state,
     host_note,
     marked,
@@ -64,6 +66,39 @@ def _guests(read: Reading) -> Sheet:
     )
     note = host_note(read)
     return Sheet(columns, tuple(rows), "receive_packets_per_second", note)
+
+
+def _devices(read: Reading) -> Sheet:
+    """Every device, whoever has it: also those that no guest's row leads to, as a scheduler coordinator."""
+    types = {block.labels.get("device", ""): block for block in read.blocks("device")}
+    kinds: dict[str, Counter[str]] = {}
+    for part in read.pair.now.layout.blocks:
+        if (name := part.labels.get("device")) and part.kind != "device":
+            kinds.setdefault(name, Counter())[part.kind] += 1
+    traffic = traffic_by(read, "device")
+    nothing = Traffic()
+    rows = []
+    for name in dict.fromkeys((*types, *kinds)):
+        block, moved = types.get(name), traffic.get(name, nothing)
+        cells = (
+            name, block.labels.get("type", "") if block else "", counted(kinds.get(name, {})),
+            read.total(block, "openers") if block else None, read.rate(block, "calls") if block else None,
+            moved.received.value, moved.transmitted.value, moved.drops.value, moved.lost, moved.faults,
+        )  # fmt: skip
+        rows.append(Row((name,), cells, moved.mark, None, Step("device", (name,))))
+    columns = (
+        Column("device", "DEVICE", Show.text),
+        Column("type", "TYPE", Show.text),
+        Column("has", "HAS", Show.text, 3),
+        Column("openers", "OPENERS", Show.number, 1),
+        Column("calls_per_second", "CALLS/S", Show.rate, 2),
+        Column("receive_packets_per_second", "RX/S"),
+        Column("transmit_packets_per_second", "TX/S"),
+        Column("drops_per_second", "DROPS/S"),
+        Column("drops", "DROPS", Show.number, 4),
+        Column("faults", "FAULTS", Show.number, 5),
+    )
+    return Sheet(columns, tuple(rows), "device", "of every kind; calls are those over the bus")
 
 
 def _port_step(port: Block) -> Step:
@@ -322,6 +357,7 @@ def _errors(read: Reading) -> Sheet:
 
 TABS: Final[dict[str, Callable[[Reading], Sheet]]] = {
     "guests": _guests,
+    "devices": _devices,
     "ports": _ports,
     "queues": _queues,
     "signals": _signals,
