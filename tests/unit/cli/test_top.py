@@ -16,7 +16,7 @@ from tests.support import vbnet_program
 from tests.support.counted_node import CountedNode
 from vbnet.cli import top as command
 from vbnet.cli.top import grid as grids
-from vbnet.cli.top.screen import HelpScreen, TopApp
+from vbnet.cli.top.screen import TextScreen, TopApp
 from vbnet.errors import NotFoundError, ResourceError, UsageError
 from vbnet.hostnode.rows import Row
 from vbnet.telemetry.watch.table import Column, Sheet, Show
@@ -151,6 +151,22 @@ def test_enter_leads_from_a_guest_to_its_device_to_its_counters(node: CountedNod
     on_screen(node, work)
 
 
+def test_enter_on_a_counter_shows_all_of_its_row(node: CountedNode) -> None:
+    """Its unit and its whole meaning, which have little room in a line."""
+
+    async def work(screen: Screen) -> None:
+        await screen.press("enter", "enter", "enter")
+        assert isinstance(screen.app.screen, TextScreen)
+        text = str(screen.app.screen.query_one(Static).render())
+        assert "Frames given to the guest." in text
+        assert "packets" in text
+        await screen.press("escape")
+        assert "device web.eth0" in screen.line("where")
+        assert any("Frames give" in line for line in screen.app.grid.lines)
+
+    on_screen(node, work)
+
+
 def test_cursor_stays_with_its_row_when_the_order_changes(node: CountedNode) -> None:
     """A row is known by its name, not by its place."""
 
@@ -209,10 +225,10 @@ def test_help_opens_and_closes_and_has_room(node: CountedNode) -> None:
 
     async def work(screen: Screen) -> None:
         await screen.press("question_mark")
-        assert isinstance(screen.app.screen, HelpScreen)
+        assert isinstance(screen.app.screen, TextScreen)
         assert 0 == screen.app.screen.query_one("VerticalScroll").max_scroll_y
         await screen.press("escape")
-        assert not isinstance(screen.app.screen, HelpScreen)
+        assert not isinstance(screen.app.screen, TextScreen)
 
     on_screen(node, work)
 

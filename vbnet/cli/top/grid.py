@@ -30,10 +30,12 @@ __all__ = ["Grid", "fitted"]
 _NUMBER_CELLS: Final = 8
 _TEXT_CELLS: Final = 24
 _TEXT_CELLS_MIN: Final = 6
+_PROSE_CELLS: Final = 16
 _LINE_CELLS: Final = 8
 _LINE_CELLS_MAX: Final = 60
 _EDGE_CELLS: Final = 2
 _ROWS_MEASURED: Final = 2000
+_TEXTS: Final = frozenset({Show.text, Show.prose})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def fitted(sheet: Sheet, rows: Sequence[Row], width: int) -> list[Fitted]:
         if sheet.columns[place].rank == 0 or _taken(cells) <= width:
             break
         del cells[place]
-    texts = [place for place in cells if sheet.columns[place].show is Show.text]
+    texts = [place for place in cells if sheet.columns[place].show in _TEXTS]
     while _taken(cells) > width and any(cells[place] > _TEXT_CELLS_MIN for place in texts):
         cells[max(texts, key=lambda place: cells[place])] -= 1
     _spread(sheet, rows, cells, width - _taken(cells))
@@ -72,6 +74,8 @@ def _wanted(sheet: Sheet, rows: Sequence[Row], place: int) -> int:
     column = sheet.columns[place]
     if column.show is Show.line:
         return _LINE_CELLS
+    if column.show is Show.prose:
+        return _PROSE_CELLS
     if column.show in NUMBERS:
         return max(_NUMBER_CELLS, len(column.title) + 1)
     return min(_TEXT_CELLS, max(len(column.title) + 1, _longest(rows, place)))
@@ -88,7 +92,7 @@ def _taken(cells: dict[int, int]) -> int:
 def _spread(sheet: Sheet, rows: Sequence[Row], cells: dict[int, int], spare: int) -> None:
     """Give room that is left to texts that are longer, and then to the sparkline."""
     for place, own in list(cells.items()):
-        if sheet.columns[place].show is Show.text:
+        if sheet.columns[place].show in _TEXTS:
             more = max(0, min(spare, _longest(rows, place) - own))
             cells[place] += more
             spare -= more

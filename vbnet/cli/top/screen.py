@@ -18,7 +18,7 @@ from textual.widgets import Input, Static
 from vbnet.cli.top.grid import Grid
 from vbnet.telemetry.watch.look import State
 from vbnet.telemetry.watch.sheets import title
-from vbnet.telemetry.watch.table import shown_moment
+from vbnet.telemetry.watch.table import Row, Sheet, Show, shown, shown_moment
 from vbnet.telemetry.watch.tabs import TABS
 from vbnet.telemetry.watch.viewer import View, Viewer
 
@@ -34,7 +34,7 @@ reads the node's files, so it also shows one that hangs or is dead.
 
 [b]Where[/b]  1..9, 0, Tab          another table (Shift+Tab: the one before)
        arrows, PgUp, Home..  another row (also k j g G)
-       Enter                 into a guest, a device: every counter
+       Enter                 into a guest, a device, a whole row
        Esc, Backspace        back
 [b]Order[/b]  s                     sort by the next column; or click its title
        r                     the other way round
@@ -50,19 +50,23 @@ A counter that began again counts from 0; no rate is below 0. Columns
 without room are left out. q leaves."""
 
 
-class HelpScreen(ModalScreen[None]):
-    """Which key does what; any of the usual keys closes it."""
+class TextScreen(ModalScreen[None]):
+    """A text above the table; any of the usual keys closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q,enter,space", "dismiss", "Close")]
     DEFAULT_CSS = """
-    HelpScreen { align: center middle; }
-    HelpScreen > VerticalScroll { width: 78; max-height: 100%; height: auto; border: round $primary; padding: 0 1; }
+    TextScreen { align: center middle; }
+    TextScreen > VerticalScroll { width: 78; max-height: 100%; height: auto; border: round $primary; padding: 0 1; }
     """
+
+    def __init__(self, text: str | Text) -> None:
+        super().__init__()
+        self._text = text
 
     def compose(self) -> ComposeResult:
         """Make its one text."""
         with VerticalScroll():
-            yield Static(HELP)
+            yield Static(self._text)
 
 
 class TopApp(App[None]):
@@ -244,8 +248,9 @@ class TopApp(App[None]):
         self.draw()
 
     def on_grid_opened(self, event: Grid.Opened) -> None:
-        """Go into the row."""
-        self.viewer.open(event.row)
+        """Go into the row; where nothing is in it, show all of it, also what had no room."""
+        if not self.viewer.open(event.row):
+            self.push_screen(TextScreen(_whole(self.viewer.view().sheet, event.row)))
         self.draw()
 
     def action_pause(self) -> None:
@@ -265,4 +270,14 @@ class TopApp(App[None]):
 
     def action_help(self) -> None:
         """Show which key does what."""
-        self.push_screen(HelpScreen())
+        self.push_screen(TextScreen(HELP))
+
+
+def _whole(sheet: Sheet, row: Row) -> Text:
+    """Every column of a row, below each other."""
+    columns = [
+        (column, cell) for column, cell in zip(sheet.columns, row.cells, strict=True) if column.show is not Show.line
+    ]
+    width = max(len(column.title) for column, _ in columns)
+    lines = [(f"{column.title:<{width}}  ", f"{shown(cell, column.show)}\n") for column, cell in columns]
+    return Text.assemble(*((part, style) for title_, value in lines for part, style in ((title_, "bold"), (value, ""))))

@@ -89,7 +89,7 @@ def _values(read: Reading, blocks: Sequence[Block]) -> Sheet:
         Column("now", "NOW", Show.number),
         Column("per_second", "PER S"),
         Column("unit", "UNIT", Show.text, 3),
-        Column("meaning", "MEANING", Show.text, 2),
+        Column("meaning", "MEANING", Show.prose, 2),
     )
     return Sheet(columns, tuple(rows), "", "" if rows else "not there now")
 

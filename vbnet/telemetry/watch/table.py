@@ -41,6 +41,7 @@ class Show(StrEnum):
     """How the values of a column are shown."""
 
     text = "text"
+    prose = "prose"
     number = "number"
     rate = "rate"
     bytes = "bytes"

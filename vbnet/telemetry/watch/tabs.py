@@ -349,7 +349,7 @@ def _errors(read: Reading) -> Sheet:
         Column("count", "COUNT", Show.number),
         Column("per_second", "PER S", Show.rate),
         Column("last", "LAST", Show.moment, 2),
-        Column("message", "MEANING", Show.text, 1),
+        Column("message", "MEANING", Show.prose, 1),
     )
     note = "counters of drops and faults that are not 0, and the node's distinct errors (!), as in `vbnet errors`"
     return Sheet(columns, tuple(rows), "per_second", note)
