@@ -19,8 +19,9 @@ home = pathlib.Path(vbnet.__file__).resolve()
 assert home.is_relative_to(sys.prefix), home
 names = [found.name for found in pkgutil.walk_packages(vbnet.__path__, "vbnet.")]
 for name in names:
-    # Programs do what they are for when imported; the hook for pytest is imported by those who have pytest.
-    if not name.endswith(("__main__", "pytest_hooks")):
+    # Programs do what they are for when imported; the hook for pytest is imported by those who have pytest, the
+    # server of `vbnet top` by those who have the extra `web`.
+    if not name.endswith(("__main__", "pytest_hooks", "top.web")):
         importlib.import_module(name)
 assert "vbnet._native" in names, names
 """
