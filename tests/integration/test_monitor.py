@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests import reaper
 from tests.support.real_lab import RealLab, lab_files, real_lab
 from tests.support.waiting import eventually
 
@@ -118,6 +119,12 @@ def first_document(process: subprocess.Popen[str]) -> Any:
             return json.loads("".join(lines))
     assert process.stderr is not None
     raise AssertionError("".join(lines) + process.stderr.read())
+
+
+def first_words(lab: RealLab) -> str:
+    """What Prometheus said once it was started."""
+    log = lab.root / ".monitor" / "logs" / "prometheus.log"
+    return eventually(lambda: log.read_text() if log.is_file() else "", "Prometheus says something", PATIENCE)
 
 
 def descendants(pid: int) -> set[int]:
@@ -235,8 +242,7 @@ def test_ctrl_c_is_heard_while_programs_start(fake_prometheus: Callable[[str], N
     fake_prometheus("import threading; print('thinking', flush=True); threading.Event().wait()")
     with lab_files(LAB) as lab:
         process = lab.start("monitor", stderr=subprocess.PIPE)
-        log = lab.root / ".monitor" / "logs" / "prometheus.log"
-        eventually(lambda: log.is_file() and log.read_text(), "it has been started", PATIENCE)
+        first_words(lab)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=PATIENCE)
 
@@ -254,6 +260,37 @@ def test_program_that_ends_later_ends_the_monitor(fake_prometheus: Callable[[str
 
     assert 7 == process.returncode
     assert "vbnet: prometheus ended (exit code 9): " in said
+
+
+@pytest.mark.usefixtures("no_leaked_processes")
+def test_monitors_that_start_at_the_same_time_take_different_ports(fake_prometheus: Callable[[str], None]) -> None:
+    """Also while the program of the first does not listen yet."""
+    fake_prometheus("import sys, threading; print(*sys.argv, flush=True); threading.Event().wait()")
+    with lab_files(LAB) as one, lab_files(LAB) as other:
+        processes = [lab.start("monitor", stderr=subprocess.DEVNULL) for lab in (one, other)]
+        logs = [first_words(lab) for lab in (one, other)]
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=PATIENCE)
+    ports = {part for said in logs for part in said.split() if part.startswith("--web.listen-address=")}
+
+    assert 2 == len(ports)
+
+
+@pytest.mark.usefixtures("no_leaked_processes")
+def test_keeper_that_is_killed_takes_its_program_along(fake_prometheus: Callable[[str], None]) -> None:
+    """The kernel ends the program, and the monitor tells that it has ended."""
+    fake_prometheus(ANSWERS_ONCE.replace('"alerts" in path', "False"))
+    with lab_files(LAB) as lab, monitoring(lab) as (process, _):
+        keepers = {pid for pid in descendants(process.pid) if "vbnet.cluster.keeper" in reaper.command_line(pid)}
+        [keeper] = {pid for pid in keepers if descendants(pid)}
+        [program] = descendants(keeper)
+        os.kill(keeper, signal.SIGKILL)
+        _, said = process.communicate(timeout=PATIENCE)
+
+        assert set() == living({program})
+    assert 7 == process.returncode
+    assert "vbnet: prometheus ended (exit code -9): " in said
 
 
 @pytest.mark.slow

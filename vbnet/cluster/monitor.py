@@ -3,8 +3,8 @@
     run directories ◀── exporter ◀── Prometheus (rules and alerts of vbnet) ◀── Grafana (dashboards of vbnet)
 
 All three listen at this machine's loopback and are children of one process: the exporter by the parent-death signal,
-the two others by a keeper each (see keeper.py). Their configuration and data are in one folder with mode 0700, which
-belongs to one monitor at a time; the lock is inherited by the keepers, so it is held until the last of them is gone.
+the two others by a keeper each (keeper.py). Their configuration (monitor_files.py) and data are in one folder with mode
+0700, which belongs to one monitor at a time; keepers inherit its lock, so it is held until the last of them is gone.
 Danger: the folder is removed at the end, so only one that a monitor made, and was not told to keep, is.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -29,6 +28,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from vbnet.cluster.monitor_files import LOOPBACK, grafana_command, grafana_configuration, prometheus_configuration
 from vbnet.errors import (
     BusyError,
     DeadlineError,
@@ -51,10 +51,8 @@ READY_DEADLINE_S: Final = 60.0
 _END_DEADLINE_S: Final = 10.0
 _ANSWER_DEADLINE_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.05
-_LOOPBACK: Final = "127.0.0.1"
 _PORTS: Final = {"prometheus": 9090, "grafana": 3000}
 _LOG_LINES: Final = 3
-_GRAFANA_HOMES: Final = (Path("/usr/share/grafana"),)
 
 
 class Interrupted(VbnetError):  # noqa: N818 -- a decision of the user, no fault
@@ -108,7 +106,7 @@ def missing_programs() -> list[Missing]:
                 "put its `prometheus` on PATH. Until then there is the exporter alone",
             )
         )
-    if _grafana_command() is None:
+    if grafana_command() is None:
         missing.append(
             Missing(
                 "grafana",
@@ -165,7 +163,7 @@ class Monitor:
                 )
             if shutil.which("prometheus") is not None:
                 prometheus = self._start_prometheus(stack, lock)
-                if (command := _grafana_command()) is not None:
+                if (command := grafana_command()) is not None:
                     self._start_grafana(stack, lock, command, prometheus)
             for kept in self._kept.values():
                 kept.wait_ready(self._stopped)
@@ -224,14 +222,14 @@ class Monitor:
 
         log = self.data / "logs" / "exporter.log"
         exporter = stack.enter_context(
-            ExporterProcess(f"{_LOOPBACK}:0", web_config=None, node=None, root=self.options.root, log=log)
+            ExporterProcess(f"{LOOPBACK}:0", web_config=None, node=None, root=self.options.root, log=log)
         )
         return exporter.address
 
     def _start_prometheus(self, stack: ExitStack, lock: int) -> str:
         configuration = self.data / "prometheus.yml"
-        configuration.write_text(json.dumps(_prometheus_configuration(self._exporter, self.options.labs), indent=1))
-        port = _free_port("prometheus", self.options.prometheus_port)
+        configuration.write_text(json.dumps(prometheus_configuration(self._exporter, self.options.labs), indent=1))
+        port = _free_port(stack, "prometheus", self.options.prometheus_port)
         # What is removed at the end need not be kept for long, and may be in memory: the run directory often is.
         retention = ["2h", "256MB"] if self.options.data is None else ["15d", "0"]
         command = [
@@ -240,16 +238,16 @@ class Monitor:
             f"--storage.tsdb.path={self.data / 'prometheus'}",
             f"--storage.tsdb.retention.time={retention[0]}",
             f"--storage.tsdb.retention.size={retention[1]}",
-            f"--web.listen-address={_LOOPBACK}:{port}",
+            f"--web.listen-address={LOOPBACK}:{port}",
             "--log.level=warn",
         ]
         return self._keep(stack, lock, _Kept("prometheus", command, port, ready="/-/ready", logs=self.data / "logs"))
 
     def _start_grafana(self, stack: ExitStack, lock: int, command: list[str], prometheus: str) -> None:
-        port = _free_port("grafana", self.options.grafana_port)
+        port = _free_port(stack, "grafana", self.options.grafana_port)
         home = self.data / "grafana"
         home.mkdir(mode=0o700, exist_ok=True)
-        (home / "grafana.ini").write_text(_grafana_configuration(home, port))
+        (home / "grafana.ini").write_text(grafana_configuration(home, port))
         dashboards = str(shipped.DEPLOY / "grafana" / "dashboards")
         variables = {"VBNET_DASHBOARDS": dashboards, "PROMETHEUS_URL": prometheus}
         whole = [*command, f"--config={home / 'grafana.ini'}"]
@@ -285,7 +283,7 @@ class _Kept:
         logs: Path,
         variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.name, self.address = name, f"http://{_LOOPBACK}:{port}"
+        self.name, self.address = name, f"http://{LOOPBACK}:{port}"
         self._command, self._variables = command, variables
         self._ready, self._log = f"{self.address}{ready}", logs / f"{name}.log"
         self._lifeline = -1
@@ -351,63 +349,6 @@ class _Kept:
                 self._process.wait()
 
 
-# ---- configuration ---------------------------------------------------------------------------------------------------
-
-
-def _prometheus_configuration(exporter: str, labs: Sequence[str]) -> dict[str, Any]:
-    """Return what ships, with the exporter's address, the rules where they are, and only the labs that are wanted."""
-    import yaml  # noqa: PLC0415 -- only when Prometheus is started
-
-    whole: dict[str, Any] = yaml.safe_load(shipped.PROMETHEUS_CONFIGURATION.read_text(encoding="utf-8"))
-    whole["rule_files"] = [str(path) for path in shipped.rule_files()]
-    [job] = whole["scrape_configs"]
-    [discovery] = job["http_sd_configs"]
-    discovery["url"] = f"http://{exporter}/sd"
-    if labs:
-        # Names of labs have letters, digits, dots and hyphens.
-        names = "|".join(name.replace(".", r"\.") for name in labs)
-        job["relabel_configs"] = [{"source_labels": ["lab"], "regex": names, "action": "keep"}]
-    return whole
-
-
-def _grafana_configuration(home: Path, port: int) -> str:
-    """Return an ini file: everybody on this machine may look, nobody may change, nothing is sent anywhere."""
-    sections: dict[str, dict[str, object]] = {
-        "paths": {
-            "data": home / "data",
-            "logs": home / "logs",
-            "plugins": home / "plugins",
-            "provisioning": shipped.DEPLOY / "grafana" / "provisioning",
-        },
-        "server": {"protocol": "http", "http_addr": _LOOPBACK, "http_port": port},
-        "auth": {"disable_login_form": "true"},
-        "auth.anonymous": {"enabled": "true", "org_role": "Viewer"},
-        "auth.basic": {"enabled": "false"},
-        "security": {"admin_password": secrets.token_urlsafe(24), "disable_gravatar": "true"},
-        "users": {"allow_sign_up": "false"},
-        "snapshots": {"external_enabled": "false"},
-        "analytics": {"reporting_enabled": "false", "check_for_updates": "false", "check_for_plugin_updates": "false"},
-        "plugins": {"preinstall_disabled": "true"},
-        "news": {"news_feed_enabled": "false"},
-        "log": {"mode": "console", "level": "warn"},
-        "dashboards": {"default_home_dashboard_path": shipped.home_dashboard()},
-    }
-    return "\n".join(
-        f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
-        for name, values in sections.items()
-    )
-
-
-def _grafana_command() -> list[str] | None:
-    """Return how Grafana is started here, with its own files; None: there is none."""
-    for name, verb in (("grafana", ["server"]), ("grafana-server", [])):
-        if (found := shutil.which(name)) is not None:
-            homes = (Path(found).resolve().parent.parent, *_GRAFANA_HOMES)
-            home = next((folder for folder in homes if (folder / "conf" / "defaults.ini").is_file()), homes[-1])
-            return [found, *verb, f"--homepath={home}"]
-    return None
-
-
 # ---- folder and ports ------------------------------------------------------------------------------------------------
 
 
@@ -470,23 +411,32 @@ def _is_locked(folder: Path) -> bool:
     return False
 
 
-def _free_port(program: str, wanted: int | None) -> int:
-    """Return the wanted port, or the program's usual one, or any; it is free at this moment.
+def _free_port(stack: ExitStack, program: str, wanted: int | None) -> int:
+    """Return the wanted port, or the program's usual one, or any; it is free, and no other monitor takes it meanwhile.
 
     Raises:
         BusyError: the wanted one is taken. NotPermittedError: this user may not use it.
     """
-    candidates = (_PORTS[program], 0) if wanted is None else (wanted,)
-    for port in candidates:
+    for candidate in (_PORTS[program], 0) if wanted is None else (wanted,):
+        # The program listens a while later. Until then a name that only one process of this machine can have, and
+        # that goes with it, keeps monitors that start at the same time from choosing the same port.
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((_LOOPBACK, port))
+                probe.bind((LOOPBACK, candidate))
             except PermissionError as error:
-                raise NotPermittedError(f"not permitted to listen at port {port}; choose one above 1023") from error
-            return int(probe.getsockname()[1])
+                claim.close()
+                raise NotPermittedError(
+                    f"not permitted to listen at port {candidate}; choose one above 1023"
+                ) from error
+            port = int(probe.getsockname()[1])
+            claim.bind(f"\0vbnet-monitor-{port}")
+            stack.enter_context(claim)
+            return port
+        claim.close()
     raise BusyError(
-        f"port {wanted} of {_LOOPBACK} is taken; choose another with --{program}-port, or leave the option out",
+        f"port {wanted} of {LOOPBACK} is taken; choose another with --{program}-port, or leave the option out",
         port=wanted,
     )
 
