@@ -20,7 +20,7 @@ from vbnet.bus import admin
 from vbnet.bus.operator import SyncOperator
 from vbnet.sharedmem import Ram
 from vbnet.testing.processes import HostProcess, count_fds
-from vbnet.testing.wire import RawPeer, pack, unpack
+from vbnet.testing.wire import RawPeer, pack
 
 RAM_BYTES = 16 * 4096
 ENOSPC = 'vbnet_bus_refused_total{code="ENOSPC"}'
@@ -47,6 +47,13 @@ def host(lab_root: Path) -> Iterator[HostProcess]:
 def peer(host: HostProcess) -> Iterator[RawPeer]:
     """A process that may say anything."""
     with RawPeer(host.run_dir.path) as raw:
+        yield raw
+
+
+@pytest.fixture
+def operating(host: HostProcess) -> Iterator[RawPeer]:
+    """A process that may say anything at the operators' socket."""
+    with RawPeer(host.run_dir.path, "operate.sock") as raw:
         yield raw
 
 
@@ -370,7 +377,7 @@ def test_gifts_are_bounded(peer: RawPeer) -> None:
     assert [[67, 1]] * 16 + [[65, "ENOSPC"]] * 4 == codes
 
 
-# ---- operators on the attach socket ----------------------------------------------------------------------------------
+# ---- operators on the operate socket ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -423,13 +430,13 @@ def drives(desk: SyncOperator) -> int:
     ],
 )
 def test_what_an_operator_hands_over_wrongly_is_refused_and_closed(
-    desk: SyncOperator, peer: RawPeer, body: list[Any], count: int, code: str
+    desk: SyncOperator, operating: RawPeer, body: list[Any], count: int, code: str
 ) -> None:
     """Wrong numbers of descriptors, a file for an eventfd, no such signal: nothing changes, and nothing is kept."""
     fd = os.memfd_create(name := unique())
 
-    peer.packet(7, body, [fd] * count)
-    reply, fds = peer.receive_packet()
+    operating.packet(7, body, [fd] * count)
+    reply, fds = operating.receive_packet()
     os.close(fd)
 
     pid = desk.node_info().pid
@@ -441,9 +448,13 @@ def test_what_an_operator_hands_over_wrongly_is_refused_and_closed(
 
 @pytest.mark.usefixtures("bystander")
 @pytest.mark.parametrize("body", [[3, "alarm"], [4, "alarm", False], [5, "web.eth0", b"", 64, 1 << 18, 0]])
-def test_a_guest_s_connection_is_no_operator_s(desk: SyncOperator, peer: RawPeer, body: list[Any]) -> None:
-    """A process with a session asks its interrupt controller; the session goes on."""
-    peer.join(1, unique(), "lan")
+@pytest.mark.parametrize("has_session", [True, False])
+def test_nobody_operates_at_the_guests_socket(
+    desk: SyncOperator, peer: RawPeer, body: list[Any], has_session: bool
+) -> None:
+    """Neither a guest, which asks its interrupt controller, nor whoever came there; a session goes on."""
+    if has_session:
+        peer.join(1, unique(), "lan")
     fd = os.eventfd(0)
 
     peer.packet(7, body, [fd] * (body[0] == 4))
@@ -451,45 +462,39 @@ def test_a_guest_s_connection_is_no_operator_s(desk: SyncOperator, peer: RawPeer
     os.close(fd)
 
     assert [65, "EPERM"] == reply[2][:2]
-    assert 2 == len(peer.ask(1, 5, [peer.LIST])[1])
+    assert not has_session or 2 == len(peer.ask(1, 5, [peer.LIST])[1])
     assert "nowhere" == alarm(desk)["route"]
 
 
-@pytest.mark.usefixtures("bystander", "desk")
-def test_an_operator_s_connection_is_no_guest_s(peer: RawPeer) -> None:
-    """A guest attaches elsewhere, and its token was not spent here."""
+@pytest.mark.usefixtures("bystander")
+def test_a_guest_attaches_at_the_guests_socket_only(peer: RawPeer, operating: RawPeer) -> None:
+    """Its token is not spent at the operators'."""
     token = peer.hello(1, unique(), "lan")[1]
-    peer.packet(1, [3, "alarm"])
-    _, fds = peer.receive_packet()
-    os.close(fds[0])
 
-    peer.packet(2, [1, token, False])
-    refused, _ = peer.receive_packet()
+    operating.packet(2, [1, token, False])
+    refused, _ = operating.receive_packet()
+    peer.packet(3, [1, token, False])
+    attached, _ = peer.receive_packet()
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
-        other.settimeout(PATIENCE)
-        other.connect(peer.attach_socket.getpeername())
-        other.send(pack([1, 3, [1, token, False]]))
-        assert [1, 3, [64, 1]] == unpack(other.recv(4096))
-    assert [65, "EPERM"] == refused[2][:2]
+    assert ([65, "EPERM"], [1, 3, [64, 1]]) == (refused[2][:2], attached)
 
 
 @pytest.mark.usefixtures("bystander")
 def test_drives_of_a_connection_are_bounded_and_end_with_it(
-    host: HostProcess, desk: SyncOperator, peer: RawPeer
+    host: HostProcess, desk: SyncOperator, operating: RawPeer
 ) -> None:
     """An operator cannot fill the host's descriptor table; when it hangs up, the host has what it had before."""
-    peer.ask(1, 9, [peer.LIST])
+    operating.ask(1, 9, [operating.LIST])
     before = count_fds(host.pid)
     fd = os.eventfd(0)
     codes = []
 
     for seq in range(1, 71):
-        peer.packet(seq, [4, "alarm", False], [fd])
-        codes.append(peer.receive_packet()[0][2][:2])
+        operating.packet(seq, [4, "alarm", False], [fd])
+        codes.append(operating.receive_packet()[0][2][:2])
     os.close(fd)
     held = (drives(desk), alarm(desk)["sources"])
-    peer.attach_socket.close()
+    operating.attach_socket.close()
     eventually(lambda: not drives(desk), "the drives have ended")
 
     assert ([70] * 64, [[65, "ENOSPC"]] * 6) == ([code for code, _ in codes[:64]], codes[64:])
@@ -498,22 +503,22 @@ def test_drives_of_a_connection_are_bounded_and_end_with_it(
 
 
 @pytest.mark.usefixtures("bystander")
-def test_a_flood_of_exports_nobody_reads_is_bounded(host: HostProcess, desk: SyncOperator, peer: RawPeer) -> None:
+def test_a_flood_of_exports_nobody_reads_is_bounded(host: HostProcess, desk: SyncOperator, operating: RawPeer) -> None:
     """Each leads the signal to another eventfd; so many wait and no more, and all are closed in the end."""
-    peer.ask(1, 9, [peer.LIST])
+    operating.ask(1, 9, [operating.LIST])
     before = count_fds(host.pid)
     refused = desk.node_info().counters.get(ENOSPC, 0)
 
     def flood() -> bool:
         with contextlib.suppress(BlockingIOError):
             for seq in range(1, 1000):
-                peer.attach_socket.send(pack([1, seq, [3, "alarm"]]), socket.MSG_DONTWAIT)
+                operating.attach_socket.send(pack([1, seq, [3, "alarm"]]), socket.MSG_DONTWAIT)
         return desk.node_info().counters.get(ENOSPC, 0) > refused
 
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         eventually(flood, "exports are refused")
     most = count_fds(host.pid)
-    peer.attach_socket.close()
+    operating.attach_socket.close()
     desk.signal_route("alarm", nowhere=True)
 
     assert most - before <= EXPORTS_WAITING + 1

@@ -1,4 +1,4 @@
-"""How an operator's process takes captures: the attach socket, without asyncio.
+"""How an operator's process takes captures: the operate socket, without asyncio.
 
 The connection is held for as long as the captures are wanted: its hang-up, by ``close`` or by the death of this
 process, is how the host learns that nobody looks any more. Packets: docs/wire/attach.md; what is in the memory that
@@ -50,7 +50,7 @@ class CaptureLink:
     def __init__(self, run_dir: RunDir, deadline_s: float = REQUEST_DEADLINE_S) -> None:
         self._run_dir = run_dir
         self._deadline_s = deadline_s
-        self._sock = fdpass.connect_attach(run_dir, deadline_s)
+        self._sock = fdpass.connect_fds(run_dir, run_dir.operate_socket, deadline_s)
         self._seq = 0
         self._ends: list[CaptureEnds] = []
 

@@ -47,7 +47,7 @@ __all__ = [
     "Lent",
     "PeerIdentity",
     "SignalFds",
-    "connect_attach",
+    "connect_fds",
     "decode_attach",
     "decode_attach_reply",
     "encode_packet",
@@ -250,8 +250,13 @@ def receive_packet(sock: socket.socket) -> tuple[bytes, list[int], bool]:
     return data, list(fds), bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC))
 
 
-def connect_attach(run_dir: RunDir, deadline_s: float) -> socket.socket:
-    """Connect this process to the attach socket of a host node; the socket is the caller's.
+def connect_fds(run_dir: RunDir, path: Path, deadline_s: float) -> socket.socket:
+    """Connect this process to the attach or operate socket of a host node; the socket is the caller's.
+
+    Args:
+        run_dir: of the host node.
+        path: of the socket, ``run_dir.attach_socket`` for guests, ``run_dir.operate_socket`` for operators.
+        deadline_s: how long the host may take to let us in.
 
     Raises:
         DeadlineError: it lets nobody in. NotFoundError: none runs there.
@@ -259,7 +264,7 @@ def connect_attach(run_dir: RunDir, deadline_s: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.settimeout(deadline_s)
     try:
-        sock.connect(str(run_dir.attach_socket))
+        sock.connect(str(path))
     except TimeoutError:
         sock.close()
         raise DeadlineError(f"the host node in {run_dir.path} lets nobody in", deadline_s=deadline_s) from None

@@ -1,4 +1,4 @@
-"""How an operator gives a host node descriptors and takes them: the attach socket, for a process without guests.
+"""How an operator gives a host node descriptors and takes them: the operate socket.
 
 ZeroMQ carries no descriptors, so these requests travel beside the others. The connection is made when one is asked,
 and kept while the host holds something that is to end with it: then its hang-up, by ``close`` or by the death of this
@@ -124,7 +124,7 @@ class Handover:
         if self._is_closed:
             raise ClosedError("this operator is closed")
         if self._channel is None or not self._channel.is_open:
-            sock = fdpass.connect_attach(self._run_dir, self._deadline_s)
+            sock = fdpass.connect_fds(self._run_dir, self._run_dir.operate_socket, self._deadline_s)
             self._requests = Requests(self._clock)
             self._channel = FdChannel(sock, on_packet=self._packet, on_closed=self._hung_up)
         return self._channel

@@ -1,7 +1,8 @@
 """The run directory: one private folder for each host node, holding its sockets, its identity and its logs.
 
     <root>/<node>/bus.sock       ZeroMQ ROUTER for guest processes        admin.sock   ZeroMQ ROUTER for operators
-                  events.sock    ZeroMQ PUB for whoever listens           attach.sock  Unix SEQPACKET for descriptors
+                  attach.sock    Unix SEQPACKET for guests' descriptors   operate.sock the same, for operators'
+                  events.sock    ZeroMQ PUB for whoever listens
                   host.json      pid, start time, versions                host.lock    held while a host node runs
                   counters/      one mapped file a process                logs/        one file a process
                   events.jsonl   the last events (events.1.jsonl: before) errors.log   distinct errors, mapped
@@ -111,8 +112,13 @@ class RunDir:
         return self.path / "events.sock"
 
     @property
+    def operate_socket(self) -> Path:
+        """Where operators give and take descriptors."""
+        return self.path / "operate.sock"
+
+    @property
     def attach_socket(self) -> Path:
-        """Where descriptors change hands."""
+        """Where guests' descriptors change hands."""
         return self.path / "attach.sock"
 
     def endpoint(self, service: int) -> str:
@@ -157,7 +163,7 @@ class RunDir:
             ResourceError: the file system refused.
             UsageError: the path is too long for a socket.
         """
-        longest = max(len(os.fsencode(path)) for path in (self.admin_socket, self.events_socket, self.attach_socket))
+        longest = max(len(os.fsencode(path)) for path in (self.admin_socket, self.events_socket, self.operate_socket))
         if longest > _MAX_SOCKET_PATH_BYTES:
             raise UsageError(
                 f"{self.path} is too long: sockets need at most {_MAX_SOCKET_PATH_BYTES} bytes; set VBNET_RUN_DIR",
@@ -184,7 +190,14 @@ class RunDir:
             BusyError: a host node runs here.
         """
         lock = RunLock(self)
-        for stale in (self.bus_socket, self.admin_socket, self.events_socket, self.attach_socket, self.host_file):
+        for stale in (
+            self.bus_socket,
+            self.admin_socket,
+            self.events_socket,
+            self.attach_socket,
+            self.operate_socket,
+            self.host_file,
+        ):
             stale.unlink(missing_ok=True)
         return lock
 
@@ -232,6 +245,7 @@ class RunLock:
             directory.admin_socket,
             directory.events_socket,
             directory.attach_socket,
+            directory.operate_socket,
             directory.host_file,
         ):
             name.unlink(missing_ok=True)

@@ -91,7 +91,7 @@ class GuestNode:
         try:
             if isinstance(address, RunDir):
                 self._channel = FdChannel(
-                    fdpass.connect_attach(address, deadline_s),
+                    fdpass.connect_fds(address, address.attach_socket, deadline_s),
                     on_packet=self._packet,
                     on_closed=lambda reason: self._lost(PeerGone(f"the host node ended: {reason}", reason=reason)),
                 )

@@ -4,9 +4,9 @@ The kernel says who connected; the token says which session; both must agree wit
 the process is seen twice, by the hang-up of its socket and by its pidfd, because a child may have inherited the one
 and pids are reused; whichever comes first ends all its sessions.
 
-Operators come here too, for ZeroMQ carries no descriptors: they take eventfds to which signals lead, hand over eventfds
-that raise signals, and take the rings of captures. A connection is a guest's process's or an operator's, whichever it
-is used as first.
+Operators come here too, by a socket of their own, for ZeroMQ carries no descriptors: they take eventfds to which
+signals lead, hand over eventfds that raise signals, and take captures. A sandbox that leaves a guest only the guests'
+sockets keeps all of that from it.
 """
 
 from __future__ import annotations
@@ -51,12 +51,15 @@ class AttachPeer:
         sock: its connection; becomes this object's.
         identity: who the kernel says it is.
         desk: where its packets go.
+        is_operators: it came by the operate socket.
     """
 
-    def __init__(self, sock: socket.socket, identity: PeerIdentity, desk: AttachDesk) -> None:
+    def __init__(
+        self, sock: socket.socket, identity: PeerIdentity, desk: AttachDesk, *, is_operators: bool = False
+    ) -> None:
         self.identity = identity
         self.sessions: dict[int, Session] = {}
-        self.is_operators = False
+        self.is_operators = is_operators
         self.drives: dict[int, int] = {}
         """Of the eventfds that end with this connection: which source drives which line."""
         self.captures: dict[int, int] = {}
@@ -160,27 +163,34 @@ class AttachPeer:
 
 
 class AttachDesk:
-    """Listens on the attach socket.
+    """Listens on the attach socket, and on the operate socket.
 
     Args:
-        path: of the socket.
+        path: of the guests' socket.
+        operate_path: of the operators' socket.
         book: the sessions.
         open_ram: checks and maps a guest's memory, given a descriptor (which it duplicates) and the most bytes allowed.
     """
 
-    def __init__(self, path: Path, book: SessionBook, open_ram: Callable[[int, int], Ram]) -> None:
+    def __init__(self, path: Path, operate_path: Path, book: SessionBook, open_ram: Callable[[int, int], Ram]) -> None:
         self.book = book
         self._open_ram = open_ram
         self._peers: set[AttachPeer] = set()
         self._kept_drives: set[int] = set()
-        self._listener = FdListener(path, self._connected)
+        self._listeners = [FdListener(path, self._guests_process)]
+        try:
+            self._listeners.append(FdListener(operate_path, self._operators_process))
+        except BaseException:
+            self._listeners.pop().close()
+            raise
 
     def __len__(self) -> int:
         return len(self._peers)
 
     def close(self) -> None:
         """Hang up on everyone: this is how guests learn that the host is gone."""
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for peer in list(self._peers):
             peer.close()
         self._peers.clear()
@@ -231,14 +241,14 @@ class AttachDesk:
         return fdpass.Given(body.sid, body.ticket), []
 
     def _export(self, peer: AttachPeer, body: fdpass.Export) -> tuple[fdpass.Exported, list[int]]:
-        _make_operators(peer)
+        _check_operators(peer)
         peer.check_reads()
         signals = self.book.services.signals
         line = signals.find(body.signal)
         return fdpass.Exported(line), [signals.export(line)]
 
     def _drive(self, peer: AttachPeer, body: fdpass.Drive, fd: int) -> fdpass.Driven:
-        _make_operators(peer)
+        _check_operators(peer)
         signals, limits = self.book.services.signals, self.book.limits
         line = signals.find(body.signal)
         if not is_eventfd(fd):
@@ -265,7 +275,7 @@ class AttachDesk:
         return fdpass.Driven(source)
 
     def _capture(self, peer: AttachPeer, body: fdpass.Capture) -> tuple[fdpass.Captured, list[int]]:
-        _make_operators(peer)
+        _check_operators(peer)
         peer.check_reads()
         limits, fabric = self.book.limits, self.book.services.need_fabric()
         ports = [str(port["name"]) for port in fabric.ports()]
@@ -311,7 +321,7 @@ class AttachDesk:
 
     def _attach(self, peer: AttachPeer, body: fdpass.Attach, fds: list[int]) -> fdpass.Attached:
         if peer.is_operators:
-            raise NotPermittedError("this connection is an operator's; a guest attaches on one of its own")
+            raise NotPermittedError("this is the operators' socket; a guest attaches at attach.sock")
         session = self.book.spend_token(body.token)
         try:
             if peer.identity.pid != session.pid:
@@ -341,7 +351,13 @@ class AttachDesk:
             session.report(fault, "memory")
             raise
 
-    def _connected(self, sock: socket.socket) -> None:
+    def _guests_process(self, sock: socket.socket) -> None:
+        self._connected(sock, is_operators=False)
+
+    def _operators_process(self, sock: socket.socket) -> None:
+        self._connected(sock, is_operators=True)
+
+    def _connected(self, sock: socket.socket, *, is_operators: bool) -> None:
         identity = PeerIdentity.of(sock)
         is_ours = identity.uid in {0, os.geteuid()}
         if is_ours and len(self._peers) >= self.book.limits.channels:
@@ -350,7 +366,7 @@ class AttachDesk:
             self.book.tally.add(metrics.REFUSED, "EPERM")
             sock.close()
             return
-        self._peers.add(AttachPeer(sock, identity, self))
+        self._peers.add(AttachPeer(sock, identity, self, is_operators=is_operators))
 
     def _make_room(self) -> None:
         """Send away an operator that holds nothing, if there is one: it can come again when it wants something."""
@@ -360,14 +376,13 @@ class AttachDesk:
             self.lost(idle, "sent-away")
 
 
-def _make_operators(peer: AttachPeer) -> None:
-    """Have a connection be an operator's from now on; raises NotPermittedError when it is a guest's process's."""
-    if peer.sessions:
+def _check_operators(peer: AttachPeer) -> None:
+    """Raise NotPermittedError for what came by the guests' socket."""
+    if not peer.is_operators:
         raise NotPermittedError(
-            "this connection is a guest's; operators have one of their own, and guests export and drive their signals "
+            "this is the guests' socket; operators have operate.sock, and guests export and drive their signals "
             "through their interrupt controller"
         )
-    peer.is_operators = True
 
 
 @contextlib.contextmanager

@@ -218,7 +218,7 @@ class HostNode:
         self.publish("node.starting", node=self._options.name, pid=os.getpid(), vbnet=_own_version())
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         undo.callback(context.term)
-        undo.callback(AttachDesk(run_dir.attach_socket, self.book, _open_ram).close)
+        undo.callback(AttachDesk(run_dir.attach_socket, run_dir.operate_socket, self.book, _open_ram).close)
         curve = None
         if keys is not None:
             curve = CurveServer(context, keys)

@@ -125,19 +125,20 @@ class RawPeer:
 
     Args:
         run_dir: the host node's run directory.
+        packets: name of the socket for descriptors; operators have ``operate.sock``.
     """
 
     HELLO, READY, OPEN, CLOSE, CALL, SHM, SIGNAL, NEGOTIATE, ALIVE, BYE, LIST = range(1, 12)
     WELCOME, ANSWER, REFUSED, DEV_ADD, DEV_DROP, SHM_CLOSE, LINK_STATE, PROBE = range(64, 72)
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, packets: str = "attach.sock") -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.bus = self._context.socket(zmq.DEALER)
         self.bus.setsockopt(zmq.LINGER, 0)
         self.bus.connect(f"ipc://{run_dir}/bus.sock")
         self.attach_socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.attach_socket.settimeout(_PATIENCE_MS / 1000)
-        self.attach_socket.connect(f"{run_dir}/attach.sock")
+        self.attach_socket.connect(f"{run_dir}/{packets}")
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Who may capture at the attach socket, how much, and what ends it."""
+"""Who may capture at the operate socket, how much, and what ends it."""
 
 import asyncio
 import contextlib

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from vbnet.bus import messages
-from vbnet.bus.fdpass import connect_attach, receive_packet
+from vbnet.bus.fdpass import connect_fds, receive_packet
 from vbnet.bus.keys import KeyStore
 from vbnet.bus.limits import Limits
 from vbnet.bus.link import Secrets
@@ -267,7 +267,7 @@ async def test_the_last_guest_connection_of_a_process_ends_what_waits_beside_an_
 async def test_an_operator_that_drives_nothing_gives_way_to_a_guest(run_root: Path) -> None:
     """When all places are taken, and only then; one that drives stays, and a guest beyond that is not let in."""
     async with alarmed(run_root, Limits(channels=2)) as lab, await Operator.connect(lab.run_dir) as busy:
-        with eventfd() as fd, connect_attach(lab.run_dir, 5) as idle:
+        with eventfd() as fd, connect_fds(lab.run_dir, lab.run_dir.operate_socket, 5) as idle:
             await busy.signal_drive("alarm", fd)
             idle.send(pack([1, 1, [3, "alarm"]]))
             await eventually(lambda: arrived(idle))
