@@ -191,8 +191,10 @@ def grafana(dashboard: Dashboard) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(json.dumps(made.build(), cls=JSONEncoder))
     for number, panel_document in enumerate(document["panels"], start=1):
         panel_document["id"] = number
+    # What the builders do not know: what lists of variables show, and how a mark is captioned.
+    for variable, choice in zip(dashboard.variables, document["templating"]["list"][1:], strict=True):
+        choice["definition"] = variable.query
     for mark, annotation in zip(dashboard.marks, document["annotations"]["list"], strict=True):
-        # What the builders do not know yet: how a mark is captioned.
         annotation.update(titleFormat=mark.title, textFormat=mark.text, step="5s")
     return document
 

@@ -254,6 +254,11 @@ class Scope:
         """How often their owner began anew within the window."""
         return self._over(self._ranged("resets", _family(asked), "short", matchers), "max", asked, by)
 
+    def gone(self, asked: Asked, window: str, **matchers: str) -> Expr:
+        """What each series was at most within ``window``, where it is no more."""
+        series = self.now(asked, **matchers)
+        return Expr(f"max_over_time({series}[{window}]) unless {series}", series.unit, series.metrics)
+
     def age(self, asked: Asked, *, on_scrape: bool = True, **matchers: str) -> Expr:
         """How long before the scrape (else: before now) a timestamp was."""
         series = self.now(asked, **matchers)

@@ -149,6 +149,15 @@ def _node_alerts(here: Scope) -> list[Alert]:
             "network.",
         ),
         Alert(
+            "VbnetNodeGone",
+            here.gone(own.UP, "5m"),
+            "0s",
+            "info",
+            "Lab {{ $labels.lab }} is no more",
+            "Its host node was there within five minutes, and nothing is left of it: it was taken down, or it died, "
+            "which ends a lab of `vbnet up` at once.",
+        ),
+        Alert(
             "VbnetNodeHung",
             heartbeat.while_(here.now(own.UP).is_value(1), *TARGET_LABELS),
             "15s",

@@ -197,7 +197,7 @@ def test_guest_that_stands_still_fires_its_alert_and_clears_it(watched: Watched)
 
 
 def test_node_that_hangs_and_is_killed_fires_one_alert_after_the_other(watched: Watched) -> None:
-    """Hung is not down, and down is not hung; the lab beside it is neither."""
+    """Hung is not down, and down is not hung; cleaned away it is gone; the lab beside it is none of these."""
     prometheus, host = watched.prometheus, watched.node.host
 
     host.pause()
@@ -205,7 +205,10 @@ def test_node_that_hangs_and_is_killed_fires_one_alert_after_the_other(watched: 
     down_meanwhile = prometheus.firing("VbnetNodeDown")
     host.kill()
     down = prometheus.wait_firing("VbnetNodeDown", SETTLED_S)
-
-    assert ["host", "host"] == [alert["labels"]["lab"] for alert in (hung, down)]
-    assert [] == down_meanwhile
     eventually(lambda: not prometheus.firing("VbnetNodeHung"), "it does not hang as well", SETTLED_S)
+    shutil.rmtree(watched.node.run_dir.path)
+    gone = prometheus.wait_firing("VbnetNodeGone", SETTLED_S)
+
+    assert ["host", "host", "host"] == [alert["labels"]["lab"] for alert in (hung, down, gone)]
+    assert [] == down_meanwhile
+    eventually(lambda: not prometheus.firing("VbnetNodeDown"), "what is gone is not down", SETTLED_S)
