@@ -9,13 +9,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from tests import reaper
 from tests.support import vbnet_program
 from tests.support.browser import browser
 from tests.support.counted_node import CountedNode
@@ -147,15 +148,15 @@ def test_terminal_shows_a_running_node_and_that_it_ended(
 
 
 @contextmanager
-def served() -> Iterator[str]:
-    """`vbnet top --web` on a free port; gives its address."""
+def served(end: signal.Signals = signal.SIGINT) -> Iterator[str]:
+    """`vbnet top --web` on a free port; gives its address, and ends it by a signal."""
     command = [*vbnet_program.COMMAND, "top", "--interval", "0.2", "--web", "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
             yield server.stdout.readline().strip()
         finally:
-            server.send_signal(signal.SIGINT)
+            server.send_signal(end)
             server.wait(PATIENCE)
 
 
@@ -184,6 +185,29 @@ def test_web_page_is_for_this_machine_and_for_its_own_page_only() -> None:
 
     with served() as address:
         asyncio.run(ask(address))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("commands_find")
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_process_of_an_open_page_ends_with_the_server(end: signal.Signals) -> None:
+    """Also when the server is killed while the page is shown: the kernel sees to it."""
+
+    async def main() -> None:
+        async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
+            address = stack.enter_context(served(end))
+            page = await session.ws_connect(f"{address}ws")
+            await page.receive_bytes(timeout=PATIENCE)
+            pages = [
+                pid
+                for pid in reaper.started_by(os.environ[reaper.MARK_VARIABLE], os.getpid())
+                if "top --node host" in reaper.command_line(pid)
+            ]
+            assert 1 == len(pages)
+            await stack.aclose()
+            assert set() == reaper.wait_gone(set(pages), PATIENCE)
+
+    asyncio.run(main())
 
 
 @pytest.mark.slow

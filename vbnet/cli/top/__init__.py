@@ -5,11 +5,13 @@ The screen (``screen``, ``grid``) and the server (``web``) are imported only whe
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -25,6 +27,10 @@ Tab = StrEnum(
     "Tab", ["guests", "devices", "ports", "queues", "signals", "timers", "workers", "switches", "buses", "errors"]
 )
 """The tables, as `vbnet.telemetry.watch.tabs` has them; written out so that help needs none of it."""
+
+SERVER_VARIABLE: Final = "VBNET_TOP_SERVER"
+"""Set for a page's process by the server that stands between it and a browser: the server's process id."""
+_PR_SET_PDEATHSIG: Final = 1
 
 app = output.application(
     "Watch what a host node counts: guests, devices, ports, queues, "
@@ -76,15 +82,24 @@ def top(
 
 def _has_screen() -> bool:
     """Say whether there is a terminal, or a server that stands between this process and a browser."""
-    return "TEXTUAL_DRIVER" in os.environ or (output.is_terminal() and sys.stdin.isatty())
+    return SERVER_VARIABLE in os.environ or (output.is_terminal() and sys.stdin.isatty())
 
 
 def _show(run_dir: RunDir, interval_s: float, tab: Tab | None) -> None:
+    if SERVER_VARIABLE in os.environ:
+        _end_with(int(os.environ[SERVER_VARIABLE]))
     from vbnet.cli.top.screen import TopApp  # noqa: PLC0415 -- Textual takes a third of a second to load
     from vbnet.telemetry.watch.look import Watcher  # noqa: PLC0415 -- same
     from vbnet.telemetry.watch.viewer import Viewer  # noqa: PLC0415 -- same
 
     TopApp(Viewer(Watcher(run_dir), tab=str(tab or Tab.guests)), interval_s).run()
+
+
+def _end_with(server: int) -> None:
+    """Let the kernel kill this process when the server that started it ends, also when it has ended already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:
+        sys.exit(0)
 
 
 def _print_once(run_dir: RunDir, interval_s: float, tab: Tab | None, how: Format) -> None:

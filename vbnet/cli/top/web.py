@@ -1,5 +1,7 @@
 """The screen of ``vbnet top`` in a browser, by textual-serve: one process of ``vbnet top`` for each page that is open.
 
+A page's process ends with the page, and with the server, however that ends: the kernel kills it then.
+
 Danger: a page of any other site may ask a browser to connect to an address of this machine. So on a loopback address
 only requests for a loopback name are answered, and a socket only to a page that came from here. The pages ask for
 nothing from elsewhere: the browser is told to refuse it. There is no password; whoever may reach the address sees
@@ -8,6 +10,7 @@ everything that the screen shows, and can change nothing.
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import sys
@@ -17,6 +20,7 @@ from urllib.parse import urlsplit
 
 from vbnet.bus.rundir import RunDir
 from vbnet.cli import output
+from vbnet.cli.top import SERVER_VARIABLE
 from vbnet.errors import ResourceError, UnsupportedError, UsageError
 
 try:
@@ -35,6 +39,8 @@ _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "font-src 'self' data:; img-src 'self' data:; connect-src 'self' ws:; frame-ancestors 'none'"
 )
+_FAREWELL_S = 1.0
+"""How long open pages may take to go when the server ends."""
 _SESSIONS_MAX = 16
 """Pages at once: each is a process."""
 
@@ -69,8 +75,9 @@ def serve(run_dir: RunDir, interval_s: float, tab: str | None, listen: str) -> N
         output.say(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
         if host not in _LOOPBACK:
             output.note("this address is not only this machine's: everybody who reaches it sees the node")
-        server = _Server(shlex.join(command), host, port, title=f"vbnet top {run_dir.path.name}")
-        web.run_app(server.application(), sock=sock, print=None)
+        server = _Server(f"exec {shlex.join(command)}", host, port, title=f"vbnet top {run_dir.path.name}")
+        os.environ[SERVER_VARIABLE] = str(os.getpid())
+        web.run_app(server.application(), sock=sock, print=None, shutdown_timeout=_FAREWELL_S)
 
 
 def _address(listen: str) -> tuple[str, int]:
