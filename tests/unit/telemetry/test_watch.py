@@ -261,7 +261,18 @@ def test_errors_are_counters_that_are_not_nothing_and_the_nodes_own_errors(node:
 
     assert {3, 1} == {row.cells[3] for row in made.rows}
     assert cells(made, "log", "guest.fault", "web", "zero_length")["last"] == node.now_s
-    assert "no_room" == cells(made, "device_receive_drop", "web web.eth0 lan", "no_room")["reason"]
+    (drop,) = [row for row in made.rows if row.cells[0] == "device receive drop"]
+    assert ("web.eth0", "no_room", 3) == drop.cells[1:4]
+
+
+def test_errors_of_a_shared_device_say_whose_they_are(node: CountedNode) -> None:
+    """Two guests on one device are told apart by their names."""
+    for guest in ("one", "two"):
+        node.block("timer", guest=guest, device="clock").add("forged_slots", 2)
+
+    made = tab("errors", Pair(None, node.watcher.look()))
+
+    assert {"one clock", "two clock"} == {row.cells[1] for row in made.rows}
 
 
 def test_way_leads_from_a_guest_over_its_device_to_every_counter(node: CountedNode) -> None:

@@ -30,7 +30,7 @@ __all__ = ["Grid", "fitted"]
 _NUMBER_CELLS: Final = 8
 _TEXT_CELLS: Final = 24
 _TEXT_CELLS_MIN: Final = 6
-_PROSE_CELLS: Final = 16
+_PROSE_CELLS: Final = 12
 _LINE_CELLS: Final = 8
 _LINE_CELLS_MAX: Final = 60
 _EDGE_CELLS: Final = 2
@@ -115,9 +115,9 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         & > .grid--header { text-style: bold; color: $text-muted; background: $surface; }
         & > .grid--sorted { text-style: bold underline; }
         & > .grid--cursor { background: $primary-darken-2; text-style: bold; }
-        & > .grid--bad { color: $error; text-style: bold; }
-        & > .grid--notice { color: $warning; }
-        & > .grid--line { color: $success; }
+        & > .grid--bad { color: $text-error; text-style: bold; }
+        & > .grid--notice { color: $text-warning; }
+        & > .grid--line { color: $text-success; }
         & > .grid--faint { text-style: dim; }
     }
     """

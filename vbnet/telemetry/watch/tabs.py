@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from vbnet.telemetry.watch.look import Block, printable
@@ -323,6 +323,13 @@ def _buses(read: Reading) -> Sheet:
     return Sheet(columns, tuple(rows), "bus", note)
 
 
+def _telling(block: Block, labels: Sequence[str]) -> list[str]:
+    """Those labels that tell a block from others; many a device's name begins with its guest's, which says enough."""
+    is_named_so = block.labels.get("device", "").startswith(block.labels.get("guest", ""))
+    left_out = {"switch", "type", *(["guest"] if is_named_so else [])} if "device" in labels else set()
+    return [label for label in labels if label not in left_out]
+
+
 def _errors(read: Reading) -> Sheet:
     rows = []
     for block in read.pair.now.layout.blocks:
@@ -331,13 +338,13 @@ def _errors(read: Reading) -> Sheet:
             count = read.pair.total(block, (place,))
             if not count or declared is None:
                 continue
-            whose = whose_block(block, declared.labels)
-            what = metric.name.removeprefix("vbnet_").removesuffix("_total")
+            whose = whose_block(block, _telling(block, declared.labels))
+            what = metric.name.removeprefix("vbnet_").removesuffix("_total").replace("_", " ")
             reason = " ".join(metric.fixed.values())
             rate = read.pair.rate(block, (place,))
             cells: tuple[Value, ...] = (what, whose, reason, count, rate, None, metric.detail or metric.help)
             mark = Mark.notice if rate else Mark.fine
-            rows.append(Row((what, whose, reason), cells, mark, None, Step("block", block.key[:2])))
+            rows.append(Row((what, *block.key[:2], reason), cells, mark, None, Step("block", block.key[:2])))
     for error in read.pair.now.errors:
         whose, code = printable(error.whose), printable(error.code)
         cells = (error.what, whose, code, error.count, None, error.last_s, printable(error.message))
