@@ -7,7 +7,7 @@ from typing import Final
 from dashboards.chosen import marks, scope, variables
 from dashboards.panels import Dashboard, Kind, Panel, Query, Row
 from dashboards.promql import Expr, whole
-from vbnet.devices.intc.metrics import OUTBOX, SIGNAL
+from vbnet.devices.intc.metrics import LATENCY, OUTBOX, SIGNAL
 from vbnet.devices.timer.metrics import TIMEKEEPER, TIMER
 
 __all__ = ["SIGNALS"]
@@ -17,6 +17,8 @@ _DEVICE: Final = "{{lab}} {{guest}} {{device}}"
 _LATE: Final = TIMEKEEPER.values["late"]
 _COALESCED: Final = whole(SIGNAL.values["coalesced_signal"])
 _DROPPED: Final = whole(SIGNAL.values["blocked"])
+_WOKEN: Final = whole(LATENCY.values["priority_0"])
+_UNBELIEVED: Final = whole(LATENCY.values["impossible"])
 _raises: Final = HERE.rate(SIGNAL.values["raises"])
 
 
@@ -162,6 +164,24 @@ _SIGNALS: Final = Row(
             "Lost: it names a signal that it was not granted. More waiting: it raises faster than the host takes.",
             empty_until="a guest raises others' signals",
         ),
+        Panel(
+            "Wake-ups, by priority",
+            [
+                Query(
+                    HERE.quantile(0.99, _WOKEN, "lab", "guest", "priority"),
+                    "{{lab}} {{guest}} priority {{priority}} 99 %",
+                )
+            ],
+            "From the raise that rang a doorbell to the guest's first look: 99 % took no longer.",
+            "High for urgent ones: their threads wait for a processor; let the scheduler coordinator boost them.",
+            empty_until="a guest that sleeps is woken by signals",
+        ),
+        Panel(
+            "Answers not believed",
+            [Query(HERE.rate(_UNBELIEVED, "lab", "guest", "reason"), "{{lab}} {{guest}}: {{reason}}")],
+            "What a guest said of its wake-ups and cannot be; it is in no other panel.",
+            "The guest lies, or has a bug: please report one of vbnet's own.",
+        ),
     ],
 )
 
@@ -175,6 +195,7 @@ _TIMERS: Final = Row(
             "A second band far above the first: another process takes the processor, or it was asleep.",
             Kind.HEAT,
             unit="short",
+            empty_until="a timer expires",
         ),
         Panel(
             "Lateness, by share",

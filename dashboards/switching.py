@@ -7,7 +7,7 @@ from typing import Final
 from dashboards.chosen import marks, scope, variables
 from dashboards.panels import Dashboard, Kind, Panel, Query, Row
 from dashboards.promql import whole
-from vbnet.devices.venet.metrics import PORT
+from vbnet.devices.venet.metrics import LATENCY, PORT
 from vbnet.hostnode.metrics import CAPTURE, SWITCH
 
 __all__ = ["SWITCHING"]
@@ -22,6 +22,10 @@ _LOST_OUT: Final = whole(PORT.values["transmit_drop_oversize"])
 _REJECTED: Final = whole(PORT.values["fault_tail_out_of_range"])
 _SLOTS: Final = whole(PORT.values["transmit_slots"])
 _USED: Final = whole(PORT.values["transmit_slots_used"])
+_RESIDENCE: Final = whole(LATENCY.values["transmit_residence"])
+_WAKEUP: Final = whole(LATENCY.values["host_wakeup"])
+_UNBELIEVED: Final = whole(LATENCY.values["impossible"])
+_PARTS: Final = ((0.5, "half"), (0.99, "99 %"))
 
 _taken: Final = HERE.rate(PORT.values["transmit_frames"])
 _given: Final = HERE.rate(PORT.values["receive_frames"])
@@ -204,6 +208,42 @@ _RINGS: Final = Row(
     ],
 )
 
+_LATENCIES: Final = Row(
+    "Latencies, by samples",
+    [
+        Panel(
+            "Time in rings",
+            [
+                Query(HERE.quantile(part, _RESIDENCE, "lab", "queue"), f"{{{{lab}}}} {{{{queue}}}} {words}")
+                for part, words in _PARTS
+            ],
+            "How long frames lay in rings: of guests until a worker took them (transmit), for guests until they were "
+            "taken (receive).",
+            "Transmit: the workers are busy, or sleep; see doorbells. Receive: the guest is slow to look.",
+            width=8,
+            empty_until="frames pass a port",
+        ),
+        Panel(
+            "Wake-ups",
+            [
+                Query(HERE.quantile(part, _WAKEUP, "lab", "woken"), f"{{{{lab}}}} {{{{woken}}}} {words}")
+                for part, words in _PARTS
+            ],
+            "From the ring of a doorbell to the first look of who slept: a worker of the host, or the guest.",
+            "Milliseconds: something else has the processor; `vbnet sched` helps guests that must be woken in time.",
+            width=8,
+            empty_until="a worker or a guest is woken",
+        ),
+        Panel(
+            "Stamps not believed",
+            [Query(HERE.rate(_UNBELIEVED, "lab", "device", "reason"), "{{lab}} {{device}}: {{reason}}")],
+            "Times that a guest said and that cannot be; they are in no other panel.",
+            "A guest in a time namespace of its own, or one that was stopped for long: harmless. Otherwise it lies.",
+            width=8,
+        ),
+    ],
+)
+
 _ADDRESSES: Final = Row(
     "Addresses",
     [
@@ -296,6 +336,6 @@ SWITCHING: Final = Dashboard(
     "vbnet / Switches and ports",
     "What passes each port, what is lost and why, how full rings are.",
     variables("switch", "guest", "device"),
-    [_GLANCE, _PORTS, _LOSSES, _RINGS, _ADDRESSES, _CAPTURES],
+    [_GLANCE, _PORTS, _LOSSES, _RINGS, _LATENCIES, _ADDRESSES, _CAPTURES],
     marks(scope()),
 )

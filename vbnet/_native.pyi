@@ -23,12 +23,16 @@ __all__ = [
     "LINE_COUNTERS",
     "OUTBOX_COUNTERS",
     "PORT_COUNTERS",
+    "PORT_LATENCIES",
     "PRIORITIES",
     "SCHED_CLASSES",
     "SCHED_COUNTERS",
     "SCHED_REFUSALS",
+    "SIGNAL_LATENCIES",
     "SWITCH_COUNTERS",
     "TIMER_COUNTERS",
+    "TRAFFIC_SINK_COUNTERS",
+    "TRAFFIC_SOURCE_COUNTERS",
     "VECTORS",
     "WORKER_COUNTERS",
     "Apics",
@@ -227,13 +231,17 @@ def histogram_quantile(words: list[int], quantile: float) -> int: ...
 def histogram_bounds() -> list[int]: ...
 
 PORT_COUNTERS: list[str]
+PORT_LATENCIES: list[str]
+SIGNAL_LATENCIES: list[str]
+TRAFFIC_SINK_COUNTERS: list[str]
+TRAFFIC_SOURCE_COUNTERS: list[str]
 SWITCH_COUNTERS: list[str]
 TIMER_COUNTERS: list[str]
 WORKER_COUNTERS: list[str]
 
 @final
 class Fabric:
-    def __new__(cls, counters: CounterFile, workers: int = 1) -> Self: ...
+    def __new__(cls, counters: CounterFile, workers: int = 1, *, does_count: bool = True) -> Self: ...
     @property
     def counters(self) -> CounterFile: ...
     def switch_create(self, name: str, ageing_s: float = 300.0) -> None: ...
@@ -670,7 +678,7 @@ class BenchWindows:
 
 @final
 class BenchExchange:
-    def __new__(cls, sending: Venet, receiving: Venet) -> Self: ...
+    def __new__(cls, sending: Venet, receiving: Venet, *, does_stamp: bool = True) -> Self: ...
     def frames_per_second(
         self,
         frame: bytes,

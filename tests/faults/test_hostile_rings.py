@@ -413,7 +413,7 @@ def forgeries() -> dict[str, tuple[dict[int, int], int]]:
     return {
         "magic": ({0x0: 0x47FA2FE4}, 0),
         "no magic": ({0x0: 0}, 0),
-        "version": ({0x4: 2}, 0),
+        "version": ({0x4: 1}, 0),
         "no slots": ({0x8: 0}, 0),
         "slots that are no power of two": ({0x8: 15}, 0),
         "one slot more": ({0x8: 17}, 0),
@@ -466,8 +466,8 @@ def test_ring_that_is_not_what_it_says_is_refused_at_linkup(net: Net, case: str,
 def format_rings(guest: Guest, offsets: list[int]) -> None:
     """Lay out empty rings of 16 slots, by hand."""
     for offset in offsets:
-        poke(guest, offset, struct.pack("<4sII", b"vRNG", 1, 16))
-        poke(guest, offset + SIGNAL, struct.pack("<4sI", b"vSIG", 1))
+        poke(guest, offset, struct.pack("<4sII", b"vRNG", 2, 16))
+        poke(guest, offset + SIGNAL, struct.pack("<4sI", b"vSIG", 2))
 
 
 def poke(guest: Guest, offset: int, data: bytes) -> None:

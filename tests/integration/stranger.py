@@ -146,8 +146,8 @@ class Ring:
 
     def __init__(self, memory: mmap.mmap, offset: int) -> None:
         self.memory, self.offset = memory, offset
-        struct.pack_into("<4sII", memory, offset, b"vRNG", 1, SLOTS)
-        struct.pack_into("<4sI", memory, offset + 0x180, b"vSIG", 1)
+        struct.pack_into("<4sII", memory, offset, b"vRNG", 2, SLOTS)
+        struct.pack_into("<4sI", memory, offset + 0x180, b"vSIG", 2)
         self.fds: list[int] = []
         self.injected = self.rung = self.arming = 0
 

@@ -43,7 +43,7 @@ class Level:
     def __init__(self, memory: mmap.mmap, offset: int) -> None:
         self.memory, self.offset, self.arming = memory, offset, 0
         struct.pack_into("<4sI", memory, offset, b"vINT", 1)
-        struct.pack_into("<4sI", memory, offset + SIGNAL, b"vSIG", 1)
+        struct.pack_into("<4sI", memory, offset + SIGNAL, b"vSIG", 2)
 
     def get(self, form: str, at: int) -> int:
         """Read a word."""

@@ -130,6 +130,10 @@ class RunDir:
         """Folder of the mapped counter files."""
         return self.path / "counters"
 
+    def process_counters(self, process: str) -> Path:
+        """The counters file of a guest process of this name, removed by whoever started it when it has ended."""
+        return self.counters / f"process-{process}.counters"
+
     @property
     def logs(self) -> Path:
         """Folder of the log files."""

@@ -116,6 +116,8 @@ def clean_folder(folder: Path, *, is_ours: bool = False) -> None:
         if is_ours:
             (folder / STATE_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder / "launch", ignore_errors=True)
+            for counters in (folder / "counters").glob("*.counters"):
+                counters.unlink()
             for told in ("events.jsonl", "events.1.jsonl", "errors.log"):
                 (folder / told).unlink(missing_ok=True)
             for log in (folder / "logs").glob("[!_]*.log"):  # the supervisor's own log is being written already

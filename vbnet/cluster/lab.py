@@ -403,6 +403,7 @@ class Lab:
         for report in running.take_reports():
             self._on_report(slot, report)
         running.close()
+        self.run_dir.process_counters(slot.plan.name).unlink(missing_ok=True)
         slot.process = None
         record = self._record(slot)
         record.exit_code, record.identity = code, None

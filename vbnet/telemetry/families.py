@@ -116,7 +116,8 @@ def _samples(metric: Metric, own: Mapping[str, str], words: Sequence[int]) -> It
     labels = {**own, **metric.fixed}
     match metric.kind:
         case MetricKind.HISTOGRAM:
-            yield _histogram(metric, labels, words)
+            if any(words[_HEADER_WORDS:]):
+                yield _histogram(metric, labels, words)
         case MetricKind.INFO:
             yield Sample({**labels, metric.shown_as: str(words[0])}, 1)
         case MetricKind.STATE:

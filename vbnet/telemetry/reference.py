@@ -29,8 +29,12 @@ _OWNERS = {
     "switch": "a switch",
     "capture": "a port that is captured, or traced; at most 64 captures and traces at once",
     "port": "a port of a switch, or a loopback; a TAP's has no guest, and is its own device",
+    "port_latency": "a port with rings, while three quarters of the counters file have room; samples",
     "signal": "a signal of the host: two a network card, and what guests and operators make",
+    "signal_latency": "a guest's interrupt controller",
     "outbox": "a guest's outbox; one for each guest that raises others' signals",
+    "traffic_source": "a traffic guest, in a file of its own process",
+    "traffic_sink": "a traffic guest, in a file of its own process",
     "timer": "a guest's timers on one device",
     "timekeeper": "the host's timekeeper; one",
     "sched": "a scheduler coordinator",
@@ -61,7 +65,8 @@ other.
   longer than fits (about 180 bytes for all labels of a block together) is shortened to its beginning and a hash.
 - **Sums mean something.** Reasons are labels of one family: `sum(rate(vbnet_device_receive_drop_total[1m]))` is all
   frames dropped. A limit is a metric of its own beside the usage, with the same labels.
-- **Histograms** have {edges} buckets, at powers of two from {low:g} to {high:g} seconds.
+- **Histograms** have {edges} buckets, at powers of two from {low:g} to {high:g} seconds. One that has seen no
+  value has no series yet.
 - Kinds of device from other packages bring their own declarations. A block that nobody declared is left out.
 - There are no `_created` samples: a block knows its generation, not its moment.
 

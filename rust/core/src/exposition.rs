@@ -196,13 +196,23 @@ impl Line<'_> {
 
     fn histogram(&self, text: &mut String, words: &[u64], per_unit: u64, edges: &[(String, usize)]) {
         let counts = words.get(4..histogram::WORDS).unwrap_or_default();
-        let sum = |counts: &[u64]| counts.iter().fold(0u64, |sum, &count| sum.wrapping_add(count));
-        for (edge, below) in edges {
-            let below = sum(&counts[..(*below).min(counts.len())]);
-            self.number(text, "_bucket", Some(("le", edge)), below, 1);
+        // Ports have several each, and most ports of a large host are idle: their series begin with the first value.
+        if counts.iter().all(|&count| count == 0) {
+            return;
         }
-        self.number(text, "_bucket", Some(("le", "+Inf")), sum(counts), 1);
-        self.number(text, "_count", None, sum(counts), 1);
+        let (mut seen, mut sum) = (0, 0u64);
+        let mut sum_below = |below: usize| {
+            let below = below.clamp(seen, counts.len());
+            sum = counts[seen..below].iter().fold(sum, |sum, &count| sum.wrapping_add(count));
+            seen = below;
+            sum
+        };
+        for (edge, below) in edges {
+            self.number(text, "_bucket", Some(("le", edge)), sum_below(*below), 1);
+        }
+        let whole = sum_below(counts.len());
+        self.number(text, "_bucket", Some(("le", "+Inf")), whole, 1);
+        self.number(text, "_count", None, whole, 1);
         self.number(text, "_sum", None, words.get(1).copied().unwrap_or_default(), per_unit);
     }
 

@@ -22,11 +22,12 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::error::{Error, Result};
 use crate::net::frame::{FRAME_BYTES_MAX, MacAddress};
 use crate::net::switch::{Switch, SwitchCounter};
+use crate::port::latency::{Latencies, PortLatency};
 use crate::port::tap::{self, TapPort};
 use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_mtu, check_priority};
 use crate::port::{PortCounter, PortKind, PortPart, PortStatus};
 use crate::shm::capture::CaptureRing;
-use crate::shm::counters::{Block, CounterFile};
+use crate::shm::counters::CounterFile;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::labels;
 use crate::watch::bpf::{Instruction, Program};
@@ -169,6 +170,19 @@ impl Fabric {
     /// [`Error::Usage`]: `workers` is not 1 to [`WORKERS_MAX`]. [`Error::Machine`]: threads, descriptors or counters ran
     /// out.
     pub fn new(counters: Arc<CounterFile>, workers: usize) -> Result<Self> {
+        Self::start::<true>(counters, workers)
+    }
+
+    /// As [`Self::new`], but its workers count and time no frames: shows in a benchmark what that costs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn without_counting(counters: Arc<CounterFile>, workers: usize) -> Result<Self> {
+        Self::start::<false>(counters, workers)
+    }
+
+    fn start<const COUNTS: bool>(counters: Arc<CounterFile>, workers: usize) -> Result<Self> {
         if !(1..=WORKERS_MAX).contains(&workers) {
             return Err(Error::Usage(format!("a fabric has 1 to {WORKERS_MAX} workers; got {workers}")));
         }
@@ -179,7 +193,7 @@ impl Fabric {
             .map(|index| {
                 let block = counters.allocate("worker", &format!("worker={index}"), WorkerCounter::COUNT)?;
                 let sink = EventSink { events: told.clone(), bell: events_bell.clone() };
-                WorkerHandle::start(index, watchdog.handle(), sink, block)
+                WorkerHandle::start::<COUNTS>(index, watchdog.handle(), sink, block)
             })
             .collect::<Result<Vec<_>>>()?;
         let registry = Registry { workers: handles, watchdog: Some(watchdog), ..Registry::default() };
@@ -306,7 +320,7 @@ impl Fabric {
         self.add(NewPort { name, guest: String::new(), kind: PortKind::Tap, switch: Some(switch), device, params, end })
     }
 
-    fn add(&self, new: NewPort<'_>) -> Result<PortId> {
+    fn add(&self, mut new: NewPort<'_>) -> Result<PortId> {
         check_name(new.name)?;
         let mut registry = self.open()?;
         if registry.ports.values().any(|port| port.info.name == new.name) {
@@ -316,7 +330,12 @@ impl Fabric {
         let worker = place.map_or_else(|| registry.least_busy(), |(worker, _)| worker);
         registry.last_id += 1;
         let id = PortId(registry.last_id);
-        let block = self.block_for(&new, id)?;
+        let labels = labels_of(&new, id);
+        let block = self.counters.allocate("port", &labels, PortCounter::COUNT)?;
+        if let End::Venet(venet) = &mut new.end {
+            let block = self.counters.allocate_spare("port_latency", &labels, PortLatency::WORDS);
+            venet.set_latencies(block.map_or_else(Latencies::default, Latencies::new));
+        }
         let NewPort { name, guest: _, kind, switch, device, params, end } = new;
         let mut port = Box::new(Port::new(id, name.into(), end, block));
         port.switch = place.map(|(_, slot)| slot);
@@ -351,18 +370,6 @@ impl Fabric {
         registry.ports.insert(id, PortRecord { info, status });
         registry.resume_watches(id, name, worker);
         Ok(id)
-    }
-
-    fn block_for(&self, new: &NewPort<'_>, id: PortId) -> Result<Block> {
-        let switch = new.switch.unwrap_or_default();
-        let labels = labels::text(&[
-            ("guest", &new.guest),
-            ("device", new.name),
-            ("switch", switch),
-            ("kind", new.kind.label()),
-            ("id", &id.to_string()),
-        ]);
-        self.counters.allocate("port", &labels, PortCounter::COUNT)
     }
 
     /// Removes a port. After `Ok` nothing touches its memory any more; its descriptors are closed.
@@ -568,6 +575,16 @@ struct NewPort<'a> {
     device: Option<String>,
     params: VenetParams,
     end: End,
+}
+
+fn labels_of(new: &NewPort<'_>, id: PortId) -> String {
+    labels::text(&[
+        ("guest", &new.guest),
+        ("device", new.name),
+        ("switch", new.switch.unwrap_or_default()),
+        ("kind", new.kind.label()),
+        ("id", &id.to_string()),
+    ])
 }
 
 impl Registry {

@@ -122,20 +122,27 @@ impl WorkerHandle {
     /// # Errors
     ///
     /// [`Error::Machine`]: no thread or descriptor is free.
-    pub(crate) fn start(index: usize, watchdog: WatchdogHandle, sink: EventSink, block: Block) -> Result<Self> {
+    pub(crate) fn start<const COUNTS: bool>(
+        index: usize,
+        watchdog: WatchdogHandle,
+        sink: EventSink,
+        block: Block,
+    ) -> Result<Self> {
         let (commands, queue) = crossbeam_channel::unbounded();
         let bell = Arc::new(Doorbell::create()?);
         let heard = bell.clone();
         let (started, outcome) = crossbeam_channel::bounded(1);
-        let run = move || match watchdog.enlist().and_then(|ringer| Worker::new(queue, heard, ringer, sink, block)) {
-            Ok(worker) => {
-                let _ = started.send(Ok(()));
-                worker.run();
-            }
-            Err(error) => {
-                let _ = started.send(Err(error));
-            }
-        };
+        let run =
+            move || match watchdog.enlist().and_then(|ringer| Worker::<COUNTS>::new(queue, heard, ringer, sink, block))
+            {
+                Ok(worker) => {
+                    let _ = started.send(Ok(()));
+                    worker.run();
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            };
         let thread = thread::Builder::new()
             .name(format!("vbnet-worker-{index}"))
             .spawn(run)
@@ -167,8 +174,8 @@ impl fmt::Debug for WorkerHandle {
     }
 }
 
-struct Worker {
-    plane: Plane,
+struct Worker<const COUNTS: bool> {
+    plane: Plane<COUNTS>,
     slots: HashMap<PortId, PortSlot>,
     /// Ports that are polled, in the order of their turns.
     active: Vec<PortSlot>,
@@ -182,7 +189,7 @@ struct Worker {
     is_over: bool,
 }
 
-impl Worker {
+impl<const COUNTS: bool> Worker<COUNTS> {
     fn new(
         commands: Receiver<Command>,
         bell: Arc<Doorbell>,
@@ -268,8 +275,10 @@ impl Worker {
         if !self.plane.is_flushed() {
             self.plane.flush();
         }
-        let counter = if has_worked { WorkerCounter::BusyRounds } else { WorkerCounter::IdleRounds };
-        self.block.add(counter as usize, 1);
+        if COUNTS {
+            let counter = if has_worked { WorkerCounter::BusyRounds } else { WorkerCounter::IdleRounds };
+            self.block.add(counter as usize, 1);
+        }
         has_worked
     }
 
@@ -321,13 +330,13 @@ impl Worker {
     fn park(&mut self, slot: PortSlot) -> bool {
         let Some(port) = port_at(&mut self.plane.ports, slot) else { return true };
         let is_parked = match &mut port.end {
-            End::Venet(venet) => venet.arm(),
+            End::Venet(venet) => venet.arm::<COUNTS>(),
             // Whatever comes in after its last empty read makes an edge.
             End::Tap(_) => true,
         };
         if is_parked {
             port.parking.is_active = false;
-            port.count(PortCounter::Parks, 1);
+            port.count::<COUNTS>(PortCounter::Parks, 1);
             if port.is_mute() {
                 self.silence(slot);
             }
@@ -377,10 +386,13 @@ impl Worker {
         if port.id.0 as u32 != (token >> 32) as u32 {
             return;
         }
-        port.count(PortCounter::Kicks, 1);
+        port.count::<COUNTS>(PortCounter::Kicks, 1);
         if !port.parking.is_active {
+            if COUNTS && let End::Venet(venet) = &port.end {
+                venet.wake();
+            }
             port.parking.wake(self.now_ns);
-            port.count(PortCounter::Wakeups, 1);
+            port.count::<COUNTS>(PortCounter::Wakeups, 1);
             self.activate(slot);
         }
     }

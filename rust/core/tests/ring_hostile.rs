@@ -316,9 +316,9 @@ fn refused_header_word_is_named() {
     let (ring_magic, signal_magic) = (u32::from_le_bytes(*b"vRNG"), u32::from_le_bytes(*b"vSIG"));
     let cases = [
         (MAGIC, 0, bad("ring magic", 0, ring_magic)),
-        (VERSION, 2, bad("ring version", 2, 1)),
+        (VERSION, 1, bad("ring version", 1, 2)),
         (SIGNAL_MAGIC, ring_magic, bad("signal magic", ring_magic, signal_magic)),
-        (SIGNAL_VERSION, 0, bad("signal version", 0, 1)),
+        (SIGNAL_VERSION, 0, bad("signal version", 0, 2)),
         (SLOT_COUNT, 0, bad_slots(0)),
         (SLOT_COUNT, 7, bad_slots(7)),
         (SLOT_COUNT, 1 << 16, bad_slots(1 << 16)),

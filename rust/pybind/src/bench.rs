@@ -234,9 +234,13 @@ impl BenchExchange {
 impl BenchExchange {
     /// Takes both devices over, for good.
     #[new]
-    fn new(py: Python<'_>, sending: &Venet, receiving: &Venet) -> PyResult<Self> {
-        let (sender, idle_receiver) = sending.take_halves(py)?;
+    #[pyo3(signature = (sending, receiving, *, does_stamp = true))]
+    fn new(py: Python<'_>, sending: &Venet, receiving: &Venet, does_stamp: bool) -> PyResult<Self> {
+        let (mut sender, idle_receiver) = sending.take_halves(py)?;
         let (idle_sender, receiver) = receiving.take_halves(py)?;
+        if !does_stamp {
+            sender.stop_stamping();
+        }
         Ok(Self { inner: Mutex::new(Exchange { sender, receiver }), _idle: Mutex::new((idle_receiver, idle_sender)) })
     }
 

@@ -35,10 +35,11 @@ pub(crate) struct Fabric {
 #[pymethods]
 impl Fabric {
     #[new]
-    #[pyo3(signature = (counters, workers = 1))]
-    fn new(py: Python<'_>, counters: &CounterFile, workers: usize) -> PyResult<Self> {
+    #[pyo3(signature = (counters, workers = 1, *, does_count = true))]
+    fn new(py: Python<'_>, counters: &CounterFile, workers: usize, does_count: bool) -> PyResult<Self> {
         let counters = counters.inner.clone();
-        let inner = py.detach(|| core::Fabric::new(counters, workers)).or_raise(py)?;
+        let start = if does_count { core::Fabric::new } else { core::Fabric::without_counting };
+        let inner = py.detach(|| start(counters, workers)).or_raise(py)?;
         Ok(Self { inner })
     }
 

@@ -237,8 +237,8 @@ impl TrafficGuest {
                 counters.map(|file| file.inner.allocate(kind, &labels::text(&[("guest", name)]), words)).transpose()?;
             Row::new(block, words).map(Arc::new)
         };
-        let sent = row("source", SourceStats::WORDS).or_raise(py)?;
-        let received = row("sink", SinkStats::WORDS).or_raise(py)?;
+        let sent = row("traffic_source", SourceStats::WORDS).or_raise(py)?;
+        let received = row("traffic_sink", SinkStats::WORDS).or_raise(py)?;
         let (sender, receiver) = device.get().take_halves(py)?;
         let mut sink = TrafficSink::new(receiver, SinkConfig::default(), received.clone());
         let receiving = Running::start("vbnet-sink", move |stop| sink.run(stop)).or_raise(py)?;

@@ -8,10 +8,11 @@ import pytest
 from vbnet import _native
 from vbnet.bus.kinds import Catalogue, Kind, discover
 from vbnet.devices.fastcall.metrics import SERVICE, SLOT
+from vbnet.devices.intc.metrics import LATENCY as SIGNAL_LATENCY
 from vbnet.devices.intc.metrics import OUTBOX, SIGNAL
 from vbnet.devices.sched.metrics import SCHED
 from vbnet.devices.timer.metrics import TIMER
-from vbnet.devices.venet.metrics import PORT
+from vbnet.devices.venet.metrics import LATENCY, PORT, SINK, SOURCE
 from vbnet.errors import UsageError
 from vbnet.hostnode.metrics import CAPTURE, SWITCH, WORKER
 from vbnet.metric import HISTOGRAM_WORDS, Metric, MetricBlock, MetricCatalogue, MetricKind
@@ -22,6 +23,10 @@ from vbnet.telemetry.catalogue import installed, known
     ("names", "block"),
     [
         (_native.PORT_COUNTERS, PORT),
+        (_native.PORT_LATENCIES, LATENCY),
+        (_native.SIGNAL_LATENCIES, SIGNAL_LATENCY),
+        (_native.TRAFFIC_SOURCE_COUNTERS, SOURCE),
+        ([*_native.TRAFFIC_SINK_COUNTERS, "latency"], SINK),
         (_native.SWITCH_COUNTERS, SWITCH),
         (_native.WORKER_COUNTERS, WORKER),
         (_native.CAPTURE_COUNTERS, CAPTURE),

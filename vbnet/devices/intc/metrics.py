@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from vbnet.metric import Metric, MetricBlock, MetricKind
+from vbnet.units import SECOND_NS
 
-__all__ = ["BLOCKS", "OUTBOX", "SIGNAL"]
+__all__ = ["BLOCKS", "LATENCY", "OUTBOX", "SIGNAL"]
+
+_PRIORITIES: Final = 8
 
 
 def _signal(name: str, unit: str, explanation: str) -> Metric:
@@ -84,4 +87,30 @@ OUTBOX: Final = MetricBlock(
 )
 """One guest's outbox."""
 
-BLOCKS: Final = (SIGNAL, OUTBOX)
+LATENCY: Final = MetricBlock(
+    "signal_latency",
+    ("guest",),
+    {
+        **{
+            f"priority_{priority}": Metric(
+                "vbnet_signal_wakeup_latency_seconds",
+                "seconds",
+                "From the raise that rang a doorbell to the guest's first look, over all vCPUs.",
+                MetricKind.HISTOGRAM,
+                {"priority": str(priority)},
+                per_unit=SECOND_NS,
+            )
+            for priority in range(_PRIORITIES)
+        },
+        "impossible": Metric(
+            "vbnet_signal_answer_drop_total",
+            "answers",
+            "Answers of a guest to doorbells that were not believed.",
+            fixed={"reason": "impossible"},
+            detail="it took longer than since the doorbell was rung",
+        ),
+    },
+)
+"""One guest's interrupt controller, timed."""
+
+BLOCKS: Final = (SIGNAL, OUTBOX, LATENCY)

@@ -10,8 +10,9 @@ from typing import Final
 
 from vbnet._native import FAULT_REASONS
 from vbnet.metric import Metric, MetricBlock, MetricKind
+from vbnet.units import SECOND_NS
 
-__all__ = ["BLOCKS", "PORT"]
+__all__ = ["BLOCKS", "LATENCY", "PORT", "SINK", "SOURCE"]
 
 _NOT_GIVEN: Final = {
     "no_room": "the guest had posted no buffer, or the TAP's queue was full",
@@ -82,4 +83,119 @@ PORT: Final = MetricBlock(
 )
 """One port of a switch, or a loopback; a TAP's has no guest."""
 
-BLOCKS: Final = (PORT,)
+
+def _residence(queue: str, detail: str) -> Metric:
+    return Metric(
+        "vbnet_ring_residence_seconds",
+        "seconds",
+        "How long a frame lay in a ring until the other side took it; samples.",
+        MetricKind.HISTOGRAM,
+        {"queue": queue},
+        detail,
+        per_unit=SECOND_NS,
+    )
+
+
+def _wakeup(side: str, detail: str) -> Metric:
+    return Metric(
+        "vbnet_wakeup_latency_seconds",
+        "seconds",
+        "From the ring of a doorbell to the first look of the side that slept.",
+        MetricKind.HISTOGRAM,
+        {"woken": side},
+        detail,
+        per_unit=SECOND_NS,
+    )
+
+
+LATENCY: Final = MetricBlock(
+    "port_latency",
+    ("guest", "device", "switch"),
+    {
+        "transmit_residence": _residence("transmit", "from the guest's publish to the worker's taking"),
+        "receive_residence": _residence("receive", "from the worker's return of a buffer to the guest's taking"),
+        "host_wakeup": _wakeup("host", "the worker's, by a guest that sends"),
+        "guest_wakeup": _wakeup("guest", "the guest's, by frames for it or slots that came back"),
+        "impossible": Metric(
+            "vbnet_stamp_drop_total",
+            "stamps",
+            "Stamps and answers of a guest that were not believed.",
+            fixed={"reason": "impossible"},
+            detail="of the future, older than 10 s, or of a slot that is not there",
+        ),
+    },
+)
+"""The rings of one port, timed: one slot in 1024, and every publish that wakes somebody."""
+
+
+def _sent(name: str, unit: str, explanation: str) -> Metric:
+    return Metric(f"vbnet_traffic_transmit_{name}_total", unit, explanation)
+
+
+def _received(name: str, unit: str, explanation: str) -> Metric:
+    return Metric(f"vbnet_traffic_receive_{name}_total", unit, explanation)
+
+
+def _odd(kind: str, detail: str) -> Metric:
+    return Metric(
+        "vbnet_traffic_receive_anomalies_total",
+        "packets",
+        "Frames that did not arrive as they were sent.",
+        fixed={"kind": kind},
+        detail=detail,
+    )
+
+
+SOURCE: Final = MetricBlock(
+    "traffic_source",
+    ("guest",),
+    {
+        "frames": _sent("packets", "packets", "Test frames sent."),
+        "bytes": _sent("bytes", "bytes", "Their bytes."),
+        "blocked": _sent("blocked", "stalls", "Times there was no room to send."),
+        "late_sum_ns": Metric(
+            "vbnet_traffic_transmit_late_seconds_total",
+            "seconds",
+            "How late frames left after they were due, summed up.",
+            per_unit=SECOND_NS,
+        ),
+        "late_max_ns": Metric(
+            "vbnet_traffic_transmit_late_max_seconds",
+            "seconds",
+            "The latest that a frame ever left after it was due.",
+            MetricKind.GAUGE,
+            per_unit=SECOND_NS,
+        ),
+    },
+)
+"""What a traffic guest sends; written by the guest's own process."""
+
+SINK: Final = MetricBlock(
+    "traffic_sink",
+    ("guest",),
+    {
+        "frames": _received("packets", "packets", "Test frames received intact."),
+        "bytes": _received("bytes", "bytes", "Their bytes."),
+        "lost": Metric(
+            "vbnet_traffic_missing_packets",
+            "packets",
+            "Frames missing now, of those before the last that arrived.",
+            MetricKind.GAUGE,
+        ),
+        "reordered": _odd("reordered", "behind a later one"),
+        "duplicates": _odd("duplicate", "for another time"),
+        "corrupted": _odd("corrupted", "changed on their way"),
+        "foreign": _odd("foreign", "no test frame of ours"),
+        "stale": _odd("stale", "so late that nobody remembers whether it was missing"),
+        "latency": Metric(
+            "vbnet_traffic_latency_seconds",
+            "seconds",
+            "From when a test frame was due to when it was taken in, from end to end.",
+            MetricKind.HISTOGRAM,
+            per_unit=SECOND_NS,
+        ),
+    },
+)
+"""What a traffic guest receives; written by the guest's own process."""
+
+BLOCKS: Final = (PORT, LATENCY, SOURCE, SINK)

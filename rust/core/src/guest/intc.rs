@@ -140,13 +140,14 @@ impl Level {
     /// The system refused to wait.
     pub fn sleep(&self, timeout: Option<Duration>) -> Result<bool> {
         let was_rung = self.hand.bell.wait(timeout);
-        self.taker.disarm();
+        self.taker.wake(monotonic_ns);
         was_rung
     }
 
     /// Forgets rings of the doorbell so far: for those who waited elsewhere, before the next [`Self::take`].
     pub fn quiet(&self) {
         self.hand.bell.quiet();
+        self.taker.answer(monotonic_ns);
     }
 
     /// Waits until something is pending, for `timeout` at most, and takes up to `budget` signals; gives how many. Looks on
@@ -181,7 +182,7 @@ impl Level {
                 continue;
             }
             let was_rung = self.hand.bell.wait(left)?;
-            self.taker.disarm();
+            self.taker.wake(monotonic_ns);
             let taken = self.take(budget, &mut found);
             if taken != 0 {
                 self.hand.was_nudged.store(false, Ordering::Relaxed);

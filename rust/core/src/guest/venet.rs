@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Fault, Result};
+use crate::guest::clock::monotonic_ns;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::{CACHE_LINE, LINE_PAIR, RAM_HEADER_BYTES, ring_bytes};
 use crate::shm::line;
@@ -244,6 +245,11 @@ impl Sender {
         self.bells = Some(bells);
     }
 
+    /// Stamps nothing from now on: for measuring what stamps cost.
+    pub fn stop_stamping(&mut self) {
+        self.ring.stop_stamping();
+    }
+
     /// Longest frame, in bytes.
     #[must_use]
     pub const fn limit(&self) -> u32 {
@@ -439,10 +445,12 @@ impl Sender {
         if self.ring.unpublished() == 0 {
             return Ok(());
         }
+        self.ring.stamp(monotonic_ns);
         self.ring.publish();
         if self.ring.notify()
             && let Some(bells) = &self.bells
         {
+            self.ring.ringing(monotonic_ns());
             self.totals.kicks += 1;
             bells.kick.ring()?;
         }
@@ -502,7 +510,7 @@ impl Sender {
         let Some(bells) = &self.bells else { return Err(no_bells()) };
         self.totals.sleeps += 1;
         let rung = bells.call.wait(timeout)?;
-        self.ring.listener().mask();
+        self.ring.wake(monotonic_ns);
         Ok(rung)
     }
 
@@ -715,6 +723,17 @@ impl Receiver {
         Ok(Held { buffer, offset, length: found.length })
     }
 
+    /// Returned slots. What the host stamped is on the line of its index, so it is looked at together with that.
+    #[inline]
+    fn ready(&mut self) -> std::result::Result<u32, Fault> {
+        let does_look = self.ring.knows_of_none();
+        let ready = self.ring.completed()?;
+        if does_look && ready != 0 {
+            self.ring.watch_returns();
+        }
+        Ok(ready)
+    }
+
     /// Hands up to `max` waiting frames to `each`, oldest first, and posts their buffers again; how many there were.
     ///
     /// # Errors
@@ -723,7 +742,7 @@ impl Receiver {
     /// doorbell is broken.
     #[inline]
     pub fn receive(&mut self, max: u32, mut each: impl FnMut(&[u8])) -> Result<u32> {
-        let ready = self.ring.completed()?.min(max);
+        let ready = self.ready()?.min(max);
         if ready == 0 {
             return Ok(0);
         }
@@ -734,6 +753,7 @@ impl Receiver {
         }
         let (mut done, mut frames, mut bytes) = (0, 0, 0);
         let mut verdict = Ok(());
+        self.ring.answer(ready, monotonic_ns);
         while done < ready {
             let held = match self.returned(done) {
                 Ok(held) => held,
@@ -769,7 +789,8 @@ impl Receiver {
     ///
     /// As [`Self::receive`].
     pub fn hold(&mut self, max: u32, held: &mut Vec<Held>) -> Result<u32> {
-        let ready = self.ring.completed()?.min(max);
+        let ready = self.ready()?.min(max);
+        self.ring.answer(ready, monotonic_ns);
         let mut frames = 0;
         for _ in 0..ready {
             let frame = self.returned(0)?;
@@ -835,9 +856,9 @@ impl Receiver {
         Ok(self.ring.listener().arm())
     }
 
-    /// No more doorbells until the next [`Self::arm`].
+    /// No more doorbells until the next [`Self::arm`]. If one ended a sleep, the host learns how long that took.
     pub fn mask(&self) {
-        self.ring.listener().mask();
+        self.ring.wake(monotonic_ns);
     }
 
     /// Waits for a frame: first by looking for `spin`, then asleep until `timeout` has passed in all. `false`: the time
@@ -866,7 +887,7 @@ impl Receiver {
         let Some(bells) = &self.bells else { return Err(no_bells()) };
         self.totals.sleeps += 1;
         let rung = bells.call.wait(timeout.map(|limit| limit.saturating_sub(start.elapsed())))?;
-        self.ring.listener().mask();
+        self.ring.wake(monotonic_ns);
         Ok(rung)
     }
 

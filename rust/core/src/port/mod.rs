@@ -18,6 +18,7 @@ use crate::error::Fault;
 use crate::net::counters::counters;
 
 pub(crate) mod batch;
+pub mod latency;
 pub mod tap;
 pub mod venet;
 

@@ -17,14 +17,18 @@ use std::sync::Arc;
 
 use super::Refusal;
 use super::batch::{Batch, prefetch_read, prefetch_write};
+use super::latency::{Latencies, PortLatency};
 use crate::error::{Error, Fault, Result};
+use crate::guest::clock::monotonic_ns;
 use crate::net::frame::{FRAME_BYTES_MAX, HEADER_BYTES, MTU_MAX, MTU_MIN, MacAddress, START_BYTES, frame_limit};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::intc::PRIORITIES;
 use crate::shm::layout::{CACHE_LINE, RAM_HEADER_BYTES, RING_HEADER_BYTES};
 use crate::shm::region::Ram;
 use crate::shm::ring::{Consumer, Descriptor, RingMemory};
+use crate::shm::stamp::Age;
 use crate::signals::Caller;
+use crate::worker::watchdog::Ringer;
 
 /// Slots of a ring on one cache line.
 const SLOTS_A_LINE: u32 = (CACHE_LINE / 8) as u32;
@@ -209,6 +213,7 @@ pub(crate) struct VenetPort {
     rx_bytes: u64,
     tx_fault: Option<Fault>,
     rx_fault: Option<Fault>,
+    latencies: Latencies,
     tx_kick: Doorbell,
     tx_call: Caller,
     rx_call: Caller,
@@ -248,6 +253,7 @@ impl VenetPort {
             rx_bytes: 0,
             tx_fault: None,
             rx_fault: None,
+            latencies: Latencies::default(),
             tx_kick,
             tx_call,
             rx_call,
@@ -258,6 +264,11 @@ impl VenetPort {
     /// Slots of the TX and the RX ring, and how many of each are in use as far as was looked.
     pub(crate) const fn occupancy(&self) -> [(u32, u32); 2] {
         [(self.tx.slots(), self.tx.known()), (self.rx.slots(), self.rx.known())]
+    }
+
+    /// Where it records latencies from now on.
+    pub(crate) fn set_latencies(&mut self, latencies: Latencies) {
+        self.latencies = latencies;
     }
 
     pub(crate) const fn set_mtu(&mut self, mtu: u32) {
@@ -276,12 +287,33 @@ impl VenetPort {
         &self.tx_kick
     }
 
-    pub(crate) const fn tx_caller(&self) -> &Caller {
-        &self.tx_call
+    /// Wakes the guest, which waits for its slots. What it answered to the last time is recorded.
+    pub(crate) fn call_tx<const COUNTS: bool>(&self, ringer: &Ringer) -> std::result::Result<(), Fault> {
+        if COUNTS {
+            self.latencies.record(PortLatency::GuestWakeup, self.tx.ringing(monotonic_ns()));
+        }
+        self.tx_call.call(ringer)
     }
 
-    pub(crate) const fn rx_caller(&self) -> &Caller {
-        &self.rx_call
+    /// Wakes the guest, which waits for frames. As [`Self::call_tx`].
+    pub(crate) fn call_rx<const COUNTS: bool>(&self, ringer: &Ringer) -> std::result::Result<(), Fault> {
+        if COUNTS {
+            self.latencies.record(PortLatency::GuestWakeup, self.rx.ringing(monotonic_ns()));
+        }
+        self.rx_call.call(ringer)
+    }
+
+    /// The guest's doorbell was heard while the port slept.
+    pub(crate) fn wake(&self) {
+        self.latencies.record(PortLatency::HostWakeup, self.tx.woken_after(monotonic_ns));
+    }
+
+    /// Records what the guest has answered meanwhile: before a sleep, after which it may be long until somebody looks.
+    fn collect(&mut self) {
+        let now_ns = monotonic_ns();
+        self.latencies.record(PortLatency::ReceiveResidence, self.rx.reaped_after(now_ns));
+        self.latencies.record(PortLatency::GuestWakeup, self.rx.heard_after(now_ns));
+        self.latencies.record(PortLatency::GuestWakeup, self.tx.heard_after(now_ns));
     }
 
     pub(crate) const fn tx_fault(&self) -> Option<Fault> {
@@ -303,12 +335,12 @@ impl VenetPort {
     /// Looks at up to `wanted` frames from the guest; they stay in their slots until [`Self::give_back`]. A descriptor
     /// that breaks a rule ends the queue; the frames before it are still good.
     #[inline]
-    pub(crate) fn load(&mut self, batch: &mut Batch, wanted: usize) -> usize {
+    pub(crate) fn load<const COUNTS: bool>(&mut self, batch: &mut Batch, wanted: usize) -> usize {
         if self.tx_fault.is_some() {
             return 0;
         }
         let mut ready = match self.tx.available() {
-            Ok(known) if (known as usize) < wanted => self.tx.refresh(),
+            Ok(known) if (known as usize) < wanted => self.refresh_tx::<COUNTS>(),
             known => known,
         }
         .unwrap_or_else(|fault| {
@@ -316,6 +348,10 @@ impl VenetPort {
             0
         }) as usize;
         ready = ready.min(wanted);
+        if COUNTS {
+            let age = self.tx.published_before(ready as u32, monotonic_ns);
+            self.latencies.record(PortLatency::TransmitResidence, age);
+        }
         for (ahead, piece) in batch.pieces.iter_mut().enumerate().take(ready) {
             let descriptor = self.tx.peek(ahead as u32);
             match self.check_tx(descriptor) {
@@ -339,6 +375,15 @@ impl VenetPort {
         let descriptor = self.tx.peek(index);
         let source = self.check_tx(descriptor).ok()?;
         Some((source.as_ptr().cast_const(), descriptor.length))
+    }
+
+    #[inline]
+    fn refresh_tx<const COUNTS: bool>(&mut self) -> std::result::Result<u32, Fault> {
+        let ready = self.tx.refresh()?;
+        if COUNTS && ready != 0 && !self.tx.watch_publishes() {
+            self.latencies.record(PortLatency::TransmitResidence, Age::Impossible);
+        }
+        Ok(ready)
     }
 
     #[inline]
@@ -426,13 +471,22 @@ impl VenetPort {
 
     /// Gives the claimed buffers to the guest, filled. `true`: it sleeps, ring.
     #[inline]
-    pub(crate) fn release_rx(&mut self) -> bool {
+    pub(crate) fn release_rx<const COUNTS: bool>(&mut self) -> bool {
         if self.rx.held() == 0 {
             return false;
         }
         self.rx_bytes = 0;
+        if COUNTS && self.rx.is_stamp_due() {
+            self.stamp_rx();
+        }
         self.rx.release();
         self.rx.notify()
+    }
+
+    #[cold]
+    fn stamp_rx(&mut self) {
+        let age = self.rx.stamp(monotonic_ns());
+        self.latencies.record(PortLatency::ReceiveResidence, age);
     }
 
     /// Returns every posted buffer with length 0 and without a signal: how many.
@@ -455,9 +509,12 @@ impl VenetPort {
     }
 
     /// Asks the guest to kick. `true`: there is nothing to do now, or never again.
-    pub(crate) fn arm(&mut self) -> bool {
+    pub(crate) fn arm<const COUNTS: bool>(&mut self) -> bool {
         if self.tx_fault.is_some() {
             return true;
+        }
+        if COUNTS {
+            self.collect();
         }
         self.tx.arm().unwrap_or_else(|fault| {
             self.tx_fault = Some(fault);

@@ -226,6 +226,22 @@ impl CounterFile {
         Ok(Block { mapping: self.mapping.clone(), header, count })
     }
 
+    /// As [`Self::allocate`], for what is large and good to have: `None` when less than a quarter of the file would be left
+    /// for what must be counted.
+    #[must_use]
+    pub fn allocate_spare(&self, kind: &str, labels: &str, count: usize) -> Option<Block> {
+        let limit = self.mapping.words / 4 * 3;
+        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_freed = || {
+            let free = self.mapping.free.lock().unwrap_or_else(PoisonError::into_inner);
+            free.get(&count).is_some_and(|freed| !freed.is_empty())
+        };
+        if end + BLOCK_HEADER_WORDS + count > limit && !has_freed() {
+            return None;
+        }
+        self.allocate(kind, labels, count).ok()
+    }
+
     /// Opens somebody's file for reading. Nothing of it is mapped: whoever shortens it hurts no reader.
     ///
     /// # Errors

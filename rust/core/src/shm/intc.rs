@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use super::layout::{SIGNAL_PAIR_BYTES, SignalPair};
 use super::signal::{Listener, Owner, SharedNotifier, SignalMemory};
+use super::stamp::Age;
 #[cfg(any(vbnet_mutant = "intc_raise", vbnet_mutant = "intc_unmask"))]
 use crate::sync::fence;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, full_fence};
@@ -257,7 +258,7 @@ impl LevelMemory {
             },
             since_ns: words.taker.since_ns.load(Ordering::Relaxed),
             is_held: words.taker.held.load(Ordering::Relaxed) != 0,
-            is_asleep: words.signal.call.enabled.0.load(Ordering::Relaxed) != 0,
+            is_asleep: words.signal.call.receiver.enabled.load(Ordering::Relaxed) != 0,
             served: words.taker.served.load(Ordering::Relaxed),
             spurious: words.taker.spurious.load(Ordering::Relaxed),
         }
@@ -347,6 +348,19 @@ impl Raiser {
             return Raised::Masked;
         }
         if self.notifier.inject() { Raised::Asleep } else { Raised::Awake }
+    }
+
+    /// Says that the doorbell is rung, at `now_ns` of CLOCK_MONOTONIC, after [`Self::raise`] asked for it. Gives how long
+    /// the taker took to hear the last ring, as it says.
+    pub fn ringing(&self, now_ns: u64) -> Age {
+        let age = self.heard_after(now_ns);
+        self.notifier.ringing(now_ns);
+        age
+    }
+
+    /// How long the taker took to hear the last ring, as it says; once for each.
+    pub fn heard_after(&self, now_ns: u64) -> Age {
+        self.notifier.heard_after(now_ns)
     }
 
     /// The level, for onlookers.
@@ -450,6 +464,16 @@ impl Taker {
     #[must_use = "false means there is work and no doorbell will ring for it"]
     pub fn arm(&self) -> bool {
         !self.has_more && self.listener.arm()
+    }
+
+    /// As [`Self::disarm`], after a sleep: also tells what [`Self::answer`] does.
+    pub fn wake(&self, now_ns: impl FnOnce() -> u64) {
+        self.listener.wake(now_ns);
+    }
+
+    /// Tells the raiser how long its ring took to be heard, if this is the first look since.
+    pub fn answer(&self, now_ns: impl FnOnce() -> u64) {
+        self.listener.answer(now_ns);
     }
 
     /// No doorbell is wanted: the taker is awake, or holds this level back.

@@ -20,7 +20,7 @@ pub const RAM_HEADER_BYTES: u32 = 4096;
 /// First four bytes of a ring: `vRNG`.
 pub const RING_MAGIC: u32 = u32::from_le_bytes(*b"vRNG");
 /// Version of [`RingHeader`] and of the descriptor word.
-pub const RING_VERSION: u32 = 1;
+pub const RING_VERSION: u32 = 2;
 /// Bytes in front of a ring's first slot.
 pub const RING_HEADER_BYTES: usize = 0x400;
 /// Least number of slots.
@@ -31,7 +31,7 @@ pub const RING_SLOTS_MAX: u32 = 1 << 15;
 /// First four bytes of a signal pair: `vSIG`.
 pub const SIGNAL_MAGIC: u32 = u32::from_le_bytes(*b"vSIG");
 /// Version of [`SignalPair`].
-pub const SIGNAL_VERSION: u32 = 1;
+pub const SIGNAL_VERSION: u32 = 2;
 /// Bytes of a signal pair.
 pub const SIGNAL_PAIR_BYTES: usize = 0x280;
 
@@ -99,10 +99,14 @@ pub struct RamHeader {
 #[derive(Debug)]
 pub struct PaddedU32(pub(crate) AtomicU32);
 
-impl PaddedU32 {
-    pub(crate) fn new(value: u32) -> Self {
-        Self(AtomicU32::new(value))
-    }
+/// The words the receiving side of a signal writes.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct ReceiverWords {
+    /// 0 = awake or masked, do not ring; else the number of this arming, ring once for it.
+    pub(crate) enabled: AtomicU32,
+    /// How long the last ring took to be heard: an answer to `rung_at`.
+    pub(crate) heard: AtomicU64,
 }
 
 /// The words the sending side of a signal writes.
@@ -113,14 +117,16 @@ pub struct SenderWords {
     pub(crate) dirty: AtomicU32,
     /// The arming for which the doorbell was rung last; 0 = never.
     pub(crate) pending: AtomicU32,
+    /// When it was rung: a stamp of that arming.
+    pub(crate) rung_at: AtomicU64,
 }
 
 /// One direction of a signal.
 #[repr(C)]
 #[derive(Debug)]
 pub struct SignalWords {
-    /// Written by the receiver: 0 = awake or masked, do not ring; else the number of this arming, ring once for it.
-    pub(crate) enabled: PaddedU32,
+    /// Written by the receiver.
+    pub(crate) receiver: ReceiverWords,
     /// Written by the sender.
     pub(crate) sender: SenderWords,
 }
@@ -128,8 +134,8 @@ pub struct SignalWords {
 impl SignalWords {
     pub(crate) fn new() -> Self {
         Self {
-            enabled: PaddedU32::new(0),
-            sender: SenderWords { dirty: AtomicU32::new(0), pending: AtomicU32::new(0) },
+            receiver: ReceiverWords { enabled: AtomicU32::new(0), heard: AtomicU64::new(0) },
+            sender: SenderWords { dirty: AtomicU32::new(0), pending: AtomicU32::new(0), rung_at: AtomicU64::new(0) },
         }
     }
 }
@@ -218,6 +224,28 @@ impl FastcallSlot {
     }
 }
 
+/// The words the producer of a ring writes.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct ProducerWords {
+    /// Slots published, counted up for ever, modulo 2^32.
+    pub(crate) tail: AtomicU32,
+    /// When a slot was published: a stamp of its index.
+    pub(crate) published_at: AtomicU64,
+    /// How long a returned slot lay there: an answer to `returned_at`.
+    pub(crate) reaped_after: AtomicU64,
+}
+
+/// The words the consumer of a ring writes.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct ConsumerWords {
+    /// Slots returned, counted up for ever, modulo 2^32.
+    pub(crate) head: AtomicU32,
+    /// When a slot was returned: a stamp of its index.
+    pub(crate) returned_at: AtomicU64,
+}
+
 /// What stands in front of a ring's slots.
 #[repr(C, align(128))]
 #[derive(Debug)]
@@ -226,10 +254,8 @@ pub struct RingHeader {
     pub(crate) version: AtomicU32,
     /// Number of slots, a power of two. Written once by the producer, copied once by the consumer.
     pub(crate) slots: AtomicU32,
-    /// Written by the producer: slots published, counted up for ever, modulo 2^32.
-    pub(crate) tail: PaddedU32,
-    /// Written by the consumer: slots returned, counted up for ever, modulo 2^32.
-    pub(crate) head: PaddedU32,
+    pub(crate) producer: ProducerWords,
+    pub(crate) consumer: ConsumerWords,
     pub(crate) signal: SignalPair,
 }
 
@@ -239,8 +265,12 @@ impl RingHeader {
             magic: AtomicU32::new(RING_MAGIC),
             version: AtomicU32::new(RING_VERSION),
             slots: AtomicU32::new(slots),
-            tail: PaddedU32::new(0),
-            head: PaddedU32::new(0),
+            producer: ProducerWords {
+                tail: AtomicU32::new(0),
+                published_at: AtomicU64::new(0),
+                reaped_after: AtomicU64::new(0),
+            },
+            consumer: ConsumerWords { head: AtomicU32::new(0), returned_at: AtomicU64::new(0) },
             signal: SignalPair::new(),
         }
     }
@@ -375,11 +405,16 @@ const _: () = {
     assert!(offset_of!(SignalPair, call) == 0x180);
     assert!(size_of::<SignalWords>() == 0x100);
     assert!(offset_of!(SignalWords, sender) == 0x80);
+    assert!(offset_of!(ReceiverWords, heard) == 8);
     assert!(offset_of!(SenderWords, pending) == 4);
+    assert!(offset_of!(SenderWords, rung_at) == 8);
     assert!(size_of::<RingHeader>() == RING_HEADER_BYTES);
     assert!(offset_of!(RingHeader, slots) == 8);
-    assert!(offset_of!(RingHeader, tail) == 0x80);
-    assert!(offset_of!(RingHeader, head) == 0x100);
+    assert!(offset_of!(RingHeader, producer) == 0x80);
+    assert!(offset_of!(ProducerWords, published_at) == 8);
+    assert!(offset_of!(ProducerWords, reaped_after) == 16);
+    assert!(offset_of!(RingHeader, consumer) == 0x100);
+    assert!(offset_of!(ConsumerWords, returned_at) == 8);
     assert!(offset_of!(RingHeader, signal) == 0x180);
     assert!(size_of::<FastcallRequest>() == 16 + FASTCALL_DATA_BYTES);
     assert!(size_of::<FastcallAnswer>() == 16 + FASTCALL_DATA_BYTES);
@@ -420,7 +455,10 @@ pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
         ("ring", "version", 4, 4),
         ("ring", "slots", 8, 4),
         ("ring", "tail", 0x80, 4),
+        ("ring", "published_at", 0x88, 8),
+        ("ring", "reaped_after", 0x90, 8),
         ("ring", "head", 0x100, 4),
+        ("ring", "returned_at", 0x108, 8),
         ("ring", "signal", ring_signal, SIGNAL_PAIR_BYTES),
         ("ring", "descriptors", RING_HEADER_BYTES, 8),
     ];
@@ -428,11 +466,15 @@ pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
         ("signal", "magic", 0, 4),
         ("signal", "version", 4, 4),
         ("signal", "kick.enabled", 0x80, 4),
+        ("signal", "kick.heard", 0x88, 8),
         ("signal", "kick.dirty", 0x100, 4),
         ("signal", "kick.pending", 0x104, 4),
+        ("signal", "kick.rung_at", 0x108, 8),
         ("signal", "call.enabled", 0x180, 4),
+        ("signal", "call.heard", 0x188, 8),
         ("signal", "call.dirty", 0x200, 4),
         ("signal", "call.pending", 0x204, 4),
+        ("signal", "call.rung_at", 0x208, 8),
         ("state", "magic", 0, 4),
         ("state", "version", 4, 4),
         ("state", "records", 8, 4),

@@ -39,5 +39,7 @@ pub mod ring;
 #[cfg_attr(loom, allow(dead_code))]
 pub mod sched;
 pub mod signal;
+#[cfg_attr(loom, allow(dead_code))]
+pub mod stamp;
 pub mod state;
 pub mod timer;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use super::layout::{RING_SLOTS_MAX, RingHeader, Slot};
 use super::signal::{Listener, Notifier, Owner, SignalMemory};
+use super::stamp::{self, Age, STAMP_EVERY, Watch};
 use crate::error::Fault;
 #[cfg(not(loom))]
 use crate::error::{Error, Result};
@@ -218,6 +219,9 @@ pub struct Producer {
     reaped: u32,
     /// The consumer's `head` when last looked at: never ahead of the truth, so it may only lack room, not invent it.
     head_seen: u32,
+    /// The next slot that is stamped; `None`: none is.
+    stamp_due: Option<u32>,
+    returns: Watch,
     kick: Notifier,
     call: Listener,
 }
@@ -233,7 +237,7 @@ impl Producer {
     #[doc(hidden)]
     #[must_use]
     pub fn starting_at(ring: RingMemory, index: u32) -> Self {
-        ring.header().tail.0.store(index, Ordering::Relaxed);
+        ring.header().producer.tail.store(index, Ordering::Relaxed);
         Self {
             kick: Notifier::new(ring.kick()),
             call: Listener::new(ring.call()),
@@ -242,6 +246,8 @@ impl Producer {
             published: index,
             reaped: index,
             head_seen: index,
+            stamp_due: Some(index),
+            returns: Watch::default(),
         }
     }
 
@@ -294,14 +300,14 @@ impl Producer {
     #[inline]
     pub fn ask_ahead(&self) {
         line::fetch_to_write(NonNull::from(self.ring.slot(self.staged)).cast(), 1);
-        line::fetch_to_write(NonNull::from(&self.ring.header().tail).cast(), 1);
+        line::fetch_to_write(NonNull::from(&self.ring.header().producer).cast(), 1);
     }
 
     /// Asks for the lines that staging and publishing the next slot will write: the consumer reads both all the time.
     #[cfg(not(loom))]
     #[inline]
     pub fn prepare(&self) {
-        line::fetch_to_write(NonNull::from(&self.ring.header().tail.0).cast(), 1);
+        line::fetch_to_write(NonNull::from(&self.ring.header().producer.tail).cast(), 1);
         line::fetch_to_write(NonNull::from(self.ring.slot(self.staged)).cast(), 1);
     }
 
@@ -319,7 +325,57 @@ impl Producer {
         let order = Ordering::Release;
         #[cfg(vbnet_mutant = "ring_publish")]
         let order = Ordering::Relaxed;
-        self.ring.header().tail.0.store(self.staged, order);
+        self.ring.header().producer.tail.store(self.staged, order);
+    }
+
+    /// Before a publish: says when that was, for one slot in many and always when the consumer sleeps. Costs a look at
+    /// words that this side reads and writes anyway.
+    #[inline]
+    pub fn stamp(&mut self, now_ns: impl FnOnce() -> u64) {
+        let Some(due) = self.stamp_due else { return };
+        if self.staged.wrapping_sub(due).cast_signed() > 0 || self.kick.would_ring() {
+            self.stamp_now(now_ns());
+        }
+    }
+
+    #[cold]
+    fn stamp_now(&mut self, now_ns: u64) {
+        if self.staged == self.published {
+            return;
+        }
+        self.stamp_due = Some(self.staged.wrapping_add(STAMP_EVERY));
+        let word = stamp::stamp(self.staged.wrapping_sub(1), now_ns);
+        self.ring.header().producer.published_at.store(word, Ordering::Relaxed);
+    }
+
+    /// Stamps nothing from now on: for measuring what stamps cost.
+    pub fn stop_stamping(&mut self) {
+        self.stamp_due = None;
+    }
+
+    /// Whether [`Self::completed`] will look at the shared index.
+    #[inline]
+    #[must_use]
+    pub const fn knows_of_none(&self) -> bool {
+        self.head_seen == self.reaped
+    }
+
+    /// Right after [`Self::completed`] looked: notes what the consumer stamped.
+    #[inline]
+    pub fn watch_returns(&mut self) {
+        let word = self.ring.header().consumer.returned_at.load(Ordering::Relaxed);
+        self.returns.look(word, self.reaped, self.head_seen, self.ring.count);
+    }
+
+    /// Before the oldest `count` returned slots are reaped: tells the consumer how long a stamped one of them lay there.
+    #[inline]
+    pub fn answer(&mut self, count: u32, now_ns: impl FnOnce() -> u64) {
+        if let Some(word) = self.returns.take(self.reaped, count)
+            && let Age::Nanoseconds(age_ns) = stamp::age(word, now_ns())
+        {
+            let answer = stamp::stamp(stamp::tag(word), age_ns);
+            self.ring.header().producer.reaped_after.store(answer, Ordering::Relaxed);
+        }
     }
 
     /// Number of slots the consumer returned and nobody reaped yet.
@@ -334,7 +390,7 @@ impl Producer {
             let order = Ordering::Acquire;
             #[cfg(vbnet_mutant = "ring_completed")]
             let order = Ordering::Relaxed;
-            let head = self.ring.header().head.0.load(order);
+            let head = self.ring.header().consumer.head.load(order);
             if head.wrapping_sub(self.reaped) > self.in_flight() {
                 return Err(Fault::HeadOutOfRange { head, reaped: self.reaped, tail: self.published });
             }
@@ -373,6 +429,16 @@ impl Producer {
         self.kick.inject()
     }
 
+    /// Says when the doorbell is rung, which [`Self::notify`] asked for.
+    pub fn ringing(&self, now_ns: u64) {
+        self.kick.ringing(now_ns);
+    }
+
+    /// As [`Listener::mask`], after a sleep: tells the consumer how long its ring took to be heard.
+    pub fn wake(&self, now_ns: impl FnOnce() -> u64) {
+        self.call.wake(now_ns);
+    }
+
     /// How the consumer reaches us: armed when we want to hear of returned slots.
     #[must_use]
     pub const fn listener(&self) -> &Listener {
@@ -400,6 +466,10 @@ pub struct Consumer {
     returned: u32,
     /// The producer's `tail` when last looked at.
     tail_seen: u32,
+    publishes: Watch,
+    /// The next slot that is stamped, and the last that was, with when.
+    stamp_due: u32,
+    stamped: Option<(u32, u64)>,
     kick: Listener,
     call: Notifier,
 }
@@ -415,7 +485,7 @@ impl Consumer {
     #[doc(hidden)]
     #[must_use]
     pub fn starting_at(ring: RingMemory, index: u32) -> Self {
-        ring.header().head.0.store(index, Ordering::Relaxed);
+        ring.header().consumer.head.store(index, Ordering::Relaxed);
         Self {
             kick: Listener::new(ring.kick()),
             call: Notifier::new(ring.call()),
@@ -423,6 +493,9 @@ impl Consumer {
             next: index,
             returned: index,
             tail_seen: index,
+            publishes: Watch::default(),
+            stamp_due: index,
+            stamped: None,
         }
     }
 
@@ -458,7 +531,7 @@ impl Consumer {
         let order = Ordering::Acquire;
         #[cfg(vbnet_mutant = "ring_available")]
         let order = Ordering::Relaxed;
-        let tail = self.ring.header().tail.0.load(order);
+        let tail = self.ring.header().producer.tail.load(order);
         // Against what was returned, not what was worked on: slots in hand are still ours and cannot be published again.
         let ahead = tail.wrapping_sub(self.returned);
         if ahead > self.ring.count || ahead < self.tail_seen.wrapping_sub(self.returned) {
@@ -466,6 +539,49 @@ impl Consumer {
         }
         self.tail_seen = tail;
         Ok(tail.wrapping_sub(self.next))
+    }
+
+    /// Right after [`Self::refresh`]: notes what the producer stamped. `false`: a slot that cannot be.
+    #[inline]
+    pub fn watch_publishes(&mut self) -> bool {
+        let word = self.ring.header().producer.published_at.load(Ordering::Relaxed);
+        self.publishes.look(word, self.next, self.tail_seen, self.ring.count)
+    }
+
+    /// Before the next `count` slots are worked on: how long a stamped one of them lay there.
+    #[inline]
+    pub fn published_before(&mut self, count: u32, now_ns: impl FnOnce() -> u64) -> Age {
+        self.publishes.take(self.next, count).map_or(Age::Unknown, |word| stamp::age(word, now_ns()))
+    }
+
+    /// Whether what is returned next should be stamped: one slot in many, and always when the producer sleeps.
+    #[inline]
+    #[must_use]
+    pub fn is_stamp_due(&self) -> bool {
+        self.next.wrapping_sub(self.stamp_due).cast_signed() > 0 || self.call.would_ring()
+    }
+
+    /// Before a release: says when that was. Gives how long the slot that was stamped last lay there, as the producer says.
+    pub fn stamp(&mut self, now_ns: u64) -> Age {
+        let age = self.reaped_after(now_ns);
+        if self.held() != 0 {
+            let index = self.next.wrapping_sub(1);
+            self.stamp_due = self.next.wrapping_add(STAMP_EVERY);
+            self.stamped = Some((index, now_ns));
+            self.ring.header().consumer.returned_at.store(stamp::stamp(index, now_ns), Ordering::Relaxed);
+        }
+        age
+    }
+
+    /// How long the slot that was stamped last lay there, as the producer says; once for each.
+    pub fn reaped_after(&mut self, now_ns: u64) -> Age {
+        let Some((index, asked_ns)) = self.stamped else { return Age::Unknown };
+        let answer = self.ring.header().producer.reaped_after.load(Ordering::Relaxed);
+        if !stamp::is_about(answer, index) {
+            return Age::Unknown;
+        }
+        self.stamped = None;
+        stamp::answered(answer, asked_ns, now_ns)
     }
 
     /// The `ahead`-th published slot. Only below what [`Self::available`] said. One load: copy it, check the copy.
@@ -499,13 +615,31 @@ impl Consumer {
         let order = Ordering::Release;
         #[cfg(vbnet_mutant = "ring_release")]
         let order = Ordering::Relaxed;
-        self.ring.header().head.0.store(self.next, order);
+        self.ring.header().consumer.head.store(self.next, order);
     }
 
     /// Tells the producer that slots came back. `true`: it sleeps, ring its doorbell.
     #[must_use = "true means the producer sleeps until its doorbell is rung"]
     pub fn notify(&self) -> bool {
         self.call.inject()
+    }
+
+    /// Says when the doorbell is rung, which [`Self::notify`] asked for. Gives how long the producer took to hear the last
+    /// ring, as it says.
+    pub fn ringing(&self, now_ns: u64) -> Age {
+        let age = self.heard_after(now_ns);
+        self.call.ringing(now_ns);
+        age
+    }
+
+    /// How long the producer took to hear the last ring, as it says; once for each.
+    pub fn heard_after(&self, now_ns: u64) -> Age {
+        self.call.heard_after(now_ns)
+    }
+
+    /// How long ago the doorbell was rung that ended this sleep; once for each.
+    pub fn woken_after(&self, now_ns: impl FnOnce() -> u64) -> Age {
+        self.kick.woken_after(now_ns)
     }
 
     /// How the producer reaches us: armed when we have nothing to do.

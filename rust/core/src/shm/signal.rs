@@ -16,6 +16,9 @@
 //! of fences sees the other side's store, so either the sender sees `enabled` or the receiver sees `dirty` move.
 //! A peer that scribbles over these words delays its own wake-ups and nobody else's.
 //!
+//! Who rings leaves a [`stamp`], and who was woken tells how long that took: two words beside those, on the way of a system
+//! call only.
+//!
 //! Source: vbus shm-signal (inject, wakeup, enable, disable); `docs/wire/signal.md` has the bytes.
 
 use std::any::Any;
@@ -25,9 +28,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::layout::SignalWords;
+use super::stamp::{self, Age};
 #[cfg(any(vbnet_mutant = "signal_inject", vbnet_mutant = "signal_arm", vbnet_mutant = "shared_inject"))]
 use crate::sync::fence;
-use crate::sync::{AtomicU32, Ordering, full_fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, full_fence};
 
 /// Keeps mapped memory alive for as long as something points into it.
 pub(crate) type Owner = Arc<dyn Any + Send + Sync>;
@@ -65,6 +69,9 @@ pub struct Notifier {
     injected: Cell<u32>,
     /// Arming the bell was last rung for; what `pending` says.
     rung: Cell<u32>,
+    /// The stamp left last, and when that was, in nanoseconds; 0: it was answered.
+    rung_at: Cell<u64>,
+    rung_ns: Cell<u64>,
 }
 
 impl Notifier {
@@ -72,7 +79,7 @@ impl Notifier {
     pub(crate) fn new(memory: SignalMemory) -> Self {
         memory.words().sender.pending.store(0, Ordering::Relaxed);
         let injected = memory.words().sender.dirty.load(Ordering::Relaxed);
-        Self { memory, injected: Cell::new(injected), rung: Cell::new(0) }
+        Self { memory, injected: Cell::new(injected), rung: Cell::new(0), rung_at: Cell::new(0), rung_ns: Cell::new(0) }
     }
 
     /// Marks that something happened. `true`: the receiver sleeps, ring its doorbell now.
@@ -94,13 +101,40 @@ impl Notifier {
         full_fence();
         #[cfg(vbnet_mutant = "signal_inject")]
         fence(Ordering::Release);
-        let enabled = words.enabled.0.load(Ordering::Relaxed);
+        let enabled = words.receiver.enabled.load(Ordering::Relaxed);
         if enabled == 0 || enabled == self.rung.get() {
             return false;
         }
         self.rung.set(enabled);
         words.sender.pending.store(enabled, Ordering::Relaxed);
         true
+    }
+
+    /// Whether the next [`Self::inject`] would say that the receiver sleeps, as far as can be seen now.
+    #[inline]
+    pub(crate) fn would_ring(&self) -> bool {
+        let enabled = self.memory.words().receiver.enabled.load(Ordering::Relaxed);
+        enabled != 0 && enabled != self.rung.get()
+    }
+
+    /// How long the receiver took to hear the last ring, as it says; known once it has slept again.
+    pub(crate) fn heard_after(&self, now_ns: u64) -> Age {
+        let asked_ns = self.rung_ns.get();
+        let heard = self.memory.words().receiver.heard.load(Ordering::Relaxed);
+        // A ring that is asked for now has its number in `rung` already.
+        if asked_ns == 0 || !stamp::is_about(heard, stamp::tag(self.rung_at.get())) {
+            return Age::Unknown;
+        }
+        self.rung_ns.set(0);
+        stamp::answered(heard, asked_ns, now_ns)
+    }
+
+    /// Says that the doorbell is rung now, at `now_ns` of CLOCK_MONOTONIC, after [`Self::inject`] asked for it.
+    pub(crate) fn ringing(&self, now_ns: u64) {
+        let word = stamp::stamp(self.rung.get(), now_ns);
+        self.rung_at.set(word);
+        self.rung_ns.set(now_ns);
+        self.memory.words().sender.rung_at.store(word, Ordering::Relaxed);
     }
 }
 
@@ -115,13 +149,16 @@ pub(crate) struct SharedNotifier {
     memory: SignalMemory,
     /// Arming the bell was last rung for; what `pending` says.
     rung: AtomicU32,
+    /// The stamp left last, and when that was; each by whoever rang.
+    rung_at: AtomicU64,
+    rung_ns: AtomicU64,
 }
 
 impl SharedNotifier {
     /// Takes the sending half. One per direction: the caller keeps that promise.
     pub(crate) fn new(memory: SignalMemory) -> Self {
         memory.words().sender.pending.store(0, Ordering::Relaxed);
-        Self { memory, rung: AtomicU32::new(0) }
+        Self { memory, rung: AtomicU32::new(0), rung_at: AtomicU64::new(0), rung_ns: AtomicU64::new(0) }
     }
 
     /// Marks that something happened, as [`Notifier::inject`] does. `true`: the receiver sleeps, and the bell is this
@@ -136,7 +173,7 @@ impl SharedNotifier {
         full_fence();
         #[cfg(vbnet_mutant = "shared_inject")]
         fence(Ordering::Release);
-        let enabled = words.enabled.0.load(Ordering::Relaxed);
+        let enabled = words.receiver.enabled.load(Ordering::Relaxed);
         let mut rung = self.rung.load(Ordering::Relaxed);
         // An arming older than the one rung for is over: armings are numbered upwards, modulo 2^32. The receiver may have
         // counted far before we came, so the first one is believed whatever its number.
@@ -150,6 +187,26 @@ impl SharedNotifier {
             }
         }
         false
+    }
+
+    /// As [`Notifier::heard_after`]. Whoever asks first is told.
+    pub(crate) fn heard_after(&self, now_ns: u64) -> Age {
+        let asked_ns = self.rung_ns.load(Ordering::Relaxed);
+        let heard = self.memory.words().receiver.heard.load(Ordering::Relaxed);
+        let is_answer = stamp::is_about(heard, stamp::tag(self.rung_at.load(Ordering::Relaxed)));
+        if asked_ns == 0 || !is_answer || self.rung_ns.swap(0, Ordering::Relaxed) != asked_ns {
+            return Age::Unknown;
+        }
+        stamp::answered(heard, asked_ns, now_ns)
+    }
+
+    /// As [`Notifier::ringing`]. Should another thread have rung for a newer arming, this stamp names one that is over and
+    /// is passed over.
+    pub(crate) fn ringing(&self, now_ns: u64) {
+        let word = stamp::stamp(self.rung.load(Ordering::Relaxed), now_ns);
+        self.rung_at.store(word, Ordering::Relaxed);
+        self.rung_ns.store(now_ns, Ordering::Relaxed);
+        self.memory.words().sender.rung_at.store(word, Ordering::Relaxed);
     }
 }
 
@@ -166,15 +223,17 @@ pub struct Listener {
     seen: Cell<u32>,
     /// Number of the last arming; never 0.
     arming: Cell<u32>,
+    /// The arming whose ring was timed last.
+    timed: Cell<u32>,
 }
 
 impl Listener {
     /// Takes the receiving half, masked. One per direction: the caller keeps that promise.
     pub(crate) fn new(memory: SignalMemory) -> Self {
-        memory.words().enabled.0.store(0, Ordering::Relaxed);
+        memory.words().receiver.enabled.store(0, Ordering::Relaxed);
         // A sender that was here before remembers the arming it rang for last: begin behind that one.
         let arming = memory.words().sender.pending.load(Ordering::Relaxed);
-        Self { memory, seen: Cell::new(0), arming: Cell::new(arming) }
+        Self { memory, seen: Cell::new(0), arming: Cell::new(arming), timed: Cell::new(0) }
     }
 
     /// Notes what was signalled so far. Call it before draining the queue, never after.
@@ -195,7 +254,7 @@ impl Listener {
         let words = self.memory.words();
         let arming = self.arming.get().wrapping_add(1).max(1);
         self.arming.set(arming);
-        words.enabled.0.store(arming, Ordering::Relaxed);
+        words.receiver.enabled.store(arming, Ordering::Relaxed);
         // [SG-1 sleep or see] store of enabled before load of dirty; partner in Notifier::inject.
         #[cfg(not(vbnet_mutant = "signal_arm"))]
         full_fence();
@@ -208,9 +267,35 @@ impl Listener {
         false
     }
 
+    /// How long ago the doorbell was rung for this sleep, asked when it was heard; once for each.
+    #[inline]
+    pub(crate) fn woken_after(&self, now_ns: impl FnOnce() -> u64) -> Age {
+        let arming = self.arming.get();
+        let word = self.memory.words().sender.rung_at.load(Ordering::Relaxed);
+        if !stamp::is_about(word, arming) || self.timed.get() == arming {
+            return Age::Unknown;
+        }
+        self.timed.set(arming);
+        stamp::age(word, now_ns())
+    }
+
+    /// As [`Self::mask`], for a receiver that was asleep: also tells what [`Self::answer`] does.
+    pub(crate) fn wake(&self, now_ns: impl FnOnce() -> u64) {
+        self.answer(now_ns);
+        self.mask();
+    }
+
+    /// Tells the sender how long its ring took to be heard, if this is the first look since.
+    pub(crate) fn answer(&self, now_ns: impl FnOnce() -> u64) {
+        if let Age::Nanoseconds(age_ns) = self.woken_after(now_ns) {
+            let answer = stamp::stamp(self.arming.get(), age_ns);
+            self.memory.words().receiver.heard.store(answer, Ordering::Relaxed);
+        }
+    }
+
     /// No more doorbells: the receiver is awake and polls. What happens meanwhile is kept in `dirty`.
     pub fn mask(&self) {
-        self.memory.words().enabled.0.store(0, Ordering::Relaxed);
+        self.memory.words().receiver.enabled.store(0, Ordering::Relaxed);
     }
 }
 

@@ -425,7 +425,7 @@ mod tests {
             memory: if priority == 0 { memory.clone() } else { LevelMemory::on_heap() },
             bell: Doorbell::create().unwrap(),
         };
-        let controller = Controller::new("g".to_owned(), vec![std::array::from_fn(part)]);
+        let controller = Controller::new("g".to_owned(), vec![std::array::from_fn(part)], None);
         (Arc::new(controller), Taker::new(memory, Way::ToGuest))
     }
 

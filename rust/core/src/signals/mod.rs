@@ -21,7 +21,7 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::fs::{FileType, fstat, readlink};
 
 pub use self::apic::{Apic, Apics, Interrupt};
-pub use self::controller::{Controller, LevelPart, LevelStatus, VCPUS_MAX, WakeHook};
+pub use self::controller::{Controller, LevelPart, LevelStatus, VCPUS_MAX, WakeHook, WakeupLatency};
 pub use self::line::{Caller, Line, LineCounter, LineId, Outcome, Target};
 use self::service::{Command, Grants, Held, Outbox, Service};
 pub use self::service::{OutboxCounter, SignalEvent};
@@ -340,7 +340,9 @@ impl SignalTable {
         let mut book = self.book()?;
         book.last_id += 1;
         let id = book.last_id;
-        book.controllers.insert(id, Arc::new(Controller::new(guest.to_owned(), vcpus)));
+        let labels = labels::text(&[("guest", guest)]);
+        let latencies = self.counters.allocate_spare("signal_latency", &labels, WakeupLatency::WORDS);
+        book.controllers.insert(id, Arc::new(Controller::new(guest.to_owned(), vcpus, latencies)));
         Ok(id)
     }
 

@@ -96,8 +96,10 @@ impl Port {
         }
     }
 
-    pub(crate) fn count(&self, counter: PortCounter, amount: u64) {
-        self.block.add(counter as usize, amount);
+    /// Counts, unless this worker is one that shows what counting costs.
+    #[inline]
+    pub(crate) fn count<const COUNTS: bool>(&self, counter: PortCounter, amount: u64) {
+        tally::<COUNTS>(&self.block, counter, amount);
     }
 
     pub(crate) fn set_up(&mut self, is_up: bool) {
@@ -145,8 +147,9 @@ pub(crate) struct EventSink {
     pub bell: Arc<Doorbell>,
 }
 
-/// Ports and switches of one worker, and all it needs to move frames between them.
-pub(crate) struct Plane {
+/// Ports and switches of one worker, and all it needs to move frames between them. Without `COUNTS`, what it does for every
+/// frame or batch is neither counted nor timed: the other side of a benchmark, and nothing else.
+pub(crate) struct Plane<const COUNTS: bool> {
     pub ports: Vec<Option<Box<Port>>>,
     pub switches: Vec<Option<Box<Switch>>>,
     pub ringer: Ringer,
@@ -158,7 +161,7 @@ pub(crate) struct Plane {
     sink: EventSink,
 }
 
-impl fmt::Debug for Plane {
+impl<const COUNTS: bool> fmt::Debug for Plane<COUNTS> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Plane").field("ports", &self.ports.len()).finish_non_exhaustive()
     }
@@ -169,7 +172,7 @@ pub(crate) fn port_at(ports: &mut [Option<Box<Port>>], slot: PortSlot) -> Option
     ports.get_mut(slot as usize)?.as_deref_mut()
 }
 
-impl Plane {
+impl<const COUNTS: bool> Plane<COUNTS> {
     pub(crate) fn new(ringer: Ringer, sink: EventSink) -> Self {
         Self {
             ports: Vec::new(),
@@ -236,7 +239,7 @@ impl Plane {
             let Some(port) = port_at(&mut self.ports, slot) else { break };
             let End::Venet(venet) = &mut port.end else { break };
             budget = port.budget;
-            let loaded = venet.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
+            let loaded = venet.load::<COUNTS>(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
             if loaded == 0 {
                 break;
             }
@@ -256,21 +259,21 @@ impl Plane {
     fn end_turn(&mut self, slot: PortSlot, turn: Turn, bytes: u64, budget: u32, wants_call: bool) {
         let Some(port) = port_at(&mut self.ports, slot) else { return };
         if turn.frames != 0 {
-            port.count(PortCounter::TransmitFrames, turn.frames.into());
-            port.count(PortCounter::TransmitBytes, bytes);
+            port.count::<COUNTS>(PortCounter::TransmitFrames, turn.frames.into());
+            port.count::<COUNTS>(PortCounter::TransmitBytes, bytes);
         }
         if turn.cost != 0 {
             port.parking.work();
         }
         if turn.cost >= budget {
-            port.count(PortCounter::BudgetExhausted, 1);
+            port.count::<COUNTS>(PortCounter::BudgetExhausted, 1);
         }
         let End::Venet(venet) = &mut port.end else { return };
         let [(_, waiting), _] = venet.occupancy();
-        port.block.set(PortCounter::TransmitSlotsUsed as usize, waiting.into());
+        note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
         if wants_call {
-            port.block.add(PortCounter::CallsRung as usize, 1);
-            if let Err(fault) = venet.tx_caller().call(&self.ringer) {
+            tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
+            if let Err(fault) = venet.call_tx::<COUNTS>(&self.ringer) {
                 venet.break_tx(fault);
             }
         }
@@ -327,7 +330,7 @@ impl Plane {
     #[cold]
     fn refuse(&mut self, slot: PortSlot, length: u32, reason: PortCounter) {
         if let Some(port) = port_at(&mut self.ports, slot) {
-            port.count(reason, 1);
+            port.count::<COUNTS>(reason, 1);
         }
         if self.watches.is_on() {
             self.show_refused(slot, length, reason);
@@ -363,7 +366,7 @@ impl Plane {
         }
         match port_at(&mut self.ports, slot) {
             Some(port) if !port.is_up => {
-                port.count(PortCounter::TransmitDropLinkDown, loaded as u64);
+                port.count::<COUNTS>(PortCounter::TransmitDropLinkDown, loaded as u64);
                 return (loaded, loaded as u32);
             }
             _ => self.decide(slot, loaded),
@@ -406,7 +409,7 @@ impl Plane {
                     receiver = None;
                     let reason = why_not_taken(verdict, piece);
                     if let Some(port) = port_at(ports, slot) {
-                        port.count(reason, 1);
+                        port.count::<COUNTS>(reason, 1);
                     }
                     batch.reasons[index] = reason.reason();
                     continue;
@@ -427,7 +430,7 @@ impl Plane {
                     piece.target = target;
                 }
                 Err(refusal) => {
-                    port.count(refusal.counter(), 1);
+                    port.count::<COUNTS>(refusal.counter(), 1);
                     batch.reasons[index] = refusal.counter().reason();
                 }
             }
@@ -471,7 +474,7 @@ impl Plane {
                     unsafe { copy_frame(start, &piece) };
                 }
                 Ok(_) => {}
-                Err(refusal) => port.count(refusal.counter(), 1),
+                Err(refusal) => port.count::<COUNTS>(refusal.counter(), 1),
             }
             if watches.is_on() {
                 show_flooded(watches, to, port.id, (start, &piece), outcome);
@@ -495,17 +498,17 @@ impl Plane {
                 End::Venet(venet) => {
                     let (frames, bytes) = venet.unreleased();
                     if frames != 0 {
-                        let wants_call = venet.release_rx();
+                        let wants_call = venet.release_rx::<COUNTS>();
                         if self.watches.is_on() {
                             self.watches.told(slot, Stage::Published);
                         }
-                        port.block.add(PortCounter::ReceiveFrames as usize, frames);
-                        port.block.add(PortCounter::ReceiveBytes as usize, bytes);
+                        tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
+                        tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
                         let [_, (_, posted)] = venet.occupancy();
-                        port.block.set(PortCounter::ReceiveSlotsUsed as usize, posted.into());
+                        note::<COUNTS>(&port.block, PortCounter::ReceiveSlotsUsed, posted.into());
                         let outcome = if wants_call { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
-                        port.block.add(outcome as usize, 1);
-                        if wants_call && let Err(fault) = venet.rx_caller().call(&self.ringer) {
+                        tally::<COUNTS>(&port.block, outcome, 1);
+                        if wants_call && let Err(fault) = venet.call_rx::<COUNTS>(&self.ringer) {
                             venet.break_rx(fault);
                         }
                         if self.watches.is_on() {
@@ -516,8 +519,8 @@ impl Plane {
                 }
                 End::Tap(tap) => {
                     let (frames, bytes) = tap.take_written();
-                    port.block.add(PortCounter::ReceiveFrames as usize, frames);
-                    port.block.add(PortCounter::ReceiveBytes as usize, bytes);
+                    tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
+                    tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
                     tap.is_gone()
                 }
             };
@@ -566,6 +569,21 @@ impl EventSink {
         if self.events.send(event).is_ok() {
             let _ = self.bell.ring();
         }
+    }
+}
+
+#[inline]
+fn tally<const COUNTS: bool>(block: &Block, counter: PortCounter, amount: u64) {
+    if COUNTS {
+        block.add(counter as usize, amount);
+    }
+}
+
+/// As [`tally`], for a value that goes up and down.
+#[inline]
+fn note<const COUNTS: bool>(block: &Block, counter: PortCounter, amount: u64) {
+    if COUNTS {
+        block.set(counter as usize, amount);
     }
 }
 

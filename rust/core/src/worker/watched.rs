@@ -13,7 +13,7 @@ use crate::port::{PortCounter, PortId, Refusal};
 use crate::watch::bpf::Packet;
 use crate::watch::{Followed, Stage, Watches, Way, moment_ns};
 
-impl Plane {
+impl<const COUNTS: bool> Plane<COUNTS> {
     /// [`Self::move_on`] for a worker one of whose ports is watched.
     #[cold]
     #[inline(never)]
@@ -25,7 +25,7 @@ impl Plane {
                 self.show_dropped(slot, index, PortCounter::TransmitDropLinkDown.reason(), taken_ns);
             }
             if let Some(port) = port_at(&mut self.ports, slot) {
-                port.count(PortCounter::TransmitDropLinkDown, loaded as u64);
+                port.count::<COUNTS>(PortCounter::TransmitDropLinkDown, loaded as u64);
             }
             return (loaded, loaded as u32);
         }
