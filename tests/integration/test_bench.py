@@ -114,6 +114,14 @@ def test_timers_are_measured_beside_a_bare_timerfd_and_asyncio() -> None:
     }
 
 
+def test_counting_is_held_against_a_switch_that_does_not_count() -> None:
+    """``metrics.cost`` measures both in turn, for small and for large frames."""
+    rows = bench.run(["metrics.cost"], quick=True)
+
+    assert [64, 1500] == [row.params["frame_bytes"] for row in rows]
+    assert all(row.baseline == "counting compiled out" and row.ratio for row in rows)
+
+
 def test_frames_pass_the_switch_whatever_is_attached() -> None:
     """``scale`` measures the same two guests among more and more, the first of them without a baseline."""
     first, *others = bench.run(["scale"], quick=True)

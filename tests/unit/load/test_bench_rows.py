@@ -120,7 +120,7 @@ def test_every_bench_has_a_name_and_says_what_it_measures() -> None:
     frames = {"ring", "switch", "rtt", "rtt.asleep", "python", "idle", "launch", "scale", "limit"}
     signals = {"fastcall", "fastcall.python", "signal.raise", "signal.priority", "signal.eoi"}
     timers = {"timer.arm", "timer.late"}
-    costs = {"capture.cost", "metrics.scrape"}
+    costs = {"capture.cost", "metrics.cost", "metrics.scrape"}
     assert frames | signals | timers | costs | {"state", "sched"} == set(listed)
     assert all(summary.endswith(".") and "\n" not in summary for summary in listed.values())
     assert list(listed) == list(BENCHES)

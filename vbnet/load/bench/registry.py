@@ -48,6 +48,7 @@ BENCHES: Final = {
         Bench("scale", through.scale),
         Bench("capture.cost", through.capture_cost),
         Bench("metrics.scrape", metrics.scrape),
+        Bench("metrics.cost", through.metrics_cost),
         Bench("sched", sched.sched),
         Bench("limit", native.limit),
         Bench("signal.raise", signals.raise_),

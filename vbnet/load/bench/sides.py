@@ -82,13 +82,16 @@ class Host:
         channel: descriptor of the channel to the guest's side.
         is_loop: each guest's frames come back to itself, without a switch.
         burst_threshold_us: how long a port is polled after its last frame; 0: the worker sleeps at once.
+        does_count: the worker counts and times what it moves, as anywhere but in a bench.
     """
 
-    def __init__(self, channel: int, burst_threshold_us: int, *, is_loop: bool = False) -> None:
+    def __init__(
+        self, channel: int, burst_threshold_us: int, *, is_loop: bool = False, does_count: bool = True
+    ) -> None:
         _raise_descriptor_limit()
         self._channel = socket.socket(fileno=channel)
         self._counters = CounterFile.create(None, _COUNTER_BYTES)
-        self._fabric = Fabric(self._counters, 1)
+        self._fabric = Fabric(self._counters, 1, does_count=does_count)
         self._switch = "" if is_loop else _SWITCH
         if self._switch:
             self._fabric.switch_create(_SWITCH)
@@ -183,11 +186,11 @@ class Guests:
             self._devices.append(device)
             self._rams.append(ram)
 
-    def go_native(self, *, is_loop: bool = False) -> None:
+    def go_native(self, *, is_loop: bool = False, does_stamp: bool = True) -> None:
         """Hand the first two guests to the native generator and sink; with a loop, the first is both."""
         sending = self._devices[_SENDER]
         receiving = sending if is_loop else self._devices[_RECEIVER]
-        self._exchange = BenchExchange(sending, receiving)
+        self._exchange = BenchExchange(sending, receiving, does_stamp=does_stamp)
 
     def frames_per_second(
         self,
@@ -322,6 +325,7 @@ class Stage:
         slots: int = 1024,
         burst_threshold_us: int = 50,
         is_loop: bool = False,
+        does_count: bool = True,
     ) -> Iterator[Self]:
         """Start both sides, guests on the near core and host on the far one, and join the two active guests."""
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -329,7 +333,12 @@ class Stage:
             for end in ends:
                 stack.enter_context(end)
             fds = [end.fileno() for end in ends]
-            params = {"channel": fds[0], "burst_threshold_us": burst_threshold_us, "is_loop": is_loop}
+            params = {
+                "channel": fds[0],
+                "burst_threshold_us": burst_threshold_us,
+                "is_loop": is_loop,
+                "does_count": does_count,
+            }
             host = stack.enter_context(Side(f"{__name__}:Host", cores.far, params, [fds[0]]))
             guests = stack.enter_context(Side(f"{__name__}:Guests", cores.near, {"channel": fds[1]}, [fds[1]]))
             found = cls(host, guests)

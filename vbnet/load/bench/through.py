@@ -22,7 +22,7 @@ from vbnet.load.bench.sides import RARE_ETHERTYPE, Stage
 from vbnet.load.bench.summary import AtLeast, AtMost
 from vbnet.load.bench.turns import Contender
 
-__all__ = ["UNDER_WAY", "capture_cost", "python", "rtt", "rtt_asleep", "scale", "switch"]
+__all__ = ["UNDER_WAY", "capture_cost", "metrics_cost", "python", "rtt", "rtt_asleep", "scale", "switch"]
 
 UNDER_WAY: Final = 960
 """Frames between generator and sink at most: about what the peers have, and fewer than a ring has slots."""
@@ -43,6 +43,8 @@ _RARE_ONLY: Final = b"".join(
     )
 )
 """``ether proto 0x88b6``, as libpcap compiles it."""
+_UNCOUNTED: Final = "counting compiled out"
+_COUNTED_SHARE: Final = 0.97
 
 
 def _windows(pace: Pace) -> tuple[float, float, int]:
@@ -127,6 +129,28 @@ def capture_cost(context: Context) -> Iterator[Row]:
             outcome.placement,
             baseline=None if name == quiet else (quiet, outcome.summaries[quiet]),
             wanted=AtLeast(_CAPTURED_SHARE) if name == "1 in 992 wanted" else None,
+        )
+
+
+def metrics_cost(context: Context) -> Iterator[Row]:
+    """``switch`` as it is, against the same with all counters and latencies compiled out."""
+    for frame_bytes in (64, 1500):
+        with ExitStack() as stack:
+            contenders = []
+            for name, does_count in (("vbnet", True), (_UNCOUNTED, False)):
+                stage = stack.enter_context(Stage.up(context.cores, slots=SLOTS, does_count=does_count))
+                stack.enter_context(context.helpers(stage.pids))
+                stage.guests.call("go_native", _CALL_SECONDS, does_stamp=does_count)
+                contenders.append(Contender(name, _frames(context, stage, frame_bytes)))
+            outcome = context.compete(contenders)
+        yield Row.of(
+            "metrics.cost",
+            {"frame_bytes": frame_bytes, "slots": SLOTS, "batch": BATCH},
+            "frames/s",
+            outcome.summaries["vbnet"],
+            outcome.placement,
+            baseline=(_UNCOUNTED, outcome.summaries[_UNCOUNTED]),
+            wanted=AtLeast(_COUNTED_SHARE),
         )
 
 
