@@ -29,7 +29,7 @@ from vbnet.errors import BusyError, ResourceError, VbnetError
 HOST_LOCK = "host.lock"
 OUR_NAMES = frozenset(
     {
-        *(f"{stem}.sock" for stem in ("bus", "admin", "events", "attach")),
+        *(f"{stem}.sock" for stem in ("bus", "admin", "events", "attach", "operate")),
         *("counters", "logs", "launch", "host.json", "host.new", HOST_LOCK, STATE_FILE, f"{STATE_FILE}.new", LOCK_FILE),
         *("keys", "host.log", "events.jsonl", "events.1.jsonl", "errors.log"),
     }
