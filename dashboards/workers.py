@@ -246,7 +246,15 @@ _EXPORT: Final = Row(
             [Query(HERE.increase(own.DROPS, "lab", "reason"), "{{lab}} {{reason}}")],
             "Connections that were refused or cut off.",
             "too_many, too_slow: somebody keeps connections open. unauthorized: a password is wrong, or guessed.",
-            width=24,
+            width=16,
+        ),
+        Panel(
+            "Versions",
+            [Query(HERE.total(own.BUILD, "lab", "version", how="count"), "{{lab}} {{version}}")],
+            "Which version of vbnet each host node runs.",
+            "Several at once: an upgrade is not over, and counters files may have different layouts.",
+            Kind.BARS,
+            width=8,
         ),
     ],
 )
