@@ -15,7 +15,7 @@ from dashboards.threads import awake, busy
 from vbnet.devices.intc.metrics import OUTBOX, SIGNAL
 from vbnet.devices.sched.metrics import SCHED
 from vbnet.devices.timer.metrics import TIMEKEEPER, TIMER
-from vbnet.devices.venet.metrics import PORT
+from vbnet.devices.venet.metrics import LATENCY, PORT
 from vbnet.hostnode import metrics as host
 from vbnet.telemetry import own
 
@@ -302,6 +302,14 @@ def _data_alerts(here: Scope) -> list[Alert]:
             "warning",
             "Somebody on switch {{ $labels.switch }} of lab {{ $labels.lab }} sends under another's address",
             "{{ $value | humanize }} frames within five minutes. They went nowhere.",
+        ),
+        Alert(
+            "VbnetFramesSlow",
+            here.quantile(0.99, whole(LATENCY.values["transmit_residence"]), "guest", "device", "queue") > 0.01,
+            "2m",
+            "warning",
+            "Frames lie in the {{ $labels.queue }} ring of {{ $labels.device }} in lab {{ $labels.lab }}",
+            "One frame in a hundred lies there for {{ $value | humanizeDuration }} or longer until it is taken.",
         ),
         Alert(
             "VbnetTimersLate",

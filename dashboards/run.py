@@ -8,12 +8,14 @@ from dashboards.chosen import marks, scope, variables
 from dashboards.panels import Dashboard, Kind, Panel, Query, Row
 from dashboards.promql import PROCESS, whole
 from dashboards.threads import awake, busy
-from vbnet.devices.venet.metrics import PORT
+from vbnet.devices.venet.metrics import PORT, SINK, SOURCE
 
 __all__ = ["RUN"]
 
 HERE: Final = scope("guest")
 LAB: Final = scope()
+_LATENCY: Final = SINK.values["latency"]
+_TRAFFIC: Final = "a traffic guest runs"
 _LOST_IN: Final = whole(PORT.values["receive_drop_no_room"])
 _LOST_OUT: Final = whole(PORT.values["transmit_drop_oversize"])
 _SLOTS: Final = whole(PORT.values["transmit_slots"])
@@ -115,6 +117,95 @@ _RATES: Final = Row(
     ],
 )
 
+_TESTED: Final = Row(
+    "Test frames, from end to end",
+    [
+        Panel(
+            "Latency",
+            [
+                Query(HERE.quantile(part, _LATENCY, "lab", "guest"), f"{{{{lab}}}} {{{{guest}}}} {words}")
+                for part, words in ((0.5, "half"), (0.99, "99 %"), (0.999, "99.9 %"))
+            ],
+            "From when a test frame was due to when it was taken in: half, 99 % and 99.9 % took at most so long.",
+            "Rising with the rate: queues build up, near the lab's limit. High at any rate: somebody sleeps deeply.",
+            empty_until=_TRAFFIC,
+        ),
+        Panel(
+            "Latency, all of it",
+            [Query(HERE.buckets(_LATENCY), "{{le}}")],
+            "How many test frames took how long, over time.",
+            "A second band: some frames wait for a process that was not running.",
+            Kind.HEAT,
+            unit="short",
+            empty_until=_TRAFFIC,
+        ),
+        Panel(
+            "Sent and received intact",
+            [
+                Query(HERE.rate(SOURCE.values["frames"], "lab", "guest"), "{{lab}} {{guest}} sent"),
+                Query(HERE.rate(SINK.values["frames"], "lab", "guest"), "{{lab}} {{guest}} received"),
+            ],
+            "Test frames, as traffic guests count them themselves.",
+            "Less received than sent: see what is missing, and the losses by reason above.",
+            width=8,
+            empty_until=_TRAFFIC,
+        ),
+        Panel(
+            "Bytes sent and received",
+            [
+                Query(HERE.rate(SOURCE.values["bytes"], "lab", "guest"), "{{lab}} {{guest}} sent"),
+                Query(HERE.rate(SINK.values["bytes"], "lab", "guest"), "{{lab}} {{guest}} received"),
+            ],
+            "Bytes of test frames, as traffic guests count them.",
+            "By frames it is the mean length.",
+            width=8,
+            empty_until=_TRAFFIC,
+        ),
+        Panel(
+            "Missing, and not as sent",
+            [
+                Query(HERE.total(SINK.values["lost"], "lab", "guest"), "{{lab}} {{guest}} missing"),
+                Query(
+                    HERE.increase(whole(SINK.values["corrupted"]), "lab", "guest", "kind").also_in("short"),
+                    "{{lab}} {{guest}} {{kind}}",
+                ),
+            ],
+            "Test frames that are missing now, of those before the last that arrived; and those that did not arrive as "
+            "they were sent.",
+            "Missing frames have a reason among the losses. Corrupted ones have none: please report it.",
+            width=8,
+            limits=(1, 1),
+            empty_until=_TRAFFIC,
+        ),
+        Panel(
+            "Sent late",
+            [
+                Query(HERE.rate(SOURCE.values["late_sum_ns"], "lab", "guest"), "{{lab}} {{guest}}"),
+            ],
+            "Lateness of frames that left, summed up, a second: 100 % is a second of lateness in each second.",
+            "The generator cannot keep its rate: it has too little of the processor, or no room to send.",
+            width=8,
+            empty_until=_TRAFFIC,
+        ),
+        Panel(
+            "Sent late, the worst",
+            [Query(HERE.total(SOURCE.values["late_max_ns"], "lab", "guest", how="max"), "{{lab}} {{guest}}")],
+            "The latest that a frame ever left after it was due.",
+            "Milliseconds: the generator was not run for so long.",
+            width=8,
+            empty_until=_TRAFFIC,
+        ),
+        Panel(
+            "No room to send",
+            [Query(HERE.rate(SOURCE.values["blocked"], "lab", "guest"), "{{lab}} {{guest}}")],
+            "How often a generator found its ring full.",
+            "The host does not keep up: see cost below.",
+            width=8,
+            empty_until=_TRAFFIC,
+        ),
+    ],
+)
+
 _COST: Final = Row(
     "Cost",
     [
@@ -187,6 +278,6 @@ RUN: Final = Dashboard(
     "vbnet / Run",
     "A load or soak run: what is offered, what arrives, what it costs.",
     variables("guest"),
-    [_RESULT, _RATES, _COST],
+    [_RESULT, _RATES, _TESTED, _COST],
     marks(LAB),
 )
