@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,15 +14,20 @@ from typing import Any
 
 import pytest
 
+from vbnet._native import CounterFile
 from vbnet.bus.admin import WedgedLevel
 from vbnet.bus.operator import EventStream
 from vbnet.devices.intc import wire
 from vbnet.devices.intc.driver import Intc, IntcDriver
+from vbnet.devices.intc.metrics import LATENCY
 from vbnet.errors import ExistsError, NotFoundError, NotPermittedError, UnsupportedError, UsageError
 from vbnet.guestnode import GuestSession
+from vbnet.telemetry.node import read_files
+from vbnet.testing.fabric import FakeFabric
 from vbnet.testing.lab import Lab, one_turn
 
 PATIENCE_S = 10.0
+PRIORITY_5 = LATENCY.index("priority_5")
 RAM_BYTES = 1 << 20
 
 
@@ -73,6 +79,14 @@ class Heard:
         assert await asyncio.to_thread(wait), f"called {self.count} times, not {count}"
 
 
+def latencies(counters: Path) -> list[int]:
+    """Everything that was timed of the one controller that there is."""
+    blocks, _files = read_files([counters])
+    [block] = [block for block in blocks if block.kind == LATENCY.kind]
+    assert {"guest": "web"} == block.labels
+    return list(block.values)
+
+
 async def subscribed(lab: Lab, stream: EventStream) -> None:
     """Wait until a stream gets events: subscribing takes its time."""
     hearing = asyncio.ensure_future(anext(stream))
@@ -86,6 +100,43 @@ async def row_of(lab: Lab, name: str) -> dict[str, Any]:
     """Give what ``vbnet signal list`` shows of a signal."""
     rows = await lab.operator.signal_list()
     return next(row for row in rows if name in {row["name"], f"{row['guest']}/{row['name']}"})
+
+
+def test_wake_ups_are_timed_by_priority_within_what_the_test_measured(
+    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that slept tells how long its ring took to be heard; only the priority that was raised has samples."""
+    counters = tmp_path / "host.counters"
+    monkeypatch.setattr(FakeFabric, "counters", CounterFile.create(counters, 1 << 20))
+
+    async def body(lab: Lab) -> None:
+        async with served(lab, "web") as (_, intc):
+            heard = Heard()
+            signal = await intc.create("tick", heard, priority=5)
+            spent_ns = 0
+
+            async def raise_until_timed() -> list[int]:
+                """Give the samples of each priority, once that of the signal has some."""
+                nonlocal spent_ns
+                for count in range(1, 1000):
+                    start_ns = time.monotonic_ns()
+                    await lab.operator.signal_raise("web/tick")
+                    await heard.reach(count)
+                    spent_ns += time.monotonic_ns() - start_ns
+                    await lab.operator.signal_list()  # what was answered last is recorded then
+                    words = latencies(counters)
+                    if words[PRIORITY_5] >= 3:
+                        return words
+                raise AssertionError("the guest never said that it was woken")
+
+            words = await asyncio.wait_for(raise_until_timed(), PATIENCE_S)
+
+            assert [5] == [each for each in range(8) if words[LATENCY.index(f"priority_{each}")]]
+            assert 0 < words[PRIORITY_5 + 1] <= spent_ns
+            assert 0 == words[LATENCY.index("impossible")]
+            await signal.destroy()
+
+    run(body)
 
 
 def test_an_operators_raise_is_served_on_the_thread_of_its_priority(run: Callable[..., None]) -> None:
