@@ -45,6 +45,8 @@ CONNECTIONS_MAX: Final = 32
 EXCHANGE_DEADLINE_S: Final = 10.0
 _REQUEST_BYTES_MAX: Final = 16 << 10
 _READ_BYTES: Final = 4096
+_WRITE_BYTES: Final = 256 << 10
+"""Given to the connection at once: what the kernel does not take right away is copied to wait."""
 _BACKLOG: Final = 64
 _PORT_MAX: Final = 65535
 _LISTEN: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%a-z]+)\]|(?P<four>[^\[\]:/\s]*)):(?P<port>[0-9]{1,5})")
@@ -239,7 +241,10 @@ class MetricsServer:
         )
         writer.write(head or b"")
         if method != b"HEAD":
-            writer.write(answer.body)
+            body = memoryview(answer.body)
+            for start in range(0, len(body), _WRITE_BYTES):
+                writer.write(body[start : start + _WRITE_BYTES])
+                await writer.drain()
         await writer.drain()
 
     async def _answer(self, request: h11.Request) -> _Answer:

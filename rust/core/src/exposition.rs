@@ -13,6 +13,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
 
 use crate::shm::counters::BlockSnapshot;
 use crate::shm::{histogram, labels};
@@ -91,6 +92,8 @@ pub struct Exposition {
     families: Vec<Family>,
     plans: Vec<Plan>,
     by_kind: HashMap<String, usize>,
+    /// Memory of the text before: pages that are fresh from the system cost as much as what is written there.
+    spare: Mutex<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -106,6 +109,47 @@ struct Merged {
     words: Vec<u64>,
 }
 
+/// Text in pieces, so that whoever sends it puts it together once, where it is needed.
+#[derive(Debug)]
+pub struct Rendered<'a> {
+    exposition: &'a Exposition,
+    texts: Vec<String>,
+    format: Format,
+}
+
+impl Rendered<'_> {
+    /// The pieces, in order.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let shown = self.exposition.families.iter().zip(&self.texts).filter(|(_, text)| !text.is_empty());
+        shown.flat_map(|(family, text)| [family.headers[self.format as usize].as_bytes(), text.as_bytes()])
+    }
+
+    /// How many bytes they have together.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pieces().map(<[u8]>::len).sum()
+    }
+
+    /// Nothing counts.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of it in one piece.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.pieces().flatten().copied().collect()
+    }
+}
+
+impl Drop for Rendered<'_> {
+    fn drop(&mut self) {
+        self.texts.iter_mut().for_each(String::clear);
+        *self.exposition.spare.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.texts);
+    }
+}
+
 impl Exposition {
     /// Compiles; values of families that are not there are left out.
     #[must_use]
@@ -115,13 +159,14 @@ impl Exposition {
             .map(|block| Plan { fixed: block.values.iter().map(|value| label_text(&value.fixed)).collect(), block })
             .collect();
         let by_kind = plans.iter().enumerate().map(|(at, plan)| (plan.block.kind.clone(), at)).collect();
-        Self { families, plans, by_kind }
+        Self { families, plans, by_kind, spare: Mutex::default() }
     }
 
     /// What `blocks` count, as text.
     #[must_use]
-    pub fn render(&self, blocks: Vec<BlockSnapshot>, format: Format) -> Vec<u8> {
-        let mut texts = vec![String::new(); self.families.len()];
+    pub fn render(&self, blocks: Vec<BlockSnapshot>, format: Format) -> Rendered<'_> {
+        let mut texts = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
+        texts.resize(self.families.len(), String::new());
         for Merged { plan, labels, words } in self.merge(blocks) {
             let Plan { block, fixed } = &self.plans[plan];
             let mut place = 0;
@@ -134,12 +179,7 @@ impl Exposition {
                 Line { name: &family.name, labels: [&labels, fixed] }.show(text, &value.shape, words);
             }
         }
-        let mut whole = Vec::with_capacity(texts.iter().map(|text| text.len() + 256).sum());
-        for (family, text) in self.families.iter().zip(&texts).filter(|(_, text)| !text.is_empty()) {
-            whole.extend_from_slice(family.headers[format as usize].as_bytes());
-            whole.extend_from_slice(text.as_bytes());
-        }
-        whole
+        Rendered { exposition: self, texts, format }
     }
 
     fn merge(&self, blocks: Vec<BlockSnapshot>) -> Vec<Merged> {
@@ -233,12 +273,13 @@ impl Line<'_> {
             opened = true;
         }
         text.push_str(if opened { "} " } else { " " });
-        // Writing to a string cannot fail.
-        let _ = if per_unit == 1 {
-            writeln!(text, "{word}")
+        if per_unit == 1 {
+            text.push_str(itoa::Buffer::new().format(word));
+            text.push('\n');
         } else {
-            writeln!(text, "{}", word as f64 / per_unit.max(1) as f64)
-        };
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{}", word as f64 / per_unit.max(1) as f64);
+        }
     }
 }
 
@@ -315,7 +356,7 @@ mod tests {
     }
 
     fn text(blocks: &[BlockSnapshot]) -> String {
-        String::from_utf8(exposition().render(blocks.to_vec(), Format::Text)).unwrap()
+        String::from_utf8(exposition().render(blocks.to_vec(), Format::Text).to_vec()).unwrap()
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Exposition {
     }
 
     /// The text of all files together, and of each its size, how much is used, and why it was skipped.
-    fn render<'py>(&self, py: Python<'py>, paths: Vec<PathBuf>, openmetrics: bool) -> Rendered<'py> {
+    fn render<'py>(&self, py: Python<'py>, paths: Vec<PathBuf>, openmetrics: bool) -> PyResult<Rendered<'py>> {
         let format = if openmetrics { exposition::Format::OpenMetrics } else { exposition::Format::Text };
         let (text, files) = py.detach(|| {
             let mut blocks = Vec::new();
@@ -165,7 +165,15 @@ impl Exposition {
             }
             (self.inner.render(blocks, format), files)
         });
-        (PyBytes::new(py, &text), files)
+        let whole = PyBytes::new_with(py, text.len(), |mut room| {
+            for piece in text.pieces() {
+                let (place, rest) = room.split_at_mut(piece.len());
+                place.copy_from_slice(piece);
+                room = rest;
+            }
+            Ok(())
+        })?;
+        Ok((whole, files))
     }
 }
 

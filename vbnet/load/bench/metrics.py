@@ -18,19 +18,23 @@ from typing import Final
 from vbnet._native import CounterFile, counter_labels
 from vbnet.bus.rundir import HostRecord, RunDir, start_ticks
 from vbnet.devices.intc.metrics import SIGNAL
-from vbnet.devices.venet.metrics import PORT
+from vbnet.devices.venet.metrics import LATENCY, PORT
 from vbnet.hostnode.metrics import BUS, DEVICE, GUEST, HOST, SWITCH, WORKER
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.machine import process_ticks
 from vbnet.load.bench.row import Row
 from vbnet.load.bench.summary import AtMost, Summary
-from vbnet.metric import MetricBlock
+from vbnet.metric import MetricBlock, MetricKind
 
 __all__ = ["scrape"]
 
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _NOT_PLACED: Final = "-"
-_FILE_BYTES: Final = 16 << 20
+_FILE_BYTES: Final = 48 << 20
+_HISTOGRAM_HEAD: Final = 4
+_FIRST_BUCKET: Final = 100
+_FILLED_BUCKETS: Final = 32
+"""A latency's histogram has its values in two powers of two or so."""
 _DEADLINE_SECONDS: Final = 30.0
 _WALL_SECONDS, _PROCESSOR_SECONDS = 0.1, 0.05
 """What a scrape of the most devices may take."""
@@ -107,7 +111,12 @@ def _node(root: Path, devices: int) -> Iterator[RunDir]:
     def count(block: MetricBlock, **labels: str) -> None:
         blocks.append(file.allocate(block.kind, counter_labels(list(labels.items())), block.words))
         for place, _, metric in block.places():
-            blocks[-1].set(place, 0 if metric.states else 1_000_000_007 * (place + 1))
+            if metric.kind is MetricKind.HISTOGRAM:
+                blocks[-1].set(place, _FILLED_BUCKETS)
+                for bucket in range(_FILLED_BUCKETS):
+                    blocks[-1].set(place + _HISTOGRAM_HEAD + _FIRST_BUCKET + bucket, 1)
+            else:
+                blocks[-1].set(place, 0 if metric.states else 1_000_000_007 * (place + 1))
 
     count(HOST)
     count(WORKER, worker="0")
@@ -118,6 +127,7 @@ def _node(root: Path, devices: int) -> Iterator[RunDir]:
         count(BUS, bus=guest)
         count(DEVICE, device=device, type="venet")
         count(PORT, guest=guest, device=device, switch="lan")
+        count(LATENCY, guest=guest, device=device, switch="lan")
         for signal in ("eth0/1", "eth0/2"):
             count(SIGNAL, guest=guest, device=device, signal=signal)
     pid = os.getpid()

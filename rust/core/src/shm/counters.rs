@@ -44,8 +44,6 @@ const _: () = assert!(LABELS_END == BLOCK_HEADER_WORDS);
 
 /// Of somebody's file, how many words are looked at: what is behind them is nobody's counters.
 const SCAN_WORDS_MAX: usize = 64 << 20 >> 3;
-/// Words that are read at once while looking for the last block.
-const CHUNK_WORDS: usize = 1 << 15;
 const FOREIGN: &str = "counters magic";
 const VERSION_WORD: &str = "counters version";
 const SIZE: &str = "counters size";
@@ -258,14 +256,18 @@ impl CounterFile {
             return Err(Fault::BadSize { what: SIZE, found: bytes as u64, limit }.into());
         }
         // [CT-2 file ready] the magic by a system call of its own, before the rest; partner in CounterFile::create.
-        let magic = read_words(&file, 0, 1)?.first().copied().unwrap_or_default();
-        let header = read_words(&file, 0, FILE_HEADER_WORDS)?;
+        let (mut magic, mut header) = ([0], [0; FILE_HEADER_WORDS]);
+        for (start, words) in [(0, &mut magic[..]), (0, &mut header[..])] {
+            if !read_into(&file, start, words).map_err(|errno| Error::machine("read a counters file", errno))? {
+                return Err(Fault::BadSize { what: SIZE, found: 0, limit: FILE_BYTES_MAX as u64 }.into());
+            }
+        }
         let expect = |what, found: u64, expected: u64| {
             if found == expected { Ok(()) } else { Err(Fault::BadHeader { what, found, expected }) }
         };
-        expect(FOREIGN, magic, MAGIC)?;
-        expect(VERSION_WORD, header.get(1).copied().unwrap_or_default(), VERSION)?;
-        expect(SIZE, header.get(2).copied().unwrap_or_default(), bytes as u64)?;
+        expect(FOREIGN, magic[0], MAGIC)?;
+        expect(VERSION_WORD, header[1], VERSION)?;
+        expect(SIZE, header[2], bytes as u64)?;
         Ok(CounterReader { source: Source::File { file, words: bytes / 8 } })
     }
 
@@ -347,12 +349,15 @@ fn scan_mapping(words: &[AtomicU64]) -> Scan {
         }
         let end = header + BLOCK_HEADER_WORDS + count;
         if state == STATE_LIVE {
-            let copy: Vec<u64> = words[header..end].iter().map(|word| word.load(Ordering::Relaxed)).collect();
+            let copied =
+                |words: &[AtomicU64]| words.iter().map(|word| word.load(Ordering::Relaxed)).collect::<Vec<_>>();
+            let head = copied(&words[header..header + BLOCK_HEADER_WORDS]);
+            let values = copied(&words[header + BLOCK_HEADER_WORDS..end]);
             // A block that changed hands while it was read belongs to neither; the next look will find it whole.
             // [CT-4 whose values] acquire: values before the generation; partner in CounterFile::allocate.
             fence(Ordering::Acquire);
             if words[header + 2].load(Ordering::Relaxed) == generation {
-                blocks.push(snapshot_of(&copy, generation));
+                blocks.push(snapshot_of(&head, generation, values));
             }
         }
         header = end;
@@ -360,74 +365,71 @@ fn scan_mapping(words: &[AtomicU64]) -> Scan {
     Scan { blocks, bytes: words.len() as u64 * 8, used_bytes: header as u64 * 8 }
 }
 
-/// Copies the blocks three times and believes those whose generation was the same each time: generations are seen
-/// before the states, labels and values of the second copy, and again after them, as in [`scan_mapping`].
+/// Copies the blocks, each on its own, and believes those whose generation was the same before, in and after the copy, as
+/// in [`scan_mapping`]. What a file that was cut short no longer has ends what is found.
 fn scan_file(file: &OwnedFd, words: usize) -> Scan {
-    let first = read_blocks(file, words.min(SCAN_WORDS_MAX));
-    let second = read_words(file, 0, first.len()).unwrap_or_default();
-    let third = read_words(file, 0, second.len()).unwrap_or_default();
     let mut blocks = Vec::new();
     let mut header = FILE_HEADER_WORDS;
-    while let Some((state, end)) = block_at(&second, header, words) {
-        let generation = second[header + 2];
-        let seen = [&first, &third].map(|copy| copy.get(header + 2).copied());
-        if state == STATE_LIVE && seen == [Some(generation); 2] && end <= second.len() {
-            blocks.push(snapshot_of(&second[header..end], generation));
+    let end_of_file = words.min(SCAN_WORDS_MAX);
+    while header + BLOCK_HEADER_WORDS <= end_of_file {
+        let mut start = [0; 3];
+        if !matches!(read_into(file, header, &mut start), Ok(true)) {
+            break;
         }
-        header = end;
+        let [state, count, generation] = start;
+        let Ok(count) = usize::try_from(count) else { break };
+        if state == STATE_END || count > end_of_file - header - BLOCK_HEADER_WORDS {
+            break;
+        }
+        if state == STATE_LIVE {
+            blocks.extend(copy_block(file, header, count, generation));
+        }
+        header += BLOCK_HEADER_WORDS + count;
     }
     Scan { blocks, bytes: words as u64 * 8, used_bytes: header as u64 * 8 }
 }
 
-/// State of the block at `header` of a copied file of `words` words, and where it ends; `None`: none is there.
-fn block_at(copy: &[u64], header: usize, words: usize) -> Option<(u64, usize)> {
-    let &[state, count, ..] = copy.get(header..header + BLOCK_HEADER_WORDS)? else { return None };
-    let count = usize::try_from(count).ok()?;
-    let is_inside = count <= words.checked_sub(header + BLOCK_HEADER_WORDS)?;
-    (state != STATE_END && is_inside).then_some((state, header + BLOCK_HEADER_WORDS + count))
-}
-
-/// Copies a file from its beginning to the end of its last block.
-fn read_blocks(file: &OwnedFd, words: usize) -> Vec<u64> {
-    let mut copy = Vec::new();
-    let mut header = FILE_HEADER_WORDS;
-    loop {
-        match block_at(&copy, header, words) {
-            Some((_, end)) => header = end,
-            None if copy.len() >= words || header + BLOCK_HEADER_WORDS <= copy.len() => return copy,
-            None => {
-                let wanted = CHUNK_WORDS.max(header + BLOCK_HEADER_WORDS - copy.len()).min(words - copy.len());
-                match read_words(file, copy.len(), wanted) {
-                    Ok(more) if !more.is_empty() => copy.extend(more),
-                    _ => return copy,
-                }
-            }
+/// Copies one block whose generation was seen before; `None`: it has changed hands since.
+fn copy_block(file: &OwnedFd, header: usize, count: usize, generation: u64) -> Option<BlockSnapshot> {
+    let mut head = [0; BLOCK_HEADER_WORDS];
+    let mut values = vec![0; count];
+    let mut after = [0];
+    for (start, words) in
+        [(header, &mut head[..]), (header + BLOCK_HEADER_WORDS, &mut values[..]), (header + 2, &mut after[..])]
+    {
+        if !matches!(read_into(file, start, words), Ok(true)) {
+            return None;
         }
     }
+    let is_one = head[..3] == [STATE_LIVE, count as u64, generation] && after == [generation];
+    is_one.then(|| snapshot_of(&head, generation, values))
 }
 
-/// Reads up to `count` words from word `start` on; fewer when the file ends.
-fn read_words(file: &OwnedFd, start: usize, count: usize) -> Result<Vec<u64>> {
-    let mut bytes = vec![0; count * 8];
+/// Fills `words` with those of the file from word `start` on. `false`: it has not so many.
+fn read_into(file: &OwnedFd, start: usize, words: &mut [u64]) -> rustix::io::Result<bool> {
+    // SAFETY: the same memory, seen as bytes: every byte of a word is one, and any bytes are a word.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 8) };
     let mut filled = 0;
     while filled < bytes.len() {
         match rustix::io::pread(file, &mut bytes[filled..], (start * 8 + filled) as u64) {
-            Ok(0) => break,
+            Ok(0) => return Ok(false),
             Ok(more) => filled += more,
             Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(Error::machine("read a counters file", errno)),
+            Err(errno) => return Err(errno),
         }
     }
-    let whole = bytes[..filled].chunks_exact(8);
-    Ok(whole.map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default())).collect())
+    for word in words {
+        *word = u64::from_le(*word);
+    }
+    Ok(true)
 }
 
-fn snapshot_of(block: &[u64], generation: u64) -> BlockSnapshot {
+fn snapshot_of(head: &[u64], generation: u64, values: Vec<u64>) -> BlockSnapshot {
     BlockSnapshot {
-        kind: text_of(&block[3..KIND_END]),
-        labels: text_of(&block[KIND_END..LABELS_END]),
+        kind: text_of(&head[3..KIND_END]),
+        labels: text_of(&head[KIND_END..LABELS_END]),
         generation,
-        values: block[BLOCK_HEADER_WORDS..].to_vec(),
+        values,
     }
 }
 
