@@ -122,9 +122,14 @@ def first_document(process: subprocess.Popen[str]) -> Any:
 
 
 def first_words(lab: RealLab) -> str:
-    """What Prometheus said once it was started."""
+    """What Prometheus said once it was started: whole lines."""
     log = lab.root / ".monitor" / "logs" / "prometheus.log"
-    return eventually(lambda: log.read_text() if log.is_file() else "", "Prometheus says something", PATIENCE)
+
+    def said() -> str:
+        text = log.read_text() if log.is_file() else ""
+        return text if text.endswith("\n") else ""
+
+    return eventually(said, "Prometheus says something", PATIENCE)
 
 
 def descendants(pid: int) -> set[int]:

@@ -18,7 +18,7 @@ __all__ = ["Family", "HistogramSample", "Sample", "bucket_edges", "families"]
 
 _WORD: Final = 1 << 64
 _HEADER_WORDS: Final = 4
-_FIRST_EXPONENT, _LAST_EXPONENT = 8, 32
+_EXPONENTS: Final = (*range(8, 25), 26, 28, 30, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ class Family:
 def bucket_edges() -> tuple[tuple[int, int], ...]:
     """Upper edges of the buckets that are shown, with how many of a histogram's own lie below each.
 
-    Powers of two from 256 (nanoseconds: 0.26 µs) to 4 294 967 296 (4.3 s): 25 edges which the histogram's own buckets
-    do not cross, so every count is exact for whole numbers below the edge.
+    Powers of two from 256 (nanoseconds: 0.26 µs) to 16 777 216 (17 ms), then every other one to 4 294 967 296 (4.3 s):
+    21 edges which the histogram's own buckets do not cross, so every count is exact for whole numbers below the edge.
     """
     own = histogram_bounds()
-    edges = [1 << exponent for exponent in range(_FIRST_EXPONENT, _LAST_EXPONENT + 1)]
+    edges = [1 << exponent for exponent in _EXPONENTS]
     return tuple((edge, sum(bound < edge for bound in own)) for edge in edges)
 
 

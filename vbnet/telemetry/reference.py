@@ -65,8 +65,8 @@ other.
   longer than fits (about 180 bytes for all labels of a block together) is shortened to its beginning and a hash.
 - **Sums mean something.** Reasons are labels of one family: `sum(rate(vbnet_device_receive_drop_total[1m]))` is all
   frames dropped. A limit is a metric of its own beside the usage, with the same labels.
-- **Histograms** have {edges} buckets, at powers of two from {low:g} to {high:g} seconds. One that has seen no
-  value has no series yet.
+- **Histograms** have {edges} buckets, at powers of two from {low:g} to {high:g} seconds, above 17 ms at every
+  other. One that has seen no value has no series yet.
 - Kinds of device from other packages bring their own declarations. A block that nobody declared is left out.
 - There are no `_created` samples: a block knows its generation, not its moment.
 
