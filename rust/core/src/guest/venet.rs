@@ -181,6 +181,7 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
         arena_base,
         warm_end: arena_base,
         run: None,
+        run_end: arena_base,
         broken: None,
         _ram: ram.clone(),
         ring: Producer::new(tx),
@@ -207,10 +208,8 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
 
 /// Where a burst goes on.
 enum Next {
-    Run {
-        place: *mut u8,
-        bytes: u32,
-    },
+    /// In a run that begins there.
+    Run(*mut u8),
     NoRoom,
     /// The host broke the ring.
     Broken,
@@ -225,8 +224,9 @@ pub struct Sender {
     arena_base: *mut u8,
     /// End of that part of it that frames of the current size go round in.
     warm_end: *mut u8,
-    /// The run that a burst is filling.
+    /// The run that a burst is filling, and one past its last byte: here, as a burst has no register left for it.
     run: Option<Run>,
+    run_end: *mut u8,
     /// How the host broke the ring, until somebody is told.
     broken: Option<Fault>,
     limit: u32,
@@ -310,8 +310,9 @@ impl Sender {
         if self.ring.unpublished() == 0 {
             self.ring.prepare();
         }
+        self.run_end = self.arena_base;
         let (place, slot) = (self.arena_base, self.ring.next_index());
-        let mut burst = Burst { sender: self, expected, step: 0, place, end: place, slot, bytes: 0 };
+        let mut burst = Burst { sender: self, expected, step: 0, place, slot, bytes: 0 };
         let done = work(&mut burst);
         let (slot, bytes) = (burst.slot, burst.bytes);
         self.settle(slot, bytes);
@@ -340,7 +341,9 @@ impl Sender {
             Ok(Some(run)) => {
                 self.run = Some(run);
                 self.warm_end = self.arena_place(self.arena.warm_end(length));
-                Next::Run { place: self.arena_place(run.offset), bytes: run.step * run.count }
+                let place = self.arena_place(run.offset);
+                self.run_end = place.wrapping_add((run.step * run.count) as usize);
+                Next::Run(place)
             }
             Ok(None) => Next::NoRoom,
             Err(fault) => {
@@ -562,8 +565,6 @@ pub struct Burst<'a> {
     expected: u32,
     /// Room for each frame of this run.
     step: u32,
-    /// One past the run's last byte.
-    end: *mut u8,
     /// Where the next frame goes, and into which slot. These three are all that changes with a frame.
     place: *mut u8,
     slot: u32,
@@ -609,18 +610,15 @@ impl Burst<'_> {
             return Outcome::Refused;
         }
         let step = (length as u32).next_multiple_of(CACHE_LINE as u32);
-        if self.place == self.end || step != self.step {
+        if self.place == self.sender.run_end || step != self.step {
             match self.sender.next_run(self.slot, self.bytes, length as u32, self.expected) {
-                Next::Run { place, bytes } => {
-                    (self.step, self.place, self.end) = (step, place, place.wrapping_add(bytes as usize));
-                    self.bytes = 0;
-                }
+                Next::Run(place) => (self.step, self.place, self.bytes) = (step, place, 0),
                 Next::NoRoom => {
-                    (self.place, self.bytes) = (self.end, 0);
+                    (self.place, self.bytes) = (self.sender.run_end, 0);
                     return Outcome::NoRoom;
                 }
                 Next::Broken => {
-                    (self.place, self.bytes) = (self.end, 0);
+                    (self.place, self.bytes) = (self.sender.run_end, 0);
                     return Outcome::Broken;
                 }
             }
