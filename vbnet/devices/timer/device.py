@@ -162,7 +162,10 @@ class TimerDevice(Device):
                     16384,
                 ),
                 Attribute(
-                    "lead_us", "how early guests may be woken, to wait the rest awake; 0..1000 µs", within(0, 1000), 100
+                    "lead_us",
+                    f"how early guests may be woken, to wait the rest awake; 0..{wire.LEAD_MAX_US} µs",
+                    within(0, wire.LEAD_MAX_US),
+                    wire.LEAD_US,
                 ),
                 Attribute("guests", "guests whose timers the host keeps now", int, 0, is_read_only=True),
             ),

@@ -22,6 +22,7 @@ _MEASURED: Final = 0
 _BUSY_NS: Final = 20_000
 _LOOK_SECONDS: Final = 0.1
 _JOIN_SECONDS: Final = 2.0
+_READY_SECONDS: Final = 10.0
 
 
 class Handlers:
@@ -40,13 +41,18 @@ class Handlers:
         sys.setswitchinterval(switch_interval)
         bench = BenchRange(self._cores, flooders, is_prioritised)
         is_over = threading.Event()
+        # A thread that the flood has not let run yet is not in the real-time class either.
+        are_ready = threading.Barrier(3)
         threads = [
-            threading.Thread(target=_serve, args=(bench, bench.level(priority), priority, is_over), daemon=True)
+            threading.Thread(
+                target=_serve, args=(bench, bench.level(priority), priority, are_ready, is_over), daemon=True
+            )
             for priority in (0, _URGENT)
         ]
         for thread in threads:
             thread.start()
         try:
+            are_ready.wait(_READY_SECONDS)
             samples = sorted(bench.pace(pause, length))
         finally:
             is_over.set()
@@ -59,10 +65,13 @@ class Handlers:
         """Nothing outlives a measurement."""
 
 
-def _serve(bench: BenchRange, level: IntcLevel, priority: int, is_over: threading.Event) -> None:
+def _serve(
+    bench: BenchRange, level: IntcLevel, priority: int, are_ready: threading.Barrier, is_over: threading.Event
+) -> None:
     if priority:
         with contextlib.suppress(PermissionError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    are_ready.wait(_READY_SECONDS)
     while not is_over.is_set():
         for vector in level.wait(64, _LOOK_SECONDS):
             level.begin(vector)

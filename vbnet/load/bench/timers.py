@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from vbnet._native import bench_timer_arm, bench_timer_bare, bench_timer_late
+from vbnet.devices.timer.wire import LEAD_US
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 from vbnet.load.bench.summary import AtMost
@@ -27,9 +28,9 @@ _PERIOD_S: Final = 0.001
 _FAR_S: Final = 3600.0
 _ARM_LIMIT_NS: Final = 50.0
 _LATE_LIMIT: Final = 1.2
-_LEAD_NS: Final = 100_000
 _ARMED: Final = (1, 1000, 100_000)
 _ARMED_QUICK: Final = (1, 1000)
+_LEAD: Final = f"up to {LEAD_US} µs"
 _BARE: Final = "timerfd of its own"
 _ASYNCIO: Final = "asyncio call_later"
 _WINDOW_SECONDS: Final = 0.5
@@ -98,16 +99,16 @@ def _late(context: Context, armed: int, name: str, percentile: Percentile) -> It
 
     outcome = context.compete(
         [
-            Contender("lead", reading(functools.partial(bench_timer_late, cores, windows, armed, _LEAD_NS))),
+            Contender("lead", reading(functools.partial(bench_timer_late, cores, windows, armed, LEAD_US * 1000))),
             Contender("no lead", reading(functools.partial(bench_timer_late, cores, windows, armed, 0))),
             Contender(_BARE, reading(functools.partial(bench_timer_bare, cores, windows))),
             Contender(_ASYNCIO, reading(functools.partial(_asyncio_late, context, armed))),
         ]
     )
     for lead, baseline, wanted in (
-        ("up to 100 µs", _BARE, AtMost(_LATE_LIMIT)),
+        (_LEAD, _BARE, AtMost(_LATE_LIMIT)),
         ("none", _BARE, None),
-        ("up to 100 µs", _ASYNCIO, None),
+        (_LEAD, _ASYNCIO, None),
     ):
         yield Row.of(
             "timer.late",

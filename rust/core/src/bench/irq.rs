@@ -13,7 +13,7 @@
 
 use std::hint::spin_loop;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -77,18 +77,23 @@ pub struct Flood {
 /// [`Error::Machine`]: no thread, memory or core; [`Error::PeerGone`]: a raise was not handled within ten seconds.
 pub fn latencies_ns(cores: Cores, flood: Flood, pause: Duration, length: Duration) -> Result<Vec<u64>> {
     let range = Range::new(cores, flood)?;
+    // A thread that the flood has not let run yet is not in the real-time class either.
+    let ready = Arc::new(Barrier::new(3));
     let servers = [0, URGENT].map(|priority| {
         let level = range.level(priority);
-        let board = range.board.clone();
+        let (board, ready) = (range.board.clone(), ready.clone());
         thread::spawn(move || {
+            let pinned = pin(cores.near);
+            become_realtime(priority);
+            ready.wait();
             if let Ok(level) = level
-                && pin(cores.near).is_ok()
+                && pinned.is_ok()
             {
-                become_realtime(priority);
                 serve(level, &board);
             }
         })
     });
+    ready.wait();
     let samples = range.pace(pause, length);
     drop(range);
     for server in servers {
