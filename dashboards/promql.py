@@ -266,21 +266,32 @@ class Scope:
         return Expr(f"({then} - {series})", "s", series.metrics)
 
     def quantile(self, part: float, asked: Asked, *by: str, **matchers: str) -> Expr:
-        """What ``part`` (0 to 1) of a histogram's observations within the window did not exceed."""
+        """What ``part`` (0 to 1) of a histogram's observations within the window did not exceed, in either form."""
+        classic, native = self._filling(asked, by, matchers)
         return Expr(
-            f"histogram_quantile({part:g}, {self.buckets(asked, *by, **matchers)})",
+            f"(histogram_quantile({part:g}, {classic}) or histogram_quantile({part:g}, {native}))",
             _AT_REST.get(_family(asked).unit, "short"),
-            frozenset({_family(asked).name}),
+            classic.metrics,
         )
 
     def buckets(self, asked: Asked, *by: str, **matchers: str) -> Expr:
-        """How fast each bucket of a histogram fills."""
+        """How fast each bucket of a histogram fills; a native histogram is one series that has all of them."""
+        classic, native = self._filling(asked, by, matchers)
+        return Expr(f"{classic} or ignoring (le) {native}", classic.unit, classic.metrics)
+
+    def _filling(self, asked: Asked, by: Iterable[str], matchers: Mapping[str, str]) -> tuple[Expr, Expr]:
+        """Classic and native: Prometheus keeps the one that it scraped, and the other is empty."""
         family = _family(asked)
         if family.kind is not MetricKind.HISTOGRAM:
             raise UsageError(f"{family.name} is no histogram", name=family.name)
-        selector = self._selector(family, matchers, suffix="_bucket")
-        labels = ", ".join(("le", *self._by(family, by)))
-        return Expr(f"sum by ({labels}) (rate({selector}[{self.window}]))", "cps", frozenset({family.name}))
+        own = self._by(family, by)
+        classic = self._rate_of_all("_bucket", family, ("le", *own), matchers)
+        return classic, self._rate_of_all("", family, own, matchers)
+
+    def _rate_of_all(self, suffix: str, family: Family, by: tuple[str, ...], matchers: Mapping[str, str]) -> Expr:
+        selector = self._selector(family, matchers, suffix=suffix)
+        over = f"sum by ({', '.join(by)}) " if by else "sum"
+        return Expr(f"{over}(rate({selector}[{self.window}]))", "cps", frozenset({family.name}))
 
     def label_values(self, asked: Asked | Iterable[Asked], label: str) -> str:
         """Return Grafana's query for what a label says."""

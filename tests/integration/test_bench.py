@@ -63,12 +63,13 @@ def test_signals_are_raised_without_waking_anybody_twice() -> None:
 
 
 def test_scrapes_are_timed_on_the_clock_and_by_their_processor_time() -> None:
-    """``metrics.scrape`` has both for each number of devices, the client library's own way, and what a device adds."""
+    """``metrics.scrape`` has both in each form and for each number of devices, and the client library's own way."""
     rows = bench.run(["metrics.scrape"], quick=True)
 
     shown = [(row.params["devices"], row.params["of"]) for row in rows]
-    each = ("wall", "processor", "wall, beside")
+    each = (*("wall", "processor") * 2, "wall, beside")
     assert [*((devices, of) for devices in (10, 100) for of in each), (100, "wall a device")] == shown
+    assert {"text", "protocol buffers"} == {row.params["as"] for row in rows if "as" in row.params}
     assert all(row.value > 0 for row in rows if row.params["of"] != "processor")
     assert all(row.ratio is not None for row in rows if row.params["of"] in {"wall, beside", "wall a device"})
 

@@ -18,11 +18,13 @@ import pytest
 from dashboards import rules
 from dashboards.every import DASHBOARDS
 from dashboards.panels import Dashboard
+from dashboards.promql import Scope, any_of
 from tests.support.lab import Lab, Net
 from tests.support.prometheus import WINDOW, Prometheus, exporter, filled
 from tests.support.real_lab import RealLab, real_lab
 from tests.support.waiting import PATIENCE, eventually
 from vbnet.bus.limits import Limits
+from vbnet.devices.venet.metrics import LATENCY
 from vbnet.errors import PeerGone
 from vbnet.telemetry.shipped import DEPLOY
 
@@ -61,6 +63,8 @@ class Watched:
     node: Lab
     net: Net
     prometheus: Prometheus
+    native: Prometheus
+    """Another, which takes native histograms."""
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +82,11 @@ def watched(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFact
         capture = lab.start("capture", "gen", "-n", "t", "-w", str(folder / "gen.pcapng"), stderr=subprocess.DEVNULL)
         stack.callback(capture.communicate)
         stack.callback(capture.kill)
-        prometheus = Prometheus(program("prometheus"), folder, stack.enter_context(exporter(lab.root)))
-        yield Watched(lab, node, net, stack.enter_context(prometheus.running()))
+        binary, address = program("prometheus"), stack.enter_context(exporter(lab.root))
+        prometheus = Prometheus(binary, folder, address)
+        (folder / "native").mkdir()
+        native = Prometheus(binary, folder / "native", address, ["native-histograms"])
+        yield Watched(lab, node, net, *(stack.enter_context(each.running()) for each in (prometheus, native)))
 
 
 def promtool(program: Callable[[str], str], *arguments: str, text: str = "") -> str:
@@ -144,6 +151,28 @@ def test_every_panel_has_data(watched: Watched, dashboard: Dashboard) -> None:
     assert [] == [each.name for each in dashboard.variables if not prometheus.label_values(filled(each.query))]
     for mark in dashboard.marks:
         prometheus.query(filled(mark.expr.text))
+
+
+def test_native_histograms_are_taken_by_who_takes_them_and_say_the_same(watched: Watched) -> None:
+    """In place of classic ones; every panel and rule of a histogram asks for either, and quantiles agree."""
+    residence = LATENCY.values["transmit_residence"]
+    median = Scope(WINDOW, {"guest": any_of("gen")}).quantile(0.5, residence, "guest").text
+    classic, native = watched.prometheus, watched.native
+    histograms = [
+        filled(query.expr.text)
+        for dashboard in DASHBOARDS
+        for panel in dashboard.panels()
+        for query in panel.queries
+        if "_bucket" in query.expr.text
+    ]
+
+    eventually(lambda: all(map(native.query, histograms)), "all native histograms are shown", SETTLED_S)
+    eventually(lambda: all(each.query(median) for each in (classic, native)), "both have the median", SETTLED_S)
+    [told], [natively] = classic.query(median), native.query(median)
+
+    assert [] == native.query(f"{residence.name}_bucket")
+    assert [] == classic.query(residence.name)
+    assert 0.5 < float(natively["value"][1]) / float(told["value"][1]) < 2.0
 
 
 def test_every_rule_is_recorded_and_every_alert_can_be_asked(watched: Watched) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from vbnet._native import CounterFile, counter_labels
+from vbnet._native import CounterFile, CounterScan, counter_labels
 from vbnet.devices.venet.metrics import PORT
 from vbnet.metric import MetricCatalogue
 from vbnet.sharedmem.snapshot import parse_labels
@@ -56,11 +56,12 @@ def test_names_come_through_the_text_to_a_parser(owners: list[tuple[str, str, st
         texts = [counter_labels(list(zip(PORT.labels, owner, strict=True))) for owner in owners]
         blocks = [file.allocate(PORT.kind, text, PORT.words) for text in texts]
         native = compile_catalogue(MetricCatalogue([PORT]))
-        text, _ = native.render([Path(folder) / "x.counters"], openmetrics=False)
-        openmetrics, _ = native.render([Path(folder) / "x.counters"], openmetrics=True)
+        paths = [Path(folder) / "x.counters"]
+        text = native.render(CounterScan(paths), openmetrics=False, before=b"", after=b"")
+        openmetrics = native.render(CounterScan(paths), openmetrics=True, before=b"", after=b"# EOF\n")
 
     wanted = {tuple(parse_labels(text).values()) for text in texts}
-    for families in (parse_text(text.decode()), parse_openmetrics(openmetrics.decode() + "# EOF\n")):
+    for families in (parse_text(text.decode()), parse_openmetrics(openmetrics.decode())):
         found = [
             tuple(sample.labels[label] for label in PORT.labels)
             for family in families

@@ -10,7 +10,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,10 @@ class Prometheus:
         program: the binary.
         folder: for its configuration and data.
         exporter: address of the exporter whose ``/sd`` it asks.
+        features: those it is to have beside the usual ones.
     """
 
-    def __init__(self, program: str, folder: Path, exporter: str) -> None:
+    def __init__(self, program: str, folder: Path, exporter: str, features: Sequence[str] = ()) -> None:
         configuration: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
         configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         [scrape] = configuration["scrape_configs"]
@@ -73,6 +74,7 @@ class Prometheus:
         (folder / "alerts.yml").write_text(yaml_text(rules.alerting(WINDOW, lasting="1s")))
         self._folder = folder
         self._command = [program, f"--config.file={self.configuration}", f"--storage.tsdb.path={folder / 'data'}"]
+        self._command += [f"--enable-feature={feature}" for feature in features]
 
     @contextmanager
     def running(self) -> Iterator[Prometheus]:

@@ -67,9 +67,10 @@ def metrics(
     if how is MetricsFormat.json:
         output.print_json(_plain(run_dir))
         return
-    from vbnet.telemetry import Exposition  # noqa: PLC0415 -- native code only where it is used
+    from vbnet.telemetry import Exposition, Format  # noqa: PLC0415 -- native code only where it is used
 
-    sys.stdout.write(Exposition(run_dir).render(openmetrics=how is MetricsFormat.openmetrics).decode())
+    wanted = Format.OPENMETRICS if how is MetricsFormat.openmetrics else Format.TEXT
+    sys.stdout.write(Exposition(run_dir).render(wanted).decode())
     sys.stdout.flush()
 
 

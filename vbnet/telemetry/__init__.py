@@ -1,7 +1,7 @@
 """What nodes count, read from outside: from counters files in a run directory, without asking the node.
 
 ``counted``    counters by name                       ``catalogue``   what every kind of block means
-``collector``  a collector for prometheus_client      ``exposition``  the text that Prometheus reads, rendered natively
+``collector``  a collector for prometheus_client      ``exposition``  what Prometheus reads, rendered natively
 """
 
 from typing import TYPE_CHECKING
@@ -10,9 +10,9 @@ from vbnet.telemetry.counted import Counted, read_counted
 
 if TYPE_CHECKING:
     from vbnet.telemetry.collector import Collector
-    from vbnet.telemetry.exposition import Exposition
+    from vbnet.telemetry.exposition import Exposition, Format
 
-__all__ = ["Collector", "Counted", "Exposition", "read_counted"]
+__all__ = ["Collector", "Counted", "Exposition", "Format", "read_counted"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,8 +21,8 @@ def __getattr__(name: str) -> object:
         from vbnet.telemetry.collector import Collector  # noqa: PLC0415
 
         return Collector
-    if name == "Exposition":
-        from vbnet.telemetry.exposition import Exposition  # noqa: PLC0415
+    if name in {"Exposition", "Format"}:
+        from vbnet.telemetry import exposition  # noqa: PLC0415
 
-        return Exposition
+        return getattr(exposition, name)
     raise AttributeError(name)

@@ -1,11 +1,13 @@
-"""The text that Prometheus reads: rendered natively from counters files, so that thousands of devices cost little.
+"""What Prometheus reads: rendered natively from counters files, so that thousands of devices cost little.
 
-What ``Collector`` says of a node, ``Exposition`` says as bytes, in the text format or in OpenMetrics. There are no
-``_created`` samples: a block knows its generation, not its moment.
+What ``Collector`` says of a node, ``Exposition`` says as bytes, in the text format, in OpenMetrics, or as protocol
+buffers, which alone carry native histograms. There are no ``_created`` samples: a block knows its generation, not its
+moment.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -23,10 +25,16 @@ from vbnet.telemetry.families import bucket_edges
 from vbnet.telemetry.node import FileFacts, counters_files, read_facts
 from vbnet.telemetry.own import own_families
 
-__all__ = ["OPENMETRICS_TYPE", "TEXT_TYPE", "Exposition", "compile_catalogue"]
+__all__ = ["Exposition", "Format", "compile_catalogue"]
 
-TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+class Format(enum.StrEnum):
+    """A form in which metrics are told; its value is the content type of HTTP."""
+
+    TEXT = "text/plain; version=0.0.4; charset=utf-8"
+    OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+
 
 _TEXT_KINDS: Final = {MetricKind.INFO: "gauge", MetricKind.STATE: "gauge"}
 _OPENMETRICS_KINDS: Final = {MetricKind.STATE: "gauge"}
@@ -48,26 +56,38 @@ class Exposition:
         self._errors: Counter[str] = Counter()
         self._drops = drops
 
-    def render(self, *, openmetrics: bool = False) -> bytes:
+    def render(self, wanted: Format = Format.TEXT) -> bytes:
         """Read the node.
 
         Args:
-            openmetrics: in OpenMetrics instead of the text format.
+            wanted: how to tell it.
 
         Raises:
             NotFoundError: no node ran there, or it was cleaned. ResourceError: its folder cannot be read.
         """
         facts = read_facts(self._run_dir)
         paths = counters_files(self._run_dir)
-        text, read = self._native.render(list(paths), openmetrics)
-        files = [FileFacts(path.name, *found) for path, found in zip(paths, read, strict=True)]
+        scan = _native.CounterScan(list(paths))
+        files = [FileFacts(path.name, *found) for path, found in zip(paths, scan.files, strict=True)]
         self._errors.update(file.skipped for file in files if file.skipped)
-        own = _Own(list(own_families(facts, files, self._errors, self._known.problems, self._drops)))
-        if openmetrics:
-            made: bytes = openmetrics_format.generate_latest(own)  # type: ignore[no-untyped-call]
-            head = made.removesuffix(b"# EOF\n")
-            return b"".join((head, text, b"# EOF\n"))
-        return b"".join((text_format.generate_latest(own), text))
+        own = list(own_families(facts, files, self._errors, self._known.problems, self._drops))
+        match wanted:
+            case Format.PROTOBUF:
+                return self._native.protobuf(scan, _native.protobuf_families([_plain(family) for family in own]))
+            case Format.OPENMETRICS:
+                made: bytes = openmetrics_format.generate_latest(_Own(own))  # type: ignore[no-untyped-call]
+                end = b"# EOF\n"
+                return self._native.render(scan, openmetrics=True, before=made.removesuffix(end), after=end)
+            case Format.TEXT:
+                return self._native.render(
+                    scan, openmetrics=False, before=text_format.generate_latest(_Own(own)), after=b""
+                )
+
+
+def _plain(family: PrometheusFamily) -> tuple[str, str, str, str, list[tuple[list[tuple[str, str]], float]]]:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    samples = [(list(sample.labels.items()), sample.value) for sample in family.samples]
+    return name, family.documentation, family.unit, family.type, samples
 
 
 class _Own(PrometheusCollector):
@@ -92,15 +112,17 @@ def compile_catalogue(catalogue: MetricCatalogue) -> _native.Exposition:
     return _native.Exposition(families, blocks)
 
 
-def _family(metric: Metric) -> tuple[str, str, str]:
+def _family(metric: Metric) -> tuple[str, str, str, str, str, str]:
     plain = metric.help.replace("\\", "\\\\").replace("\n", "\\n")
     kind = _TEXT_KINDS.get(metric.kind, metric.kind)
     text = f"# HELP {metric.name} {plain}\n# TYPE {metric.name} {kind}\n"
     name = metric.name.removesuffix("_total").removesuffix("_info")
     kind = _OPENMETRICS_KINDS.get(metric.kind, metric.kind)
-    unit = f"# UNIT {name} {metric.unit}\n" if name.endswith(f"_{metric.unit}") else ""
+    unit = metric.unit if name.endswith(f"_{metric.unit}") else ""
     quoted = plain.replace('"', '\\"')
-    return metric.name, text, f"# HELP {name} {quoted}\n# TYPE {name} {kind}\n{unit}"
+    head = f"# HELP {name} {quoted}\n# TYPE {name} {kind}\n"
+    open_text = f"{head}# UNIT {name} {unit}\n" if unit else head
+    return metric.name, metric.help, unit, str(metric.kind), text, open_text
 
 
 def _value(

@@ -66,7 +66,10 @@ other.
 - **Sums mean something.** Reasons are labels of one family: `sum(rate(vbnet_device_receive_drop_total[1m]))` is all
   frames dropped. A limit is a metric of its own beside the usage, with the same labels.
 - **Histograms** have {edges} buckets, at powers of two from {low:g} to {high:g} seconds, above 17 ms at every
-  other. One that has seen no value has no series yet.
+  other. One that has seen no value has no series yet. A Prometheus that takes native histograms
+  (`--enable-feature=native-histograms`, or `scrape_native_histograms` from 3.8 on) asks for protocol buffers, and is
+  given one series each with buckets that grow by 2^(1/8) instead, of which only those that count something are told.
+  Values are then off by their own width in shared memory, 1/32, at most. Dashboards and rules ask for either form.
 - Kinds of device from other packages bring their own declarations. A block that nobody declared is left out.
 - There are no `_created` samples: a block knows its generation, not its moment.
 

@@ -35,7 +35,7 @@ import h11
 
 from vbnet.bus.rundir import RunDir, counted_nodes, run_root
 from vbnet.errors import BusyError, NotFoundError, NotPermittedError, ResourceError, UsageError, VbnetError
-from vbnet.telemetry.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Exposition
+from vbnet.telemetry.exposition import Exposition, Format
 from vbnet.telemetry.node import read_facts
 from vbnet.telemetry.webconfig import Doorkeeper, WebConfig
 
@@ -304,9 +304,8 @@ class MetricsServer:
         for gone in self._expositions.keys() - set(self._nodes()):
             self._expositions.pop(gone, None)
         exposition = self._expositions.setdefault(run_dir.path.name, Exposition(run_dir, drops=self._drops))
-        is_open = prefers_openmetrics(headers.get("accept", ""))
-        text = exposition.render(openmetrics=is_open)
-        return _Answer(HTTPStatus.OK, text, OPENMETRICS_TYPE if is_open else TEXT_TYPE)
+        wanted = preferred(headers.get("accept", ""))
+        return _Answer(HTTPStatus.OK, exposition.render(wanted), wanted)
 
     def _ready(self, _headers: dict[str, str], asked: str | None) -> _Answer:
         names = self._nodes() if asked is None else [asked]
@@ -361,15 +360,25 @@ async def _next_request(connection: h11.Connection, reader: asyncio.StreamReader
             return request
 
 
-def prefers_openmetrics(accept: str) -> bool:
-    """Say whether a client that accepts this would rather have OpenMetrics than the text format."""
-    weights = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+def preferred(accept: str) -> Format:
+    """Say which format a client that accepts this would rather have; of equals the richer one."""
+    weights = dict.fromkeys((Format.PROTOBUF, Format.OPENMETRICS, Format.TEXT), 0.0)
     for part in accept.split(","):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        if kind in weights:
-            weights[kind] = max(weights[kind], _weight(parameters))
-    openmetrics, text = weights.values()
-    return openmetrics > 0 and openmetrics >= text
+        for known in weights:
+            if kind == known.partition(";")[0] and _is_served(known, parameters):
+                weights[known] = max(weights[known], _weight(parameters))
+    best = max(weights, key=lambda known: weights[known])
+    return best if weights[best] > 0 else Format.TEXT
+
+
+def _is_served(known: Format, parameters: Sequence[str]) -> bool:
+    """Protocol buffers come in several encodings, of which one is spoken here; whoever names none takes that."""
+    if known is not Format.PROTOBUF:
+        return True
+    spoken = {"proto": "io.prometheus.client.metricfamily", "encoding": "delimited"}
+    asked = dict(piece.partition("=")[::2] for piece in parameters)
+    return all(asked.get(name, value) == value for name, value in spoken.items())
 
 
 def _weight(parameters: Iterable[str]) -> float:

@@ -1,34 +1,58 @@
-//! Counters as text for Prometheus: a compiled catalogue and the blocks of some files become bytes.
+//! Counters for Prometheus: a compiled catalogue and the blocks of some files become bytes.
 //!
 //! ```text
 //!   catalogue   family ◀── value ── block kind          (compiled once, from the declarations)
 //!   blocks      kind · labels · words                   (copied from counters files)
 //!   text        # HELP … # TYPE … name{labels} value    (one buffer a family, put together at the end)
+//!   protobuf    MetricFamily, each behind its length    (the same, with native histograms)
 //! ```
 //!
 //! Two blocks of one kind and the same labels are added up, so no series comes twice whatever is in a file; a kind that
 //! nobody declared is left out. The Python form of the same is `vbnet/telemetry/families.py`, which tests compare.
-//! Source: the text formats of Prometheus (0.0.4) and OpenMetrics (1.0).
+//! Source: the text formats of Prometheus (0.0.4) and OpenMetrics (1.0), Prometheus' client data model (protobuf).
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
+pub use self::buckets::Buckets;
+pub use self::protobuf::{Plain, encode_plain};
+pub use self::text::{Format, Rendered};
 use crate::shm::counters::BlockSnapshot;
 use crate::shm::{histogram, labels};
+
+mod buckets;
+mod protobuf;
+mod text;
+
+/// How the values of a family move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Up.
+    Counter,
+    /// Up and down.
+    Gauge,
+    /// Many at once.
+    Histogram,
+}
 
 /// All series of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Family {
     /// With `_total` for a counter.
     pub name: String,
+    /// What it says.
+    pub help: String,
+    /// Its unit, or nothing.
+    pub unit: String,
+    /// How its values move.
+    pub kind: Kind,
     /// What comes before its samples, in each [`Format`].
     pub headers: [String; 2],
 }
 
 /// How a value is shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Shape {
     /// As a number, divided by how many make one unit.
     Number(u64),
@@ -36,27 +60,26 @@ pub enum Shape {
     Info(String),
     /// As 1 for the state that it numbers and 0 for the others: the label's name, and the states.
     States(String, Vec<String>),
-    /// As a histogram: nanoseconds or whatever a unit has this many of; for each bucket its edge as text, and how many
-    /// of the words' own buckets lie below.
-    Histogram(u64, Vec<(String, usize)>),
+    /// As a histogram.
+    Histogram(Buckets),
 }
 
 impl Shape {
     const fn words(&self) -> usize {
         match self {
-            Self::Histogram(..) => histogram::WORDS,
+            Self::Histogram(_) => histogram::WORDS,
             _ => 1,
         }
     }
 
     /// Words of two blocks can be added.
     const fn is_sum(&self) -> bool {
-        matches!(self, Self::Number(_) | Self::Histogram(..))
+        matches!(self, Self::Number(_) | Self::Histogram(_))
     }
 }
 
 /// What one word of a block, or one histogram in it, means.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Value {
     /// Its family, by position.
     pub family: usize,
@@ -67,7 +90,7 @@ pub struct Value {
 }
 
 /// What the words of a kind of block mean.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct BlockPlan {
     /// The kind.
     pub kind: String,
@@ -75,15 +98,6 @@ pub struct BlockPlan {
     pub labels: Vec<String>,
     /// Its values, in order.
     pub values: Vec<Value>,
-}
-
-/// Which text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// `text/plain; version=0.0.4`.
-    Text,
-    /// `application/openmetrics-text; version=1.0.0`, without its last line.
-    OpenMetrics,
 }
 
 /// A compiled catalogue.
@@ -105,49 +119,9 @@ struct Plan {
 
 struct Merged {
     plan: usize,
-    labels: String,
+    /// Of the labels that are shown.
+    values: Vec<String>,
     words: Vec<u64>,
-}
-
-/// Text in pieces, so that whoever sends it puts it together once, where it is needed.
-#[derive(Debug)]
-pub struct Rendered<'a> {
-    exposition: &'a Exposition,
-    texts: Vec<String>,
-    format: Format,
-}
-
-impl Rendered<'_> {
-    /// The pieces, in order.
-    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        let shown = self.exposition.families.iter().zip(&self.texts).filter(|(_, text)| !text.is_empty());
-        shown.flat_map(|(family, text)| [family.headers[self.format as usize].as_bytes(), text.as_bytes()])
-    }
-
-    /// How many bytes they have together.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.pieces().map(<[u8]>::len).sum()
-    }
-
-    /// Nothing counts.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// All of it in one piece.
-    #[must_use]
-    pub fn to_vec(&self) -> Vec<u8> {
-        self.pieces().flatten().copied().collect()
-    }
-}
-
-impl Drop for Rendered<'_> {
-    fn drop(&mut self) {
-        self.texts.iter_mut().for_each(String::clear);
-        *self.exposition.spare.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.texts);
-    }
 }
 
 impl Exposition {
@@ -156,43 +130,23 @@ impl Exposition {
     pub fn new(families: Vec<Family>, blocks: Vec<BlockPlan>) -> Self {
         let plans: Vec<Plan> = blocks
             .into_iter()
-            .map(|block| Plan { fixed: block.values.iter().map(|value| label_text(&value.fixed)).collect(), block })
+            .map(|block| Plan { fixed: block.values.iter().map(|value| text::fixed(&value.fixed)).collect(), block })
             .collect();
         let by_kind = plans.iter().enumerate().map(|(at, plan)| (plan.block.kind.clone(), at)).collect();
         Self { families, plans, by_kind, spare: Mutex::default() }
     }
 
-    /// What `blocks` count, as text.
-    #[must_use]
-    pub fn render(&self, blocks: Vec<BlockSnapshot>, format: Format) -> Rendered<'_> {
-        let mut texts = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
-        texts.resize(self.families.len(), String::new());
-        for Merged { plan, labels, words } in self.merge(blocks) {
-            let Plan { block, fixed } = &self.plans[plan];
-            let mut place = 0;
-            for (value, fixed) in block.values.iter().zip(fixed) {
-                let Some(words) = words.get(place..place + value.shape.words()) else { break };
-                place += words.len();
-                let (Some(family), Some(text)) = (self.families.get(value.family), texts.get_mut(value.family)) else {
-                    continue;
-                };
-                Line { name: &family.name, labels: [&labels, fixed] }.show(text, &value.shape, words);
-            }
-        }
-        Rendered { exposition: self, texts, format }
-    }
-
     fn merge(&self, blocks: Vec<BlockSnapshot>) -> Vec<Merged> {
         let mut merged: Vec<Merged> = Vec::with_capacity(blocks.len());
-        let mut places: HashMap<(usize, String), usize> = HashMap::with_capacity(blocks.len());
+        let mut places: HashMap<(usize, Vec<String>), usize> = HashMap::with_capacity(blocks.len());
         for block in blocks {
             let Some(&plan) = self.by_kind.get(&block.kind) else { continue };
-            let labels = shown_labels(&self.plans[plan].block.labels, &block.labels);
-            match places.entry((plan, labels.clone())) {
+            let values = shown_values(&self.plans[plan].block.labels, &block.labels);
+            match places.entry((plan, values.clone())) {
                 Entry::Occupied(place) => self.add(plan, &mut merged[*place.get()].words, &block.values),
                 Entry::Vacant(place) => {
                     place.insert(merged.len());
-                    merged.push(Merged { plan, labels, words: block.values });
+                    merged.push(Merged { plan, values, words: block.values });
                 }
             }
         }
@@ -213,112 +167,25 @@ impl Exposition {
     }
 }
 
-/// What the lines of one value begin with.
-struct Line<'a> {
-    name: &'a str,
-    labels: [&'a str; 2],
-}
-
-impl Line<'_> {
-    fn show(&self, text: &mut String, shape: &Shape, words: &[u64]) {
-        let word = words.first().copied().unwrap_or_default();
-        match shape {
-            Shape::Number(per_unit) => self.number(text, "", None, word, *per_unit),
-            Shape::Info(label) => self.number(text, "", Some((label, &word.to_string())), 1, 1),
-            Shape::States(label, states) => {
-                for (state, at) in states.iter().zip(0..) {
-                    self.number(text, "", Some((label, state)), u64::from(word == at), 1);
-                }
-            }
-            Shape::Histogram(per_unit, edges) => self.histogram(text, words, *per_unit, edges),
-        }
-    }
-
-    fn histogram(&self, text: &mut String, words: &[u64], per_unit: u64, edges: &[(String, usize)]) {
-        let counts = words.get(4..histogram::WORDS).unwrap_or_default();
-        // Ports have several each, and most ports of a large host are idle: their series begin with the first value.
-        if counts.iter().all(|&count| count == 0) {
-            return;
-        }
-        let (mut seen, mut sum) = (0, 0u64);
-        let mut sum_below = |below: usize| {
-            let below = below.clamp(seen, counts.len());
-            sum = counts[seen..below].iter().fold(sum, |sum, &count| sum.wrapping_add(count));
-            seen = below;
-            sum
-        };
-        for (edge, below) in edges {
-            self.number(text, "_bucket", Some(("le", edge)), sum_below(*below), 1);
-        }
-        let whole = sum_below(counts.len());
-        self.number(text, "_bucket", Some(("le", "+Inf")), whole, 1);
-        self.number(text, "_count", None, whole, 1);
-        self.number(text, "_sum", None, words.get(1).copied().unwrap_or_default(), per_unit);
-    }
-
-    fn number(&self, text: &mut String, suffix: &str, own: Option<(&str, &str)>, word: u64, per_unit: u64) {
-        text.push_str(self.name);
-        text.push_str(suffix);
-        let mut opened = false;
-        for labels in self.labels {
-            if !labels.is_empty() {
-                text.push(if opened { ',' } else { '{' });
-                text.push_str(labels);
-                opened = true;
-            }
-        }
-        if let Some((name, value)) = own {
-            text.push(if opened { ',' } else { '{' });
-            push_label(text, name, value);
-            opened = true;
-        }
-        text.push_str(if opened { "} " } else { " " });
-        if per_unit == 1 {
-            text.push_str(itoa::Buffer::new().format(word));
-            text.push('\n');
-        } else {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "{}", word as f64 / per_unit.max(1) as f64);
-        }
+impl Plan {
+    /// Each value with its fixed labels as text and its words, as far as there are any.
+    fn shown<'a>(&'a self, words: &'a [u64]) -> impl Iterator<Item = (&'a Value, &'a str, &'a [u64])> {
+        let mut rest = words;
+        self.block.values.iter().zip(&self.fixed).map_while(move |(value, fixed)| {
+            let (own, behind) = rest.split_at_checked(value.shape.words())?;
+            rest = behind;
+            Some((value, fixed.as_str(), own))
+        })
     }
 }
 
-fn shown_labels(shown: &[String], text: &str) -> String {
-    let found = labels::parse(text);
-    let value = |name: &str| found.iter().rev().find(|(known, _)| known == name).map_or("", |(_, value)| value);
-    let mut labels = String::new();
-    for name in shown {
-        if !labels.is_empty() {
-            labels.push(',');
-        }
-        push_label(&mut labels, name, value(name));
-    }
-    labels
-}
-
-fn label_text(labels: &[(String, String)]) -> String {
-    let mut text = String::new();
-    for (name, value) in labels {
-        if !text.is_empty() {
-            text.push(',');
-        }
-        push_label(&mut text, name, value);
-    }
-    text
-}
-
-fn push_label(text: &mut String, name: &str, value: &str) {
-    text.push_str(name);
-    text.push_str("=\"");
-    for letter in value.chars() {
-        match letter {
-            '\\' => text.push_str("\\\\"),
-            '"' => text.push_str("\\\""),
-            '\n' => text.push_str("\\n"),
-            _ => text.push(letter),
-        }
-    }
-    text.push('"');
+fn shown_values(shown: &[String], text: &str) -> Vec<String> {
+    let mut found = labels::parse(text);
+    let mut value = |name: &String| {
+        let place = found.iter().rposition(|(known, _)| known == name)?;
+        Some(std::mem::take(&mut found[place].1))
+    };
+    shown.iter().map(|name| value(name).unwrap_or_default()).collect()
 }
 
 #[cfg(test)]
@@ -327,8 +194,13 @@ mod tests {
     use super::*;
 
     fn exposition() -> Exposition {
-        let family =
-            |name: &str| Family { name: name.into(), headers: [format!("# {name}\n"), format!("#o {name}\n")] };
+        let family = |name: &str| Family {
+            name: name.into(),
+            help: String::new(),
+            unit: String::new(),
+            kind: Kind::Gauge,
+            headers: [format!("# {name}\n"), format!("#o {name}\n")],
+        };
         let value = |family, fixed: &[(&str, &str)], shape| Value {
             family,
             fixed: fixed.iter().map(|&(name, value)| (name.into(), value.into())).collect(),
@@ -342,7 +214,7 @@ mod tests {
             value(3, &[], Shape::Info("priority".into())),
         ];
         let families = ["drops", "seconds", "state", "info", "late"].map(family).to_vec();
-        let late = value(4, &[], Shape::Histogram(1, vec![("8".into(), 8)]));
+        let late = value(4, &[], Shape::Histogram(Buckets::new(1, vec![("8".into(), 8)])));
         let plan = |kind: &str, labels: &[&str], values| BlockPlan {
             kind: kind.into(),
             labels: labels.iter().map(|&label| label.into()).collect(),

@@ -1,5 +1,6 @@
 //! Counters in shared memory: written by their owner, read by anybody.
 
+use std::iter::once;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -120,8 +121,14 @@ pub(crate) fn scan_counters(py: Python<'_>, path: PathBuf) -> (Vec<Snapshot>, u6
 }
 
 type PlainValue = (usize, Vec<(String, String)>, String, u64, String, Vec<String>, Vec<(String, usize)>);
+/// Name, help, unit, kind, header of the text format, header of OpenMetrics.
+type PlainFamily = (String, String, String, String, String, String);
+/// Name, help, unit, kind, and of each sample its labels and value.
+type PlainSamples = (String, String, String, String, Vec<(Vec<(String, String)>, f64)>);
+/// Size, how much is used, and why it was skipped.
+type ReadFile = (u64, u64, &'static str);
 
-/// A compiled catalogue of metrics, which turns counters files into the text that Prometheus reads.
+/// A compiled catalogue of metrics, which turns counters files into what Prometheus reads.
 #[pyclass(frozen, module = "vbnet._native")]
 pub(crate) struct Exposition {
     inner: exposition::Exposition,
@@ -129,55 +136,121 @@ pub(crate) struct Exposition {
 
 #[pymethods]
 impl Exposition {
-    /// `families`: name, header of the text format, header of OpenMetrics. `blocks`: kind, shown labels, values; a value
-    /// is its family's position, fixed labels, kind, words per unit, label that shows it, states, buckets.
+    /// `families`: name, help, unit, kind, header of the text format, header of OpenMetrics. `blocks`: kind, shown labels,
+    /// values; a value is its family's position, fixed labels, kind, words per unit, label that shows it, states, buckets.
     #[new]
     fn new(
         py: Python<'_>,
-        families: Vec<(String, String, String)>,
+        families: Vec<PlainFamily>,
         blocks: Vec<(String, Vec<String>, Vec<PlainValue>)>,
     ) -> PyResult<Self> {
-        let families =
-            families.into_iter().map(|(name, text, open)| exposition::Family { name, headers: [text, open] });
+        let family = |(name, help, unit, kind, text, open): PlainFamily| {
+            Ok(exposition::Family { name, help, unit, kind: kind_of(py, &kind)?, headers: [text, open] })
+        };
+        let families = families.into_iter().map(family).collect::<PyResult<_>>()?;
         let mut plans = Vec::new();
         for (kind, labels, values) in blocks {
             let values = values.into_iter().map(|value| value_of(py, value)).collect::<PyResult<_>>()?;
             plans.push(exposition::BlockPlan { kind, labels, values });
         }
-        Ok(Self { inner: exposition::Exposition::new(families.collect(), plans) })
+        Ok(Self { inner: exposition::Exposition::new(families, plans) })
     }
 
-    /// The text of all files together, and of each its size, how much is used, and why it was skipped.
-    fn render<'py>(&self, py: Python<'py>, paths: Vec<PathBuf>, openmetrics: bool) -> PyResult<Rendered<'py>> {
+    /// The text of `scan`, between `before` and `after`.
+    fn render<'py>(
+        &self,
+        py: Python<'py>,
+        scan: &CounterScan,
+        openmetrics: bool,
+        before: &[u8],
+        after: &[u8],
+    ) -> PyResult<Bound<'py, PyBytes>> {
         let format = if openmetrics { exposition::Format::OpenMetrics } else { exposition::Format::Text };
-        let (text, files) = py.detach(|| {
-            let mut blocks = Vec::new();
-            let mut files = Vec::new();
-            for path in &paths {
-                match counters::CounterFile::open(path) {
-                    Ok(reader) => {
-                        let scan = reader.scan();
-                        blocks.extend(scan.blocks);
-                        files.push((scan.bytes, scan.used_bytes, ""));
-                    }
-                    Err(error) => files.push((0, 0, counters::SkipReason::from(&error).word())),
-                }
-            }
-            (self.inner.render(blocks, format), files)
-        });
-        let whole = PyBytes::new_with(py, text.len(), |mut room| {
-            for piece in text.pieces() {
-                let (place, rest) = room.split_at_mut(piece.len());
-                place.copy_from_slice(piece);
-                room = rest;
-            }
-            Ok(())
-        })?;
-        Ok((whole, files))
+        let text = py.detach(|| self.inner.render(scan.take(), format));
+        joined(py, once(before).chain(text.pieces()).chain(once(after)))
+    }
+
+    /// `scan` as protocol buffers, with native histograms, behind `before`.
+    fn protobuf<'py>(&self, py: Python<'py>, scan: &CounterScan, before: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        let pieces = py.detach(|| self.inner.protobuf(scan.take()));
+        joined(py, once(before).chain(pieces.iter().map(Vec::as_slice)))
     }
 }
 
-type Rendered<'py> = (Bound<'py, PyBytes>, Vec<(u64, u64, &'static str)>);
+/// What some counters files count, copied at one time, to be rendered once.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct CounterScan {
+    blocks: Mutex<Vec<counters::BlockSnapshot>>,
+    /// Of each file its size, how much is used, and why it was skipped.
+    #[pyo3(get)]
+    files: Vec<ReadFile>,
+}
+
+#[pymethods]
+impl CounterScan {
+    #[new]
+    fn new(py: Python<'_>, paths: Vec<PathBuf>) -> Self {
+        let (blocks, files) = py.detach(|| scan_all(&paths));
+        Self { blocks: Mutex::new(blocks), files }
+    }
+}
+
+impl CounterScan {
+    fn take(&self) -> Vec<counters::BlockSnapshot> {
+        std::mem::take(&mut *self.blocks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn joined<'py, 'a>(py: Python<'py>, pieces: impl Iterator<Item = &'a [u8]> + Clone) -> PyResult<Bound<'py, PyBytes>> {
+    PyBytes::new_with(py, pieces.clone().map(<[u8]>::len).sum(), |mut room| {
+        for piece in pieces {
+            let (place, rest) = room.split_at_mut(piece.len());
+            place.copy_from_slice(piece);
+            room = rest;
+        }
+        Ok(())
+    })
+}
+
+/// Families that no file counts, as protocol buffers.
+#[pyfunction]
+pub(crate) fn protobuf_families<'py>(py: Python<'py>, families: Vec<PlainSamples>) -> PyResult<Bound<'py, PyBytes>> {
+    let plain = |(name, help, unit, kind, samples): PlainSamples| {
+        let headers = Default::default();
+        Ok((exposition::Family { name, help, unit, kind: kind_of(py, &kind)?, headers }, samples))
+    };
+    let families = families.into_iter().map(plain).collect::<PyResult<Vec<_>>>()?;
+    Ok(PyBytes::new(py, &exposition::encode_plain(&families)))
+}
+
+fn scan_all(paths: &[PathBuf]) -> (Vec<counters::BlockSnapshot>, Vec<ReadFile>) {
+    let mut blocks = Vec::new();
+    let mut files = Vec::new();
+    for path in paths {
+        match counters::CounterFile::open(path) {
+            Ok(reader) => {
+                let scan = reader.scan();
+                blocks.extend(scan.blocks);
+                files.push((scan.bytes, scan.used_bytes, ""));
+            }
+            Err(error) => files.push((0, 0, counters::SkipReason::from(&error).word())),
+        }
+    }
+    (blocks, files)
+}
+
+fn kind_of(py: Python<'_>, kind: &str) -> PyResult<exposition::Kind> {
+    match kind {
+        "counter" => Ok(exposition::Kind::Counter),
+        "gauge" | "info" | "state" => Ok(exposition::Kind::Gauge),
+        "histogram" => Ok(exposition::Kind::Histogram),
+        other => Err(no_kind(py, other)),
+    }
+}
+
+fn no_kind(py: Python<'_>, kind: &str) -> PyErr {
+    raise_plain(py, "UsageError", &format!("{kind:?} is no kind of metric"))
+}
 
 fn value_of(py: Python<'_>, value: PlainValue) -> PyResult<exposition::Value> {
     let (family, fixed, kind, per_unit, label, states, buckets) = value;
@@ -185,8 +258,8 @@ fn value_of(py: Python<'_>, value: PlainValue) -> PyResult<exposition::Value> {
         "counter" | "gauge" => exposition::Shape::Number(per_unit),
         "info" => exposition::Shape::Info(label),
         "state" => exposition::Shape::States(label, states),
-        "histogram" => exposition::Shape::Histogram(per_unit, buckets),
-        other => return Err(raise_plain(py, "UsageError", &format!("{other:?} is no kind of metric"))),
+        "histogram" => exposition::Shape::Histogram(exposition::Buckets::new(per_unit, buckets)),
+        other => return Err(no_kind(py, other)),
     };
     Ok(exposition::Value { family, fixed, shape })
 }

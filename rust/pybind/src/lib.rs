@@ -47,11 +47,13 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(state::state_format, module)?)?;
     module.add_class::<counters::CounterFile>()?;
     module.add_class::<counters::CounterBlock>()?;
+    module.add_class::<counters::CounterScan>()?;
     module.add_class::<counters::Exposition>()?;
     module.add_function(wrap_pyfunction!(counters::read_counters, module)?)?;
     module.add_function(wrap_pyfunction!(counters::scan_counters, module)?)?;
     module.add_function(wrap_pyfunction!(counters::counter_labels, module)?)?;
     module.add_function(wrap_pyfunction!(counters::parse_counter_labels, module)?)?;
+    module.add_function(wrap_pyfunction!(counters::protobuf_families, module)?)?;
     module.add_function(wrap_pyfunction!(counters::histogram_quantile, module)?)?;
     module.add_function(wrap_pyfunction!(counters::histogram_bounds, module)?)?;
     module.add_class::<fabric::Fabric>()?;

@@ -54,8 +54,17 @@ def test_share_is_nothing_where_there_is_nothing_to_share() -> None:
 def test_quantile_asks_the_buckets_of_a_histogram() -> None:
     """The label of buckets is kept for the quantile, which takes it away."""
     assert (
-        "histogram_quantile(0.99, sum by (le, lab) (rate(vbnet_timer_lateness_seconds_bucket[1m])))"
+        "(histogram_quantile(0.99, sum by (le, lab) (rate(vbnet_timer_lateness_seconds_bucket[1m])))"
+        " or histogram_quantile(0.99, sum by (lab) (rate(vbnet_timer_lateness_seconds[1m]))))"
         == BARE.quantile(0.99, TIMEKEEPER.values["late"], "lab").text
+    )
+
+
+def test_buckets_are_those_of_the_histogram_that_there_is() -> None:
+    """Classic ones, or else one native series with all of them."""
+    assert (
+        "sum by (le) (rate(vbnet_timer_lateness_seconds_bucket[1m]))"
+        " or ignoring (le) sum(rate(vbnet_timer_lateness_seconds[1m]))" == BARE.buckets(TIMEKEEPER.values["late"]).text
     )
 
 

@@ -23,6 +23,7 @@ from vbnet.hostnode.metrics import GUEST, HOST, WORKER
 from vbnet.metric import MetricBlock
 from vbnet.telemetry import Collector, Exposition
 from vbnet.telemetry.catalogue import known
+from vbnet.telemetry.exposition import Format
 
 parse_openmetrics: Any = openmetrics_parser.text_string_to_metric_families
 
@@ -98,7 +99,7 @@ def test_text_says_what_the_collector_says(node: Node, is_open: bool) -> None:
     """The native text, read by the parser of Prometheus' own client, is the collector's families."""
     fill(node)
 
-    text = Exposition(node.run_dir).render(openmetrics=is_open).decode()
+    text = Exposition(node.run_dir).render(Format.OPENMETRICS if is_open else Format.TEXT).decode()
     parsed = plain((parse_openmetrics if is_open else parse_text)(text))
 
     assert plain(Collector(node.run_dir).collect()) == parsed
@@ -125,7 +126,7 @@ def test_types_and_units_are_those_of_the_declarations(node: Node) -> None:
     """A parser knows what is a counter, a gauge and a histogram."""
     fill(node)
 
-    text = Exposition(node.run_dir).render(openmetrics=True).decode()
+    text = Exposition(node.run_dir).render(Format.OPENMETRICS).decode()
     found = {family.name: (family.type, family.unit) for family in parse_openmetrics(text)}
 
     assert ("counter", "bytes") == found["vbnet_device_receive_bytes"]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from vbnet.errors import NotPermittedError, UsageError
-from vbnet.telemetry.server import Listen, check_exposure, prefers_openmetrics
+from vbnet.telemetry.exposition import Format
+from vbnet.telemetry.server import Listen, check_exposure, preferred
 from vbnet.telemetry.webconfig import Doorkeeper, WebConfig, load_web_config
 
 TLS = Path(__file__).parents[2] / "support" / "tls"
@@ -124,19 +125,28 @@ def test_what_is_no_address_is_told(text: str) -> None:
         Listen.parse(text)
 
 
+_PROTOBUF = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding="
+_OPENMETRICS = "application/openmetrics-text"
+
+
 @pytest.mark.parametrize(
-    ("accept", "is_open"),
+    ("accept", "wanted"),
     [
-        ("", False),
-        ("*/*", False),
-        ("text/plain", False),
-        ("application/openmetrics-text", True),
-        ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", True),
-        ("application/openmetrics-text;q=0.1, text/plain", False),
-        ("application/openmetrics-text;q=0", False),
-        ("application/openmetrics-text;q=x", False),
+        ("", Format.TEXT),
+        ("*/*", Format.TEXT),
+        ("text/plain", Format.TEXT),
+        (_OPENMETRICS, Format.OPENMETRICS),
+        (f"{_OPENMETRICS};version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", Format.OPENMETRICS),
+        (f"{_OPENMETRICS};q=0.1, text/plain", Format.TEXT),
+        (f"{_OPENMETRICS};q=0", Format.TEXT),
+        (f"{_OPENMETRICS};q=x", Format.TEXT),
+        (f"{_PROTOBUF}delimited,{_OPENMETRICS};version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5", Format.PROTOBUF),
+        (f"{_PROTOBUF}delimited;q=0.3,{_OPENMETRICS};q=0.8", Format.OPENMETRICS),
+        (f"{_PROTOBUF}compact-text,text/plain;q=0.5", Format.TEXT),
+        ("application/vnd.google.protobuf;proto=another.Message", Format.TEXT),
+        ("application/vnd.google.protobuf", Format.PROTOBUF),
     ],
 )
-def test_client_gets_the_format_that_it_likes_best(accept: str, is_open: bool) -> None:
+def test_client_gets_the_format_that_it_likes_best(accept: str, wanted: Format) -> None:
     """As its header says."""
-    assert is_open == prefers_openmetrics(accept)
+    assert wanted == preferred(accept)

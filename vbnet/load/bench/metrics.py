@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Final
@@ -38,6 +40,12 @@ _FILLED_BUCKETS: Final = 32
 _DEADLINE_SECONDS: Final = 30.0
 _WALL_SECONDS, _PROCESSOR_SECONDS = 0.1, 0.05
 """What a scrape of the most devices may take."""
+_TEXT: Final = "text"
+_FORMS: Final = {
+    _TEXT: "text/plain",
+    "protocol buffers": "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
+}
+"""What a scraper asks for."""
 _GROWTH: Final = 1.5
 """What one device may cost among ten times as many, against before: cost is to follow the number of devices."""
 
@@ -49,15 +57,21 @@ def scrape(context: Context) -> Iterator[Row]:
     by_size: dict[int, Summary] = {}
     for devices in sizes:
         with tempfile.TemporaryDirectory(prefix="vbnet-bench-") as root:
-            wall, processor, plain, length = _measure(Path(root), devices, turns, scrapes)
+            cost = _measure(Path(root), devices, turns, scrapes)
         params: dict[str, str | int | float] = {"devices": devices}
         is_judged = devices == 1000  # noqa: PLR2004 - what the target is for
-        note = f"{length} bytes of text"
-        most = AtMost(_WALL_SECONDS) if is_judged else None
-        yield Row.of("metrics.scrape", {**params, "of": "wall"}, "s", wall, _NOT_PLACED, wanted=most, note=note)
-        most = AtMost(_PROCESSOR_SECONDS) if is_judged else None
-        yield Row.of("metrics.scrape", {**params, "of": "processor"}, "s", processor, _NOT_PLACED, wanted=most)
-        beside = ("generate_latest of prometheus_client, in one process", plain)
+        for form, told in cost.forms.items():
+            params["as"] = form
+            costs = (("wall", told.wall, _WALL_SECONDS), ("processor", told.processor, _PROCESSOR_SECONDS))
+            for of, summary, most in costs:
+                wanted = AtMost(most) if is_judged else None
+                note = f"{told.bytes} bytes" if of == "wall" else ""
+                yield Row.of(
+                    "metrics.scrape", {**params, "of": of}, "s", summary, _NOT_PLACED, wanted=wanted, note=note
+                )
+        wall = cost.forms[_TEXT].wall
+        params["as"] = _TEXT
+        beside = ("generate_latest of prometheus_client, in one process", cost.plain)
         yield Row.of("metrics.scrape", {**params, "of": "wall, beside"}, "s", wall, _NOT_PLACED, baseline=beside)
         by_size[devices] = _per_device(wall, devices)
     fewer, more = sizes[-2:]
@@ -76,28 +90,47 @@ def _per_device(wall: Summary, devices: int) -> Summary:
     return Summary(wall.minimum / devices, wall.median / devices, wall.maximum / devices, wall.count)
 
 
-def _measure(root: Path, devices: int, turns: int, scrapes: int) -> tuple[Summary, Summary, Summary, int]:
-    """Wall, processor and plain seconds of a scrape, and the length of what it gives."""
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a scrape in one form costs."""
+
+    wall: Summary
+    processor: Summary
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What it costs in each form, and the text in one process without HTTP."""
+
+    forms: dict[str, _Told]
+    plain: Summary
+
+
+def _measure(root: Path, devices: int, turns: int, scrapes: int) -> _Cost:
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - the baseline's only
 
     from vbnet.telemetry import Collector  # noqa: PLC0415 - same
 
-    wall, processor, plain, length = [], [], [], 0
+    wall, processor, lengths = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list), {}
+    plain = []
     with _node(root, devices) as run_dir, _exporter(run_dir) as (pid, address):
         registry = CollectorRegistry()
         registry.register(Collector(run_dir))
-        length = _fetch(address)
         for _ in range(turns):
-            ticks = process_ticks(pid)
-            for _ in range(scrapes):
-                begun = time.perf_counter()
-                length = _fetch(address)
-                wall.append(time.perf_counter() - begun)
-            processor.append((process_ticks(pid) - ticks) / _TICKS_A_SECOND / scrapes)
+            for form, accept in _FORMS.items():
+                lengths[form] = _fetch(address, accept)
+                ticks = process_ticks(pid)
+                for _ in range(scrapes):
+                    begun = time.perf_counter()
+                    _fetch(address, accept)
+                    wall[form].append(time.perf_counter() - begun)
+                processor[form].append((process_ticks(pid) - ticks) / _TICKS_A_SECOND / scrapes)
             begun = time.perf_counter()
             generate_latest(registry)
             plain.append(time.perf_counter() - begun)
-    return Summary.of(wall), Summary.of(processor), Summary.of(plain), length
+    forms = {form: _Told(Summary.of(wall[form]), Summary.of(processor[form]), lengths[form]) for form in _FORMS}
+    return _Cost(forms, Summary.of(plain))
 
 
 @contextmanager
@@ -154,11 +187,11 @@ def _exporter(run_dir: RunDir) -> Iterator[tuple[int, str]]:
         yield exporter.pid, exporter.address
 
 
-def _fetch(address: str) -> int:
-    """Scrape once; the length of the text."""
+def _fetch(address: str, accept: str) -> int:
+    """Scrape once; the length of what it gives."""
     connection = HTTPConnection(address, timeout=_DEADLINE_SECONDS)
     try:
-        connection.request("GET", "/metrics")
+        connection.request("GET", "/metrics", headers={"Accept": accept})
         return len(connection.getresponse().read())
     finally:
         connection.close()

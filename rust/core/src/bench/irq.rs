@@ -13,8 +13,8 @@
 
 use std::hint::spin_loop;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Barrier};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
