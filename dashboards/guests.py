@@ -170,7 +170,8 @@ _BUS: Final = Row(
                 Query(HERE.increase(whole(host.ENDED), "lab", "cause"), "{{lab}} ended: {{cause}}"),
             ],
             "Sessions opened and ended.",
-            "Causes but `bye`, `hung-up`, `bus-deleted` and `host-stopped` are misbehaviour: `vbnet events --last 20`.",
+            "Causes but `bye`, `exited`, `hung-up`, `bus-deleted` and `host-stopped` are misbehaviour: "
+            "`vbnet events --last 20`.",
             width=8,
         ),
         Panel(

@@ -136,7 +136,7 @@ _GUESTS: Final = Row(
                 Query(HERE.increase(whole(host.ENDED), "lab", "cause"), "{{lab}} ended: {{cause}}"),
             ],
             "Sessions that were opened, and that ended, by cause.",
-            "`hung-up` is a death, or a goodbye that came late. Others than that, `bye`, `bus-deleted` and "
+            "`exited` and `hung-up` are deaths. Others than that, `bye`, `bus-deleted` and "
             "`host-stopped` are misbehaviour: `vbnet events --last 20`.",
         ),
     ],

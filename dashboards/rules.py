@@ -228,8 +228,7 @@ def _guest_alerts(here: Scope) -> list[Alert]:
             "0s",
             "info",
             "A guest of lab {{ $labels.lab }} ended without a goodbye",
-            "{{ $value | humanize }} sessions within five minutes, cause {{ $labels.cause }}. (A goodbye that comes "
-            "just after the hang-up is not counted as one.)",
+            "{{ $value | humanize }} sessions within five minutes, cause {{ $labels.cause }}.",
         ),
         Alert(
             "VbnetGuestRestarting",

@@ -125,11 +125,13 @@ class ZmqPort:
             self._is_drain_due = True
             self._loop.call_soon(self._drain)
 
-    def take_last(self) -> None:
-        """Take what came before the other side hung up, a few batches at most: word of the end may overtake it."""
-        for _ in range(_LAST_BATCHES):
-            if not self._take_batch():
-                return
+    def take_last(self) -> bool:
+        """Take what came before the other side hung up, a few batches at most: word of the end may overtake it.
+
+        Returns:
+            Whether that was all.
+        """
+        return any(not self._take_batch() for _ in range(_LAST_BATCHES))
 
     def _drain(self) -> None:
         """Take at most one batch, then let the rest of the process have its turn."""

@@ -34,6 +34,7 @@ from vbnet.errors import (
 )
 from vbnet.hostnode import metrics
 from vbnet.hostnode.device import SignalEnds
+from vbnet.hostnode.goodbyes import end_after_goodbyes
 
 if TYPE_CHECKING:
     from vbnet.hostnode.sessions import Session, SessionBook
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["AttachDesk", "AttachPeer"]
 
 _MAX_FAULTS = 64
+_ENDED_ITSELF = {"hung-up", "exited"}
+"""Causes behind which a goodbye may be under way; the others are decisions of the host."""
 
 
 class AttachPeer:
@@ -210,12 +213,16 @@ class AttachDesk:
             with contextlib.suppress(VbnetError):  # the fabric may be closed before its captures
                 self.book.services.need_fabric().watch_remove(capture)
         peer.captures.clear()
-        for session in list(peer.sessions.values()):
-            self.book.end(session, cause, tell=False)
+        sessions = list(peer.sessions.values())
         if not peer.is_operators:  # that an operator hangs up says nothing about the guests in its process
             pid = peer.identity.pid
             if not any(other.identity.pid == pid and not other.is_operators for other in self._peers):
-                self.book.end_unattached(pid, cause)
+                sessions += self.book.take_unattached(pid)
+        if cause in _ENDED_ITSELF:
+            end_after_goodbyes(self.book, sessions, cause)
+        else:
+            for session in sessions:
+                self.book.end(session, cause, tell=False)
 
     def handle(self, peer: AttachPeer, body: fdpass.AttachBody, fds: list[int]) -> tuple[fdpass.AttachReply, list[int]]:
         """Do what a packet asks; takes out of ``fds`` what it keeps.

@@ -24,7 +24,7 @@ _EVENTS: Final = ("DevAdd", "DevDrop", "ShmClose", "LinkState")
 _CAUSES: Final = {
     "bye": "it said goodbye",
     "exited": "its process ended",
-    "hung-up": "it closed its attach socket",
+    "hung-up": "it closed its attach socket without a goodbye",
     "sent-away": "it was cut off because its sessions had ended",
     "does-not-read": "it did not read its messages",
     "not-reading": "it did not read its attach socket",

@@ -119,6 +119,11 @@ class Peer:
             reason = "hung up" if delivery is Delivery.PEER_GONE else "does not read"
             self._on_lost(self, reason)
 
+    def take_last_words(self) -> bool:
+        """Take what it sent; whether that was all, as its connection is gone. Not while a message is handled."""
+        is_gone = self._port.send_nowait(self._routing_id, messages.PROBE) is Delivery.PEER_GONE
+        return self._port.take_last() and is_gone
+
 
 class SessionState(enum.StrEnum):
     """How far a session has come."""
@@ -172,6 +177,8 @@ class Session:
         self.is_joined = peer.is_remote
         self.is_ready = False
         self.is_gone = False
+        self.lost_by = ""
+        """Why its process is known to be gone, while a goodbye may still be under way; "": it is there."""
         self.is_wedged = False
         self.faults = 0
         self._host = host
@@ -716,12 +723,12 @@ class SessionBook:
         self.services.log.info("guest_gone", guest=session.name, bus=session.bus, pid=session.pid, cause=cause)
         self.services.publish("guest.gone", guest=session.name, bus=session.bus, pid=session.pid, cause=cause)
 
-    def end_unattached(self, pid: int, cause: str) -> None:
-        """End the sessions that said hello for a process which is gone, and so can never attach."""
-        for token, (session, _) in list(self._tokens.items()):
-            if session.pid == pid:
-                del self._tokens[token]
-                self.end(session, cause, tell=False)
+    def take_unattached(self, pid: int) -> list[Session]:
+        """The sessions that said hello for a process which is gone, and so can never attach; their tokens end."""
+        found = [(token, session) for token, (session, _) in self._tokens.items() if session.pid == pid]
+        for token, _ in found:
+            del self._tokens[token]
+        return [session for _, session in found]
 
     def expire_tokens(self) -> None:
         """End the sessions that did not attach in time."""
@@ -742,7 +749,10 @@ class SessionBook:
                 got=[hello.protocol, hello.abi],
                 limit=[messages.PROTOCOL_VERSION, messages.ABI_VERSION],
             )
-        if hello.name in self._sessions:
+        twin = self._sessions.get(hello.name)
+        if twin is not None and twin.lost_by:  # what is left of it must not keep its successor out
+            self.end(twin, twin.lost_by, tell=False)
+        elif twin is not None:
             raise ExistsError(f"a guest named {hello.name!r} is here already", guest=hello.name)
         if len(peer.sessions) >= self.limits.sessions_per_connection:
             raise ResourceError(

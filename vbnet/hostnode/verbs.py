@@ -222,6 +222,8 @@ class BusDesk:
 
     def _forget(self, peer: Peer, cause: str) -> None:
         """A process cannot be reached: end its sessions, and let it know through its attach socket if it lives."""
+        if self._port is not None:
+            self._port.take_last()  # a goodbye may have come before
         if self._peers.get(peer.routing_id) is peer:
             del self._peers[peer.routing_id]
         for session in list(peer.sessions.values()):
