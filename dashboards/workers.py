@@ -246,7 +246,14 @@ _EXPORT: Final = Row(
             [Query(HERE.increase(own.DROPS, "lab", "reason"), "{{lab}} {{reason}}")],
             "Connections that were refused or cut off.",
             "too_many, too_slow: somebody keeps connections open. unauthorized: a password is wrong, or guessed.",
-            width=16,
+            width=8,
+        ),
+        Panel(
+            "Changes of the exporter's web configuration",
+            [Query(HERE.increase(own.CHANGES, "lab", "result"), "{{lab}} {{result}}")],
+            "A new certificate, key or list of users was taken into use without a restart, or refused.",
+            "refused: the exporter's log (`_metrics.log`) says why; the old certificate may run out meanwhile.",
+            width=8,
         ),
         Panel(
             "Versions",

@@ -6,17 +6,19 @@ import signal
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support import vbnet_program
+from tests.support.certificates import Certificate
 from tests.support.lab import Lab
 from tests.support.real_lab import lab_files
 from tests.support.waiting import PATIENCE, eventually
 from vbnet.cluster.process import Identity, identify, is_alive, wait_ended
+from vbnet.telemetry.serve import ExporterProcess
 
 ADDRESS = re.compile(r"127\.0\.0\.1:[0-9]+")
 
@@ -92,6 +94,33 @@ def test_mistakes_are_told_with_their_exit_codes(run_dir: Path, tmp_path: Path) 
     ):
         assert told in answer.stderr
         assert 1 == len(answer.stderr.splitlines())
+
+
+def test_exporter_takes_a_renewed_certificate_and_tells(
+    own_lab: Lab, tmp_path: Path, program: Callable[[str], str]
+) -> None:
+    """As the child of somebody: what it tells is in its log; what it refuses is there once."""
+    old, new = (Certificate(program("openssl"), tmp_path, name) for name in ("old", "new"))
+    old.install(tmp_path)
+    config, log = tmp_path / "web.yml", tmp_path / "log"
+    text = "tls_server_config: {cert_file: node.crt, key_file: node.key}\n"
+    config.write_text(text)
+    root = own_lab.run_dir.path.parent
+
+    with ExporterProcess("127.0.0.1:0", web_config=config, node=None, root=root, log=log) as exporter:
+        exporter.wait_ready()
+        url = f"https://{exporter.address}/metrics"
+        for certificate, changed in ((old, text), (old, "nonsense: 1\n"), (old, "nonsense: 1\n"), (new, text)):
+            config.write_text(changed)
+            if certificate is new:
+                new.install(tmp_path)
+            with urllib.request.urlopen(url, timeout=PATIENCE, context=certificate.trusting) as answer:
+                assert b"vbnet_node_up 1.0" in answer.read()
+
+    taken = f"vbnet metrics: the changed web configuration {config} is in use"
+    refused = [line for line in log.read_text().splitlines() if line != taken]
+    assert taken in log.read_text()
+    assert ["nonsense" in line and "is refused" in line for line in refused] in ([True], [True, True])
 
 
 def test_host_node_brings_its_exporter_and_takes_it_along(run_dir: Path) -> None:

@@ -89,7 +89,7 @@ def serve(
 
     /metrics is one node, /metrics?node=NAME one of several, /sd lists all of them for Prometheus' HTTP service
     discovery (http_sd_configs). A password or TLS comes from --web-config: tls_server_config with cert_file and
-    key_file, basic_auth_users with bcrypt hashes.
+    key_file, basic_auth_users with bcrypt hashes; changed files are used from the next connection on.
     """
     from vbnet.telemetry import serve as exporter  # noqa: PLC0415 -- only this verb serves
     from vbnet.telemetry.server import Listen, MetricsServer  # noqa: PLC0415 -- same
@@ -99,7 +99,7 @@ def serve(
     listening, web = exporter.prepare(listen, web_config)
     server = MetricsServer(listening, web, node)
     where = Listen(*listening.getsockname()[:2])
-    scheme = "https" if web.tls is not None else "http"
+    scheme = "https" if web.current.tls is not None else "http"
     exporter.serve(server, lambda: output.note(f"serving {scheme}://{where}/metrics; Ctrl-C ends it"))
 
 

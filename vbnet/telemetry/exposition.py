@@ -23,7 +23,7 @@ from vbnet.metric import Metric, MetricCatalogue, MetricKind
 from vbnet.telemetry.catalogue import Known, installed
 from vbnet.telemetry.families import bucket_edges
 from vbnet.telemetry.node import FileFacts, counters_files, read_facts
-from vbnet.telemetry.own import own_families
+from vbnet.telemetry.own import ServerCounts, own_families
 
 __all__ = ["Exposition", "Format", "compile_catalogue"]
 
@@ -46,15 +46,15 @@ class Exposition:
     Args:
         run_dir: of the node.
         known: what blocks mean; None takes what this project and the installed packages declare.
-        drops: clients that a server did not serve, by reason; None: there is no server.
+        server: what the server that tells it counts; None: there is none.
     """
 
-    def __init__(self, run_dir: RunDir, known: Known | None = None, drops: Counter[str] | None = None) -> None:
+    def __init__(self, run_dir: RunDir, known: Known | None = None, server: ServerCounts | None = None) -> None:
         self._run_dir = run_dir
         self._known = known or installed()
         self._native = compile_catalogue(self._known.metrics)
         self._errors: Counter[str] = Counter()
-        self._drops = drops
+        self._server = server
 
     def render(self, wanted: Format = Format.TEXT) -> bytes:
         """Read the node.
@@ -70,7 +70,7 @@ class Exposition:
         scan = _native.CounterScan(list(paths))
         files = [FileFacts(path.name, *found) for path, found in zip(paths, scan.files, strict=True)]
         self._errors.update(file.skipped for file in files if file.skipped)
-        own = list(own_families(facts, files, self._errors, self._known.problems, self._drops))
+        own = list(own_families(facts, files, self._errors, self._known.problems, self._server))
         match wanted:
             case Format.PROTOBUF:
                 return self._native.protobuf(scan, _native.protobuf_families([_plain(family) for family in own]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
@@ -16,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from vbnet.metric import Metric, MetricKind
 from vbnet.telemetry.node import FILE_ERRORS, FileFacts, NodeFacts
 
-__all__ = ["DROP_REASONS", "OWN", "own_families"]
+__all__ = ["CHANGE_RESULTS", "DROP_REASONS", "OWN", "ServerCounts", "own_families"]
 
 DROP_REASONS: Final = {
     "too_many": "as many as may be were being served",
@@ -24,6 +25,11 @@ DROP_REASONS: Final = {
     "unauthorized": "the name or the password was wrong, or missing",
 }
 """Why a client is not served, by the word it is counted under."""
+CHANGE_RESULTS: Final = {
+    "taken": "it is used for connections made since",
+    "refused": "it is not usable, and what was used before still is",
+}
+"""What became of a changed web configuration, by the word it is counted under."""
 
 _GAUGE: Final = MetricKind.GAUGE
 UP: Final = Metric("vbnet_node_up", "nodes", "1 while the host node's process is there, hung or not; else 0.", _GAUGE)
@@ -38,6 +44,11 @@ ERRORS: Final = Metric(
 DROPS: Final = Metric(
     "vbnet_exporter_connections_drop_total", "connections", "Clients of this exporter that were not served."
 )
+CHANGES: Final = Metric(
+    "vbnet_exporter_web_config_changes_total",
+    "changes",
+    "Changes of this exporter's web configuration, or of a file that it names.",
+)
 DECLARATIONS: Final = Metric(
     "vbnet_exporter_declaration_errors", "kinds", "Kinds of device whose metrics could not be loaded.", _GAUGE
 )
@@ -48,9 +59,23 @@ OWN: Final[dict[Metric, tuple[str, ...]]] = {
     FILE_USED: ("file",),
     ERRORS: ("reason",),
     DROPS: ("reason",),
+    CHANGES: ("result",),
     DECLARATIONS: (),
 }
 """Every family made here, with its labels; and ``process_*`` as every Prometheus client has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCounts:
+    """What a server counts about itself.
+
+    Attributes:
+        drops: clients not served so far, by reason.
+        changes: of its web configuration so far, by what became of them.
+    """
+
+    drops: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
 
 
 def own_families(
@@ -58,7 +83,7 @@ def own_families(
     files: Sequence[FileFacts],
     errors: Counter[str],
     problems: Iterable[str] = (),
-    drops: Counter[str] | None = None,
+    server: ServerCounts | None = None,
 ) -> Iterator[PrometheusFamily]:
     """Make them.
 
@@ -67,7 +92,7 @@ def own_families(
         files: its counters files as they were just read.
         errors: files skipped so far, by reason; this read's are in it.
         problems: what is wrong with declarations.
-        drops: clients not served so far, by reason; None: there is no server.
+        server: what the server that tells it counts; None: there is none.
     """
     yield _gauge(UP, [((), int(facts.is_up))])
     record = facts.record
@@ -76,19 +101,21 @@ def own_families(
     read = [file for file in files if not file.skipped]
     yield _gauge(FILE_BYTES, [((file.name,), file.bytes) for file in read])
     yield _gauge(FILE_USED, [((file.name,), file.used_bytes) for file in read])
-    skipped = CounterMetricFamily(ERRORS.name, ERRORS.help, labels=OWN[ERRORS])
-    for reason in FILE_ERRORS:
-        skipped.add_metric([reason], errors[reason])
-    yield skipped
-    if drops is not None:
-        refused = CounterMetricFamily(DROPS.name, DROPS.help, labels=OWN[DROPS])
-        for reason in DROP_REASONS:
-            refused.add_metric([reason], drops[reason])
-        yield refused
+    yield _counter(ERRORS, FILE_ERRORS, errors)
+    if server is not None:
+        yield _counter(DROPS, DROP_REASONS, server.drops)
+        yield _counter(CHANGES, CHANGE_RESULTS, server.changes)
     yield _gauge(DECLARATIONS, [((), len(list(problems)))])
     if facts.is_up and record is not None:
         pid = record.pid
         yield from ProcessCollector(pid=lambda: pid, registry=None).collect()
+
+
+def _counter(metric: Metric, words: Iterable[str], counts: Counter[str]) -> CounterMetricFamily:
+    family = CounterMetricFamily(metric.name, metric.help, labels=OWN[metric])
+    for word in words:
+        family.add_metric([word], counts[word])
+    return family
 
 
 def _gauge(metric: Metric, rows: Iterable[tuple[Sequence[str], float]]) -> GaugeMetricFamily:

@@ -15,7 +15,7 @@ from vbnet.metric import Metric, MetricBlock, MetricKind
 from vbnet.telemetry.catalogue import known
 from vbnet.telemetry.families import bucket_edges
 from vbnet.telemetry.node import FILE_ERRORS
-from vbnet.telemetry.own import DROP_REASONS, OWN
+from vbnet.telemetry.own import CHANGE_RESULTS, DROP_REASONS, OWN
 from vbnet.telemetry.server import CONNECTIONS_MAX, EXCHANGE_DEADLINE_S
 
 __all__ = ["render"]
@@ -108,9 +108,13 @@ basic_auth_users:
   prometheus: $2y$10$...     # bcrypt, as `htpasswd -nB prometheus` prints it
 ```
 
-The file is read at the start only. At most {connections} clients are served at once, one request a connection, and
-each is cut off after {seconds:g} s. Exit codes: 2 for a wrong address or web configuration, 3 for a node that is
-not there, 4 for an address that is refused, 5 for a port that is taken.
+A file that changes, or a certificate or key that does, is used from the next connection on, without a restart. One
+that is not usable, or would let others read without TLS and users, is refused: a line says why, on the terminal or in
+the log `_metrics.log`; it is counted; and what was used before stays in use.
+
+At most {connections} clients are served at once, one request a connection, and each is cut off after {seconds:g} s.
+Exit codes: 2 for a wrong address or web configuration, 3 for a node that is not there, 4 for an address that is
+refused, 5 for a port that is taken.
 """
 
 
@@ -143,12 +147,13 @@ def _own() -> Iterator[str]:
     yield from _table((metric, labels) for metric, labels in OWN.items())
     yield from _reasons("Why a file is skipped:", FILE_ERRORS)
     yield from _reasons("Why a client of the exporter is not served:", DROP_REASONS)
+    yield from _reasons("What became of a changed web configuration:", CHANGE_RESULTS, "result")
 
 
-def _reasons(title: str, reasons: Mapping[str, str]) -> Iterator[str]:
+def _reasons(title: str, reasons: Mapping[str, str], label: str = "reason") -> Iterator[str]:
     yield title
     yield ""
-    yield "| reason | meaning |"
+    yield f"| {label} | meaning |"
     yield "| --- | --- |"
     yield from (f"| `{reason}` | {meaning} |" for reason, meaning in reasons.items())
     yield ""

@@ -18,12 +18,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
 from vbnet.errors import DeadlineError, VbnetError
 from vbnet.telemetry.server import Listen, MetricsServer, check_exposure
-from vbnet.telemetry.webconfig import WebConfig, load_web_config
+from vbnet.telemetry.webconfig import WebConfigFile
 
 __all__ = ["EXPORTER_LOG", "ExporterProcess", "main", "prepare", "serve"]
 
@@ -36,7 +37,7 @@ _END_DEADLINE_S: Final = 2.0
 _RESTART_MIN_S, _RESTART_MAX_S = 0.5, 30.0
 
 
-def prepare(listen: str, web_config: Path | None) -> tuple[socket.socket, WebConfig]:
+def prepare(listen: str, web_config: Path | None) -> tuple[socket.socket, WebConfigFile]:
     """Read the web configuration, hold to the rule about who may reach it, and listen.
 
     Raises:
@@ -44,8 +45,7 @@ def prepare(listen: str, web_config: Path | None) -> tuple[socket.socket, WebCon
         BusyError: the port is taken.
     """
     where = Listen.parse(listen)
-    web = WebConfig() if web_config is None else load_web_config(web_config)
-    check_exposure(where, web)
+    web = WebConfigFile(web_config, partial(check_exposure, where))
     return where.open(), web
 
 
@@ -188,8 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("vbnet-metrics", encoding="ascii")
     try:
-        web = WebConfig() if chosen.web_config is None else load_web_config(chosen.web_config)
-        server = MetricsServer(socket.socket(fileno=chosen.listen_fd), web, chosen.node, chosen.root)
+        listening = socket.socket(fileno=chosen.listen_fd)
+        web = WebConfigFile(chosen.web_config, partial(check_exposure, Listen(*listening.getsockname()[:2])))
+        server = MetricsServer(listening, web, chosen.node, chosen.root)
         serve(server, lambda: _tell_ready(chosen.ready_fd))
     except VbnetError as error:
         sys.stderr.write(f"vbnet metrics: {error}\n")

@@ -23,7 +23,6 @@ import ipaddress
 import json
 import re
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -37,7 +36,8 @@ from vbnet.bus.rundir import RunDir, counted_nodes, run_root
 from vbnet.errors import BusyError, NotFoundError, NotPermittedError, ResourceError, UsageError, VbnetError
 from vbnet.telemetry.exposition import Exposition, Format
 from vbnet.telemetry.node import read_facts
-from vbnet.telemetry.webconfig import Doorkeeper, WebConfig
+from vbnet.telemetry.own import ServerCounts
+from vbnet.telemetry.webconfig import WebConfig, WebConfigFile
 
 __all__ = ["CONNECTIONS_MAX", "EXCHANGE_DEADLINE_S", "Listen", "MetricsServer", "check_exposure"]
 
@@ -146,23 +146,22 @@ class MetricsServer:
 
     Args:
         listening: the socket; becomes the server's.
-        web: TLS and users.
+        web: TLS and users, as they are from connection to connection.
         node: the only node to serve; None: every node of ``root``.
         root: where run directories are; None: as everywhere.
     """
 
     listening: socket.socket
-    web: WebConfig = field(default_factory=WebConfig)
+    web: WebConfigFile = field(default_factory=WebConfigFile)
     node: str | None = None
     root: Path | None = None
     _connections: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _expositions: dict[str, Exposition] = field(default_factory=dict, init=False)
-    _drops: Counter[str] = field(default_factory=Counter, init=False)
+    _counts: ServerCounts = field(init=False)
     _readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READERS), init=False)
-    _door: Doorkeeper = field(init=False)
 
     def __post_init__(self) -> None:
-        self._door = Doorkeeper(self.web.users)
+        self._counts = ServerCounts(changes=self.web.changes)
 
     async def serve(self) -> None:
         """Serve until cancelled; the socket is closed then."""
@@ -176,7 +175,7 @@ class MetricsServer:
                     await asyncio.sleep(0.05)
                     continue
                 if len(self._connections) >= CONNECTIONS_MAX:
-                    self._drops["too_many"] += 1
+                    self._counts.drops["too_many"] += 1
                     accepted.close()
                     continue
                 task = loop.create_task(self._converse(accepted))
@@ -197,13 +196,16 @@ class MetricsServer:
             async with asyncio.timeout(EXCHANGE_DEADLINE_S):
                 reader = asyncio.StreamReader(_REQUEST_BYTES_MAX)
                 protocol = asyncio.StreamReaderProtocol(reader)
-                transport, _ = await loop.connect_accepted_socket(lambda: protocol, accepted, ssl=self.web.tls)
+                if self.web.has_changed():
+                    await asyncio.to_thread(self.web.refresh)
+                web = self.web.current
+                transport, _ = await loop.connect_accepted_socket(lambda: protocol, accepted, ssl=web.tls)
                 writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-                await self._exchange(reader, writer)
+                await self._exchange(reader, writer, web)
                 writer.close()
                 await writer.wait_closed()
         except TimeoutError:
-            self._drops["too_slow"] += 1
+            self._counts.drops["too_slow"] += 1
         except OSError:
             pass  # the client is gone, or speaks no TLS
         finally:
@@ -211,7 +213,7 @@ class MetricsServer:
                 transport.abort()
             accepted.close()
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, web: WebConfig) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_BYTES_MAX)
         method = b"GET"
         try:
@@ -219,7 +221,7 @@ class MetricsServer:
             if request is None:
                 return
             method = request.method
-            answer = await self._answer(request)
+            answer = await self._answer(request, web)
         except h11.RemoteProtocolError as error:
             status = HTTPStatus(error.error_status_hint or HTTPStatus.BAD_REQUEST)
             answer = _text(status, "this is no HTTP request")
@@ -247,10 +249,10 @@ class MetricsServer:
                 await writer.drain()
         await writer.drain()
 
-    async def _answer(self, request: h11.Request) -> _Answer:
+    async def _answer(self, request: h11.Request, web: WebConfig) -> _Answer:
         headers = {name.lower(): value.decode("latin-1") for name, value in request.headers}
-        if self.web.users and not await self._is_let_in(headers.get(b"authorization", "")):
-            self._drops["unauthorized"] += 1
+        if web.users and not await _is_let_in(web, headers.get(b"authorization", "")):
+            self._counts.drops["unauthorized"] += 1
             challenge = ("WWW-Authenticate", 'Basic realm="vbnet", charset="UTF-8"')
             return _text(HTTPStatus.UNAUTHORIZED, "a name and a password are needed", challenge)
         target = urlsplit(request.target.decode("latin-1"))
@@ -269,17 +271,6 @@ class MetricsServer:
         asked = parse_qs(target.query).get("node", [None])[-1]
         async with self._readers:
             return await asyncio.to_thread(route, {name.decode(): value for name, value in headers.items()}, asked)
-
-    async def _is_let_in(self, authorization: str) -> bool:
-        scheme, _, encoded = authorization.partition(" ")
-        try:
-            name, separator, password = base64.b64decode(encoded, validate=True).partition(b":")
-            user = name.decode()
-        except (binascii.Error, UnicodeDecodeError):
-            return False
-        if scheme.lower() != "basic" or not separator:
-            return False
-        return await asyncio.to_thread(self._door.lets_in, user, password)
 
     # ---- what there is, on a reader's thread -------------------------------------------------------------------------
 
@@ -303,7 +294,7 @@ class MetricsServer:
         run_dir = self._chosen(asked)
         for gone in self._expositions.keys() - set(self._nodes()):
             self._expositions.pop(gone, None)
-        exposition = self._expositions.setdefault(run_dir.path.name, Exposition(run_dir, drops=self._drops))
+        exposition = self._expositions.setdefault(run_dir.path.name, Exposition(run_dir, server=self._counts))
         wanted = preferred(headers.get("accept", ""))
         return _Answer(HTTPStatus.OK, exposition.render(wanted), wanted)
 
@@ -319,7 +310,7 @@ class MetricsServer:
         own = str(Listen(here[0], here[1]))
         # Who listens at every address does not know by which it is reached; the client's own word is the best there is.
         address = headers.get("host", own) if ipaddress.ip_address(here[0]).is_unspecified else own
-        scheme = {"__scheme__": "https"} if self.web.tls is not None else {}
+        scheme = {"__scheme__": "https"} if self.web.current.tls is not None else {}
         groups = [
             {
                 "targets": [address],
@@ -340,6 +331,18 @@ class MetricsServer:
             ' <a href="/healthz">health</a></p>\n'
         )
         return _Answer(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
+
+
+async def _is_let_in(web: WebConfig, authorization: str) -> bool:
+    scheme, _, encoded = authorization.partition(" ")
+    try:
+        name, separator, password = base64.b64decode(encoded, validate=True).partition(b":")
+        user = name.decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    if scheme.lower() != "basic" or not separator:
+        return False
+    return await asyncio.to_thread(lambda: web.door.lets_in(user, password))
 
 
 async def _next_request(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:

@@ -7,7 +7,9 @@
     basic_auth_users:
       prometheus: $2y$10$...              # bcrypt; `htpasswd -nB prometheus` makes one
 
-A key that is not understood is refused with its line: somebody may rely on what it would have done.
+A key that is not understood is refused with its line: somebody may rely on what it would have done. A file that
+changes while it is in use, or a certificate or key that does, is taken for the next connection; one that is refused
+changes nothing.
 Source: the web configuration of Prometheus' exporter-toolkit.
 """
 
@@ -17,19 +19,22 @@ import hashlib
 import hmac
 import secrets
 import ssl
+import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import bcrypt
 import yaml
 
-from vbnet.errors import UsageError
+from vbnet.errors import UsageError, VbnetError
 
-__all__ = ["Doorkeeper", "WebConfig", "load_web_config"]
+__all__ = ["Doorkeeper", "WebConfig", "WebConfigFile"]
+
 
 _VERSIONS: Final = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _PASSWORD_BYTES_MAX: Final = 72
@@ -37,7 +42,7 @@ _PASSWORD_BYTES_MAX: Final = 72
 _REMEMBERED_MAX: Final = 128
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WebConfig:
     """What the file says.
 
@@ -49,12 +54,19 @@ class WebConfig:
     tls: ssl.SSLContext | None = None
     users: Mapping[str, bytes] = field(default_factory=dict)
 
+    @cached_property
+    def door(self) -> Doorkeeper:
+        """Who checks these users' passwords."""
+        return Doorkeeper(self.users)
+
 
 class _Reader:
     """Reads one file; every mistake is told with its line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.stamps: dict[Path, _Stamp] = {}
+        """Of each file that was looked into, as it was just before."""
 
     def wrong(self, node: yaml.Node | None, what: str) -> UsageError:
         """A mistake where ``node`` begins."""
@@ -63,6 +75,7 @@ class _Reader:
 
     def load(self) -> WebConfig:
         """Read it all."""
+        self.stamps[self._path] = _stamp(self._path)
         try:
             root = yaml.compose(self._path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except OSError as error:
@@ -109,6 +122,7 @@ class _Reader:
             if name not in parts:
                 raise self.wrong(node, f"tls_server_config needs {name}")
             path = self._path.parent / self._text(parts[name], name)
+            self.stamps[path] = _stamp(path)
             if not path.is_file():
                 raise self.wrong(parts[name], f"{name} {path} is not there")
             files.append(path)
@@ -137,13 +151,82 @@ class _Reader:
         return users
 
 
-def load_web_config(path: Path) -> WebConfig:
-    """Read a web configuration.
+_Stamp = tuple[int, int, int, int] | None
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What differs when a file, or where a link leads, is another or has other content; None: it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"vbnet metrics: {line}\n")
+    sys.stderr.flush()
+
+
+class WebConfigFile:
+    """A web configuration in use, which follows its files.
+
+    Args:
+        path: the file; None: there is none, so everybody may read, in the clear.
+        check: raises VbnetError for a configuration that must not be used here.
+        tell: given one line for each change.
 
     Raises:
         UsageError: it cannot be read, or says something that is not understood; with file and line.
+        VbnetError: ``check`` refused.
     """
-    return _Reader(path).load()
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        check: Callable[[WebConfig], None] = lambda _config: None,
+        tell: Callable[[str], None] = _tell,
+    ) -> None:
+        self.path = path
+        self.changes: Counter[str] = Counter()
+        self._check = check
+        self._tell = tell
+        self._stamps: dict[Path, _Stamp] = {}
+        self._is_reading = threading.Lock()
+        self.current = self._read()
+
+    def has_changed(self) -> bool:
+        """Whether any of the files is not what it was; costs a look at each."""
+        return any(_stamp(path) != stamp for path, stamp in self._stamps.items())
+
+    def refresh(self) -> None:
+        """Take the files as they are now, or leave all as it is if they are not usable; both are told and counted.
+
+        Takes a tenth of a second for each user. While another thread does it, this one returns at once.
+        """
+        if not self._is_reading.acquire(blocking=False):
+            return
+        try:
+            self.current = self._read()
+        except VbnetError as error:
+            self.changes["refused"] += 1
+            self._tell(f"the changed web configuration is refused, the one before stays in use: {error}")
+        else:
+            self.changes["taken"] += 1
+            self._tell(f"the changed web configuration {self.path} is in use")
+        finally:
+            self._is_reading.release()
+
+    def _read(self) -> WebConfig:
+        config = WebConfig()
+        if self.path is not None:
+            reader = _Reader(self.path)
+            try:
+                config = reader.load()
+            finally:
+                self._stamps = reader.stamps
+        self._check(config)
+        return config
 
 
 class Doorkeeper:

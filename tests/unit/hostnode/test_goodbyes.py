@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ async def test_the_last_word_of_a_process_that_is_gone_counts(run_root: Path, mo
                 guest.send(1, 0, [guest.BYE])
                 guest.attach_socket.close()
                 guest.bus.close(5000)
-            await eventually(lambda gone=session: gone.is_gone)
+            await eventually(partial(getattr, session, "is_gone"))
 
         assert ["bye"] * 20 == causes(lab)
 

@@ -8,21 +8,23 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import bcrypt
 import pytest
 
+from tests.support.certificates import Certificate
 from vbnet._native import CounterFile
 from vbnet.bus.rundir import HostRecord, RunDir, start_ticks
 from vbnet.hostnode.metrics import HOST
 from vbnet.telemetry import Exposition
 from vbnet.telemetry import server as server_module
-from vbnet.telemetry.server import CONNECTIONS_MAX, Listen, MetricsServer
-from vbnet.telemetry.webconfig import WebConfig, load_web_config
+from vbnet.telemetry.server import CONNECTIONS_MAX, Listen, MetricsServer, check_exposure
+from vbnet.telemetry.webconfig import WebConfigFile
 
 TLS = Path(__file__).parents[2] / "support" / "tls"
 PATIENCE = 20.0
@@ -31,11 +33,11 @@ PATIENCE = 20.0
 class Site:
     """Run directories and an exporter of all of them, on a thread; a context manager."""
 
-    def __init__(self, root: Path, web: WebConfig | None = None, node: str | None = None) -> None:
+    def __init__(self, root: Path, web: WebConfigFile | None = None, node: str | None = None) -> None:
         self.root = root
         self.listening = Listen("127.0.0.1", 0).open()
         self.port = self.listening.getsockname()[1]
-        self.server = MetricsServer(self.listening, web or WebConfig(), node, root)
+        self.server = MetricsServer(self.listening, web or WebConfigFile(), node, root)
         self._loop = asyncio.new_event_loop()
         self._files: list[object] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -262,7 +264,7 @@ def test_password_and_tls_are_needed_where_they_are_asked_for(tmp_path: Path) ->
     def basic(text: str) -> str:
         return f"Basic {base64.b64encode(text.encode()).decode()}"
 
-    with Site(tmp_path / "root", load_web_config(config)) as site:
+    with Site(tmp_path / "root", WebConfigFile(config)) as site:
         site.node("one")
         refused = [
             site.ask("/metrics", tls=trusting, **headers)
@@ -288,3 +290,122 @@ def test_password_and_tls_are_needed_where_they_are_asked_for(tmp_path: Path) ->
     assert 200 == served[0]
     assert 'vbnet_exporter_connections_drop_total{reason="unauthorized"} 10.0' in served[1]
     assert "https" == listed[0]["labels"]["__scheme__"]
+
+
+class Guarded:
+    """A site whose certificate and users are files that a test changes; a context manager."""
+
+    def __init__(self, folder: Path, openssl: str) -> None:
+        self.folder = folder
+        self.config = folder / "web.yml"
+        self.first, self.second = (Certificate(openssl, folder, name) for name in ("first", "second"))
+        self.told: list[str] = []
+        self.first.install(folder)
+        self.write_config("one")
+        self.site = Site(folder / "root", WebConfigFile(self.config, tell=self.told.append))
+
+    def __enter__(self) -> Self:
+        self.site.__enter__()
+        self.site.node("node")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.site.__exit__(*exc)
+
+    def write_config(self, user: str) -> None:
+        """Let in one user, with the password ``secret``."""
+        hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
+        tls = "tls_server_config: {cert_file: node.crt, key_file: node.key}"
+        self.config.write_text(f"{tls}\nbasic_auth_users: {{{user}: {hashed}}}\n")
+
+    def ask(self, certificate: Certificate, user: str = "one") -> tuple[int, str]:
+        """Status and body, for a client that trusts one certificate."""
+        password = base64.b64encode(f"{user}:secret".encode()).decode()
+        status, text, _ = self.site.ask("/metrics", tls=certificate.trusting, Authorization=f"Basic {password}")
+        return status, text
+
+    def changes(self, certificate: Certificate) -> tuple[int, int]:
+        """Changes that were taken and refused so far, as they are exported."""
+        _, text = self.ask(certificate)
+        family = "vbnet_exporter_web_config_changes_total"
+        taken, refused = (
+            next(line for line in text.splitlines() if line.startswith(f'{family}{{result="{result}"}} '))
+            for result in ("taken", "refused")
+        )
+        return int(float(taken.split()[1])), int(float(refused.split()[1]))
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, program: Callable[[str], str]) -> Iterator[Guarded]:
+    """A site with TLS and one user."""
+    with Guarded(tmp_path, program("openssl")) as guarded:
+        yield guarded
+
+
+def test_renewed_certificate_is_used_from_the_next_connection_on(guarded: Guarded) -> None:
+    """Without a restart; who trusts the old one alone is not served any more."""
+    before = guarded.ask(guarded.first)[0]
+
+    guarded.second.install(guarded.folder)
+
+    with pytest.raises(ssl.SSLCertVerificationError):
+        guarded.ask(guarded.first)
+    assert (200, (1, 0)) == (before, guarded.changes(guarded.second))
+    assert [f"the changed web configuration {guarded.config} is in use"] == guarded.told
+
+
+def test_certificate_that_came_before_its_key_is_refused_until_the_key_is_there(guarded: Guarded) -> None:
+    """The old pair is used meanwhile; it is told once, not at every connection."""
+    guarded.second.install_file(guarded.folder)
+    between = [guarded.changes(guarded.first) for _ in range(3)]
+    guarded.second.key.rename(guarded.folder / "node.key")
+
+    assert [(0, 1)] * 3 == between
+    assert (1, 1) == guarded.changes(guarded.second)
+    assert 2 == len(guarded.told)
+    assert guarded.told[0].startswith(
+        f"the changed web configuration is refused, the one before stays in use: {guarded.config}:1: cannot use "
+    )
+
+
+@pytest.mark.parametrize("content", ["tls_server_config: [\n", "nonsense: 1\n", None], ids=["yaml", "key", "gone"])
+def test_broken_configuration_leaves_the_one_before_in_use(guarded: Guarded, content: str | None) -> None:
+    """TLS and the password stay; the mended file is taken again."""
+    if content is None:
+        guarded.config.unlink()
+    else:
+        guarded.config.write_text(content)
+    broken = guarded.changes(guarded.first)
+    stranger = guarded.ask(guarded.first, "two")[0]
+    guarded.write_config("one")
+
+    assert ((0, 1), 401) == (broken, stranger)
+    assert (1, 1) == guarded.changes(guarded.first)
+    assert ["is refused" in line for line in guarded.told] == [True, False]
+
+
+def test_changed_users_are_let_in_and_removed_ones_are_not(guarded: Guarded) -> None:
+    """Also who was let in before."""
+    before = [guarded.ask(guarded.first, user)[0] for user in ("one", "two")]
+    guarded.write_config("two")
+    after = [guarded.ask(guarded.first, user)[0] for user in ("one", "two")]
+
+    assert [200, 401] == before
+    assert [401, 200] == after
+
+
+def test_changed_configuration_is_held_to_the_rule_about_other_machines(tmp_path: Path) -> None:
+    """Taking TLS away where others can reach it is refused, and TLS stays."""
+    hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
+    users = f"basic_auth_users: {{one: {hashed}}}\n"
+    config = tmp_path / "web.yml"
+    config.write_text(f"tls_server_config: {{cert_file: {TLS}/localhost.crt, key_file: {TLS}/localhost.key}}\n{users}")
+    told: list[str] = []
+    web = WebConfigFile(config, partial(check_exposure, Listen.parse("192.0.2.1:1")), told.append)
+
+    config.write_text(users)
+    web.refresh()
+
+    assert web.current.tls is not None
+    assert {"refused": 1} == web.changes
+    assert "there is no TLS" in told[0]

@@ -8,7 +8,7 @@ import pytest
 from vbnet.errors import NotPermittedError, UsageError
 from vbnet.telemetry.exposition import Format
 from vbnet.telemetry.server import Listen, check_exposure, preferred
-from vbnet.telemetry.webconfig import Doorkeeper, WebConfig, load_web_config
+from vbnet.telemetry.webconfig import Doorkeeper, WebConfig, WebConfigFile
 
 TLS = Path(__file__).parents[2] / "support" / "tls"
 HASH = "$2b$04$xMFe1TyVwAv5Ane6Waa8weZHSzUfbEorUn1/bMsAw2KTK9hFebuW2"
@@ -32,7 +32,7 @@ def test_tls_and_users_are_read(tmp_path: Path) -> None:
         f"basic_auth_users:\n  prometheus: {HASH}\n",
     )
 
-    web = load_web_config(path)
+    web = WebConfigFile(path).current
 
     assert web.tls is not None
     assert {"prometheus": HASH.encode()} == web.users
@@ -40,7 +40,7 @@ def test_tls_and_users_are_read(tmp_path: Path) -> None:
 
 def test_empty_file_is_no_protection(tmp_path: Path) -> None:
     """As Prometheus' own exporters have it."""
-    assert WebConfig() == load_web_config(write(tmp_path, "# nothing yet\n"))
+    assert WebConfig() == WebConfigFile(write(tmp_path, "# nothing yet\n")).current
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_is_not_understood_is_told_with_its_line(tmp_path: Path, text: str,
     path = write(tmp_path, text)
 
     with pytest.raises(UsageError) as caught:
-        load_web_config(path)
+        WebConfigFile(path)
 
     assert str(caught.value).startswith(f"{path}:{line}: ")
     assert what in str(caught.value)
@@ -78,7 +78,7 @@ def test_what_is_not_understood_is_told_with_its_line(tmp_path: Path, text: str,
 def test_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     """With its path."""
     with pytest.raises(UsageError, match=r"cannot read .*web.yml"):
-        load_web_config(tmp_path / "web.yml")
+        WebConfigFile(tmp_path / "web.yml")
 
 
 def test_only_users_with_their_password_are_let_in() -> None:
@@ -112,7 +112,7 @@ def test_other_machines_read_with_tls_and_a_password_only(
     """Names of guests are nobody else's business."""
     tls = "tls_server_config: {cert_file: localhost.crt, key_file: localhost.key}\n" if has_tls else ""
     users = f"basic_auth_users: {{a: {HASH}}}\n" if has_users else ""
-    web = load_web_config(write(tmp_path, tls + users + "# end\n"))
+    web = WebConfigFile(write(tmp_path, tls + users + "# end\n")).current
 
     with nullcontext() if is_fine else pytest.raises(NotPermittedError, match="--web-config"):
         check_exposure(Listen.parse(listen), web)
