@@ -183,10 +183,6 @@ class Expr:
         """What is left of 1, from 0 to 1."""
         return Expr(f"clamp(1 - {self}, 0, 1)", _RATIO, self.metrics)
 
-    def while_moves(self, other: Expr) -> Expr:
-        """This where ``other`` is above 0, and 0 elsewhere."""
-        return Expr(f"{self} * ({other} > bool 0)", self.unit, self.metrics | other.metrics)
-
     def also_in(self, unit: str) -> Expr:
         """The same beside queries in another unit that means the same: requests and calls are counts."""
         return Expr(self.text, unit, self.metrics)

@@ -1,8 +1,7 @@
 """How busy the host's threads are.
 
-A thread counts how long it slept when it wakes up: one that sleeps on counts nothing, and a long sleep is counted at
-once. So a share of time is held between 0 and 1, and a thread that made no round was asleep. What remains is that the
-interval in which a sleep began shows too little sleep, until it is over.
+A thread that sleeps is seen to do so while it does, not when it wakes up. What a scrape took to arrive can still make
+it sleep for longer than the time between two of them, so a share of time is held between 0 and 1.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ __all__ = ["awake", "busy", "service_awake"]
 
 def awake(here: Scope, *by: str) -> Expr:
     """Return the share of its time that each worker does not sleep."""
-    rounds = here.rate(whole(WORKER.values["busy_rounds"]), *by, "worker")
-    return here.rate(WORKER.values["asleep_nanoseconds"], *by, "worker").rest().while_moves(rounds)
+    return here.rate(WORKER.values["asleep_nanoseconds"], *by, "worker").rest()
 
 
 def busy(here: Scope, *by: str) -> Expr:
@@ -29,5 +27,4 @@ def busy(here: Scope, *by: str) -> Expr:
 
 def service_awake(here: Scope, *by: str) -> Expr:
     """Return the share of its time that the thread which serves fastcalls does not sleep."""
-    rounds = here.rate(whole(SERVICE.values["busy_rounds"]), *by)
-    return here.rate(SERVICE.values["asleep_nanoseconds"], *by).rest().while_moves(rounds)
+    return here.rate(SERVICE.values["asleep_nanoseconds"], *by).rest()

@@ -10,7 +10,8 @@ from tests.support.lab import Lab, Net
 from tests.support.waiting import eventually
 from vbnet.bus.rundir import RunDir
 from vbnet.errors import PeerGone
-from vbnet.telemetry import Exposition
+from vbnet.telemetry import Exposition, read_counted
+from vbnet.telemetry.collector import read_families
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -55,6 +56,36 @@ def test_frames_are_seen_while_they_flow_and_no_counter_runs_backwards(net: Net)
     assert slots is not None
     assert used is not None
     assert 0 < used <= slots
+
+
+def test_worker_is_seen_to_sleep_while_it_does(net: Net) -> None:
+    """Without waking up: for the exporter, the collector and whoever reads counters by name, it sleeps on."""
+    net.station()
+    run_dir = net.lab.run_dir
+
+    def looks() -> tuple[list[float], tuple[float | None, ...]]:
+        """How long workers have slept, as each reader says in turn; how often, and how many ports are polled."""
+        (collected,) = [family for family in read_families(run_dir) if family.name == "vbnet_worker_asleep_seconds"]
+        named = read_counted(run_dir.counters, "worker")
+        series = scrape(run_dir)
+        exported = value(series, "vbnet_worker_asleep_seconds_total")
+        assert exported is not None
+        asleep = [
+            sum(sample.value for sample in collected.samples),
+            sum(worker.values["asleep_nanoseconds"] for worker in named) / 1e9,
+            exported,
+        ]
+        return asleep, tuple(value(series, f"vbnet_worker_{name}") for name in ("sleeps_total", "active_ports"))
+
+    def grown() -> list[float]:
+        """What two looks show between which no worker went to sleep anew; nothing when one did."""
+        (before, first), (after, second) = looks(), looks()
+        return [*before, *after] if first == second == (first[0], 0) else []
+
+    seen = eventually(grown, "workers sleep on")
+
+    assert sorted(seen) == seen
+    assert 6 == len(set(seen))
 
 
 def test_everything_that_a_guest_has_is_counted_under_its_name(net: Net) -> None:

@@ -17,7 +17,7 @@ from vbnet.telemetry.exposition import compile_catalogue
 
 parse_openmetrics: Any = openmetrics_parser.text_string_to_metric_families
 NAMES = st.text(st.characters(codec="utf-8"), max_size=40)
-LABEL_BYTES = 200
+LABEL_BYTES = 192
 
 
 @given(st.dictionaries(st.sampled_from(["guest", "device", "switch"]), NAMES))

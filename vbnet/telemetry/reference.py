@@ -62,7 +62,7 @@ other.
   vbnet_node_heartbeat_timestamp_seconds > 3 * vbnet_node_heartbeat_interval_seconds`.
 - **Labels are names** that people chose, and words from lists on this page; never a number of a session or process.
   How many series there are is so bounded by how many owners there are at once, said at each kind of block. A name
-  longer than fits (about 180 bytes for all labels of a block together) is shortened to its beginning and a hash.
+  longer than fits (about 170 bytes for all labels of a block together) is shortened to its beginning and a hash.
 - **Sums mean something.** Reasons are labels of one family: `sum(rate(vbnet_device_receive_drop_total[1m]))` is all
   frames dropped. A limit is a metric of its own beside the usage, with the same labels.
 - **Histograms** have {edges} buckets, at powers of two from {low:g} to {high:g} seconds, above 17 ms at every

@@ -571,7 +571,8 @@ impl Runner {
             self.park_idle();
             if self.now_ns - heard_ns >= HEAR_NS && !self.active.is_empty() {
                 heard_ns = self.now_ns;
-                self.hear(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+                self.wait(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+                self.hear();
             }
         }
     }
@@ -628,20 +629,22 @@ impl Runner {
     fn sleep(&mut self) {
         self.block.add(ServiceCounter::Sleeps as usize, 1);
         self.block.set(ServiceCounter::ActiveSlots as usize, 0);
-        self.read_clock();
-        let asleep_ns = self.now_ns;
-        self.hear(None);
-        self.block.add(ServiceCounter::AsleepNanoseconds as usize, self.now_ns - asleep_ns);
+        let started_ns = self.block.start(ServiceCounter::AsleepNanoseconds as usize);
+        self.wait(None);
+        self.block.stop(ServiceCounter::AsleepNanoseconds as usize, started_ns);
+        self.hear();
     }
 
-    /// Hears doorbells and commands.
-    fn hear(&mut self, timeout: Option<&Timespec>) {
+    /// Waits for doorbells and commands, which [`Self::hear`] then hears.
+    fn wait(&mut self, timeout: Option<&Timespec>) {
         self.events.clear();
-        let heard = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout);
+        // A wait that was interrupted has heard nothing.
+        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout);
         self.read_clock();
-        if heard.is_err() {
-            return;
-        }
+    }
+
+    /// Does what doorbells and commands ask.
+    fn hear(&mut self) {
         let events = std::mem::take(&mut self.events);
         for event in &events {
             match event.data.u64() {

@@ -40,6 +40,7 @@
 //! | `CT-1 block published` | a counter block's labels before its state | `CounterFile::allocate` | `CounterReader::blocks` |
 //! | `CT-2 file ready` | a counter file's version and size before its magic | `CounterFile::create` | `CounterFile::open` |
 //! | `CT-3 block freed` | the old owner's stores before the block's reuse | `Block::drop` | `CounterFile::allocate` |
+//! | `CT-5 clock stopped` | a counter before the word that lets it run, or ends that | `Block::start`, `Block::stop` | `CounterReader::blocks` |
 //! | `CT-4 whose values` | a block's generation before and after its values | `CounterFile::allocate` | `CounterReader::blocks` |
 //! | `TM-1 whole setting` | a timer's values between two looks at its control word | `Setter::set` | `Keeper::read` |
 //! | `TM-2 marked slots` | what is said of a timer before its mark | `Setter::set`, `Keeper::expire` | `Keeper::take_changed`, `Taker::take` |

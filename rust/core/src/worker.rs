@@ -237,7 +237,8 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             if self.now_ns - looked_ns >= patience_ns && !self.active.is_empty() {
                 looked_ns = self.now_ns;
                 was_busy = false;
-                self.look(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+                self.wait(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+                self.hear();
             }
         }
     }
@@ -356,20 +357,22 @@ impl<const COUNTS: bool> Worker<COUNTS> {
     fn sleep(&mut self) {
         self.block.add(WorkerCounter::Sleeps as usize, 1);
         self.block.set(WorkerCounter::ActivePorts as usize, 0);
-        self.read_clock();
-        let asleep_ns = self.now_ns;
-        self.look(None);
-        self.block.add(WorkerCounter::AsleepNanoseconds as usize, self.now_ns - asleep_ns);
+        let started_ns = self.block.start(WorkerCounter::AsleepNanoseconds as usize);
+        self.wait(None);
+        self.block.stop(WorkerCounter::AsleepNanoseconds as usize, started_ns);
+        self.hear();
     }
 
-    /// Hears doorbells and commands.
-    fn look(&mut self, timeout: Option<&Timespec>) {
+    /// Waits for doorbells and commands, which [`Self::hear`] then hears.
+    fn wait(&mut self, timeout: Option<&Timespec>) {
         self.events.clear();
-        let heard = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout);
+        // A wait that was interrupted has heard nothing.
+        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout);
         self.read_clock();
-        if heard.is_err() {
-            return;
-        }
+    }
+
+    /// Does what doorbells and commands ask.
+    fn hear(&mut self) {
         let events = std::mem::take(&mut self.events);
         for event in &events {
             match event.data.u64() {

@@ -89,7 +89,7 @@ fn file_has_the_documented_bytes() {
     let bytes = std::fs::read(place.path()).unwrap();
 
     let words = words_of(&bytes);
-    assert_eq!((b"VBNETCNT".as_slice(), 1, FILE_BYTES as u64), (&bytes[..8], words[1], words[2]));
+    assert_eq!((b"VBNETCNT".as_slice(), 2, FILE_BYTES as u64), (&bytes[..8], words[1], words[2]));
     assert_eq!([1, 2, 1], words[HEADER..HEADER + 3]);
     assert_eq!(b"port\0", &bytes[8 * (HEADER + 3)..][..5]);
     assert_eq!(b"guest=a\0", &bytes[8 * (HEADER + 7)..][..8]);
@@ -100,12 +100,77 @@ fn file_has_the_documented_bytes() {
 #[test]
 fn long_labels_are_cut_at_a_character_boundary() {
     let file = CounterFile::create(None, FILE_BYTES).unwrap();
-    let labels = format!("{}ü", "x".repeat(199));
+    let labels = format!("{}ü", "x".repeat(191));
     let kind = "é".repeat(20);
 
     let _owner = file.allocate(&kind, &labels, 0).unwrap();
 
-    assert_eq!(vec![block(&"é".repeat(16), &"x".repeat(199), 1, &[])], file.reader().blocks());
+    assert_eq!(vec![block(&"é".repeat(16), &"x".repeat(191), 1, &[])], file.reader().blocks());
+}
+
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Both readers: of the file by its path, and of the mapping.
+fn seen(file: &CounterFile, place: &Place) -> [Vec<BlockSnapshot>; 2] {
+    [CounterFile::open(place.path()).unwrap().blocks(), file.reader().blocks()]
+}
+
+/// Without its owner writing anything, a counter that runs is told with what has passed since.
+#[test]
+fn counter_that_runs_goes_on_by_itself_until_it_is_stopped() {
+    let place = Place::new();
+    let file = CounterFile::create(Some(place.path()), FILE_BYTES).unwrap();
+    let owner = file.allocate("worker", "", 2).unwrap();
+    owner.add(1, 5_000_000);
+
+    let started_ns = owner.start(1);
+    while monotonic_ns() < started_ns + 3_000_000 {
+        std::hint::spin_loop();
+    }
+    let running = seen(&file, &place);
+    owner.stop(1, started_ns);
+    let stopped = seen(&file, &place);
+
+    let total = owner.load(1);
+    for [found] in running.map(|blocks| <[BlockSnapshot; 1]>::try_from(blocks).unwrap()) {
+        assert_eq!(0, found.values[0]);
+        assert!((5_000_000 + 2_999_000..=total).contains(&found.values[1]), "{found:?}, at most {total}");
+    }
+    assert_eq!([vec![block("worker", "", 1, &[0, total])], vec![block("worker", "", 1, &[0, total])]], stopped);
+}
+
+/// A reader whose look began before the counter ran shows what it said before.
+#[test]
+fn counter_that_began_to_run_during_a_look_is_told_as_it_was() {
+    let place = Place::new();
+    let file = CounterFile::create(Some(place.path()), FILE_BYTES).unwrap();
+    let owner = file.allocate("worker", "", 1).unwrap();
+    owner.set(0, 7);
+    let mut bytes = std::fs::read(place.path()).unwrap();
+    let to_come_us = monotonic_ns() / 1_000 + 3_600_000_000;
+    bytes[8 * (HEADER + 31)..][..8].copy_from_slice(&(to_come_us << 8 | 1).to_le_bytes());
+    let forged = Place::holding(&bytes);
+
+    assert_eq!(vec![block("worker", "", 1, &[7])], CounterFile::open(forged.path()).unwrap().blocks());
+}
+
+/// The clock's word may come from anybody: it names a counter that is not there, or a moment to come.
+#[test]
+fn nonsense_in_the_word_of_the_clock_changes_nothing() {
+    let place = Place::new();
+    let file = CounterFile::create(Some(place.path()), FILE_BYTES).unwrap();
+    let owner = file.allocate("worker", "", 1).unwrap();
+    owner.set(0, 7);
+    let mut bytes = std::fs::read(place.path()).unwrap();
+    for word in [2, 255, u64::MAX, u64::MAX - 254, (1 << 55) << 8 | 1] {
+        bytes[8 * (HEADER + 31)..][..8].copy_from_slice(&word.to_le_bytes());
+        let forged = Place::holding(&bytes);
+
+        assert_eq!(vec![block("worker", "", 1, &[7])], CounterFile::open(forged.path()).unwrap().blocks(), "{word:#x}");
+    }
 }
 
 /// A freed block disappears, and its next owner starts at zero under a higher generation.
@@ -117,6 +182,7 @@ fn reused_block_is_zeroed_under_a_higher_generation() {
         assert_eq!(vec![block("port", &format!("n={generation}"), generation, &[0, 0])], file.reader().blocks());
         owner.set(0, 5);
         owner.set(1, 6);
+        owner.start(1);
         drop(owner);
         assert!(file.reader().blocks().is_empty());
     }
@@ -168,9 +234,10 @@ fn file_of_another_kind_is_refused() {
         Vec::new(),
         vec![0; 63],
         padded(vec![]),
-        padded(header(b"VBNETCNT", 2, size)),
-        padded(header(b"VBNETCNT", 1, size + 8)),
-        padded(header(b"VBNETCNU", 1, size)),
+        padded(header(b"VBNETCNT", 1, size)),
+        padded(header(b"VBNETCNT", 3, size)),
+        padded(header(b"VBNETCNT", 2, size + 8)),
+        padded(header(b"VBNETCNU", 2, size)),
     ];
     for bytes in refused {
         let place = Place::holding(&bytes);
@@ -335,7 +402,7 @@ proptest! {
     fn reader_of_nonsense_stops(
         words in vec(prop_oneof![4 => 0..4u64, 2 => 0..600u64, 1 => any::<u64>()], FILE_WORDS - HEADER),
     ) {
-        let mut bytes = [*b"VBNETCNT", 1u64.to_le_bytes(), (FILE_BYTES as u64).to_le_bytes(), [0; 8]].concat();
+        let mut bytes = [*b"VBNETCNT", 2u64.to_le_bytes(), (FILE_BYTES as u64).to_le_bytes(), [0; 8]].concat();
         bytes.resize(8 * HEADER, 0);
         bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         let place = Place::holding(&bytes);

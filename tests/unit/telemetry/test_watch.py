@@ -237,7 +237,7 @@ def test_queue_says_how_full_it_is(node: CountedNode) -> None:
 
 
 def test_worker_that_slept_half_the_time_was_awake_half(node: CountedNode) -> None:
-    """From the time that it counts as asleep; never below 0, and 0 when it did not go round once."""
+    """From the time that it counts as asleep; never below 0, and 1 when it hangs in a round."""
     worker = node.block("worker", worker="0")
     looks = [node.after(1)]
     for rounds, asleep_s in ((5, 1), (5, 9), (0, 0)):
@@ -247,7 +247,7 @@ def test_worker_that_slept_half_the_time_was_awake_half(node: CountedNode) -> No
 
     awake = [cells(tab("workers", Pair(*pair)), "0")["awake"] for pair in itertools.pairwise(looks)]
 
-    assert [0.5, 0.0, 0.0] == awake
+    assert [0.5, 0.0, 1.0] == awake
 
 
 def test_errors_are_counters_that_are_not_nothing_and_the_nodes_own_errors(node: CountedNode) -> None:

@@ -264,14 +264,9 @@ def _workers(read: Reading) -> Sheet:
 
 
 def _awake(read: Reading, worker: Block) -> float | None:
-    """Which part of the time a worker did not sleep, 0 to 1.
-
-    A sleep is counted when it ends: a worker that went round not once slept all the time, whatever it has counted.
-    """
-    asleep_ns, rounds = read.rate(worker, "asleep_nanoseconds"), read.rate(worker, "busy_rounds", "idle_rounds")
-    if asleep_ns is None or rounds is None:
-        return None
-    return min(1.0, max(0.0, 1 - asleep_ns / SECOND_NS)) if rounds else 0.0
+    """Which part of the time a worker did not sleep, 0 to 1."""
+    asleep_ns = read.rate(worker, "asleep_nanoseconds")
+    return None if asleep_ns is None else min(1.0, max(0.0, 1 - asleep_ns / SECOND_NS))
 
 
 def _switches(read: Reading) -> Sheet:

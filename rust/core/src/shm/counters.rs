@@ -2,13 +2,16 @@
 //!
 //! ```text
 //!   file   ┌ header: magic, version, size ┐┌ block ┐┌ block ┐ …
-//!   block  ┌ state · words · kind[32] · labels[200] ┐┌ value 0 ┐┌ value 1 ┐ …          (all 64-bit words)
+//!   block  ┌ state · words · kind[32] · labels[192] · clock ┐┌ value 0 ┐┌ value 1 ┐ …  (all 64-bit words)
 //! ```
 //!
 //! Who writes what: the process that made the file writes all of it; each value has exactly one writing thread. Reading
 //! needs no permission of the writer, takes no lock, and works when the writer hangs or is dead. What value `n` of a
 //! kind means is declared beside its owner. A block that is freed is marked so and reused by one of the same size, under
 //! a new generation. A file is readable garbage to nobody: readers check every length. Source: aeron's counters file.
+//!
+//! One counter of a block, of nanoseconds, may run by itself: the word `clock` says which and since when, and whoever reads
+//! adds what has passed. So a thread that sleeps for an hour is seen to sleep, and writes nothing meanwhile.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,7 +29,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 /// First eight bytes of a counters file: `VBNETCNT`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"VBNETCNT");
 /// Version of the layout.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// Words of the file's header.
 pub const FILE_HEADER_WORDS: usize = 8;
 /// Words in front of a block's values.
@@ -34,13 +37,18 @@ pub const BLOCK_HEADER_WORDS: usize = 32;
 /// Longest kind in bytes.
 pub const KIND_BYTES: usize = 32;
 /// Longest labels in bytes.
-pub const LABEL_BYTES: usize = 200;
+pub const LABEL_BYTES: usize = 192;
 /// Largest file anybody makes or reads.
 pub const FILE_BYTES_MAX: usize = 1 << 30;
 
 const KIND_END: usize = 3 + KIND_BYTES / 8;
 const LABELS_END: usize = KIND_END + LABEL_BYTES / 8;
-const _: () = assert!(LABELS_END == BLOCK_HEADER_WORDS);
+/// The word of a block's header that says which of its counters runs, and since when; 0: none does.
+const CLOCK: usize = LABELS_END;
+const _: () = assert!(CLOCK + 1 == BLOCK_HEADER_WORDS);
+/// Bits of the clock's word that say which counter runs, plus 1. Those above are the microsecond of the monotonic clock at
+/// which it would have begun to run, had it run at a stretch.
+const CLOCK_COUNTER_BITS: u32 = 8;
 
 /// Of somebody's file, how many words are looked at: what is behind them is nobody's counters.
 const SCAN_WORDS_MAX: usize = 64 << 20 >> 3;
@@ -215,6 +223,7 @@ impl CounterFile {
         fence(Ordering::Release);
         store_text(&words[header + 3..header + KIND_END], kind);
         store_text(&words[header + KIND_END..header + LABELS_END], labels);
+        words[header + CLOCK].store(0, Ordering::Relaxed);
         for value in &words[header + BLOCK_HEADER_WORDS..header + BLOCK_HEADER_WORDS + count] {
             value.store(0, Ordering::Relaxed);
         }
@@ -335,6 +344,7 @@ impl fmt::Debug for CounterReader {
 }
 
 fn scan_mapping(words: &[AtomicU64]) -> Scan {
+    let now_ns = monotonic_ns();
     let mut blocks = Vec::new();
     let mut header = FILE_HEADER_WORDS;
     while header + BLOCK_HEADER_WORDS <= words.len() {
@@ -352,12 +362,14 @@ fn scan_mapping(words: &[AtomicU64]) -> Scan {
             let copied =
                 |words: &[AtomicU64]| words.iter().map(|word| word.load(Ordering::Relaxed)).collect::<Vec<_>>();
             let head = copied(&words[header..header + BLOCK_HEADER_WORDS]);
+            // [CT-5 clock stopped] acquire: the clock's word before the counter; partners in Block::start and stop.
+            fence(Ordering::Acquire);
             let values = copied(&words[header + BLOCK_HEADER_WORDS..end]);
             // A block that changed hands while it was read belongs to neither; the next look will find it whole.
             // [CT-4 whose values] acquire: values before the generation; partner in CounterFile::allocate.
             fence(Ordering::Acquire);
             if words[header + 2].load(Ordering::Relaxed) == generation {
-                blocks.push(snapshot_of(&head, generation, values));
+                blocks.push(snapshot_of(&head, generation, values, now_ns));
             }
         }
         header = end;
@@ -368,6 +380,7 @@ fn scan_mapping(words: &[AtomicU64]) -> Scan {
 /// Copies the blocks, each on its own, and believes those whose generation was the same before, in and after the copy, as
 /// in [`scan_mapping`]. What a file that was cut short no longer has ends what is found.
 fn scan_file(file: &OwnedFd, words: usize) -> Scan {
+    let now_ns = monotonic_ns();
     let mut blocks = Vec::new();
     let mut header = FILE_HEADER_WORDS;
     let end_of_file = words.min(SCAN_WORDS_MAX);
@@ -382,7 +395,7 @@ fn scan_file(file: &OwnedFd, words: usize) -> Scan {
             break;
         }
         if state == STATE_LIVE {
-            blocks.extend(copy_block(file, header, count, generation));
+            blocks.extend(copy_block(file, header, count, generation, now_ns));
         }
         header += BLOCK_HEADER_WORDS + count;
     }
@@ -390,7 +403,7 @@ fn scan_file(file: &OwnedFd, words: usize) -> Scan {
 }
 
 /// Copies one block whose generation was seen before; `None`: it has changed hands since.
-fn copy_block(file: &OwnedFd, header: usize, count: usize, generation: u64) -> Option<BlockSnapshot> {
+fn copy_block(file: &OwnedFd, header: usize, count: usize, generation: u64, now_ns: u64) -> Option<BlockSnapshot> {
     let mut head = [0; BLOCK_HEADER_WORDS];
     let mut values = vec![0; count];
     let mut after = [0];
@@ -402,7 +415,7 @@ fn copy_block(file: &OwnedFd, header: usize, count: usize, generation: u64) -> O
         }
     }
     let is_one = head[..3] == [STATE_LIVE, count as u64, generation] && after == [generation];
-    is_one.then(|| snapshot_of(&head, generation, values))
+    is_one.then(|| snapshot_of(&head, generation, values, now_ns))
 }
 
 /// Fills `words` with those of the file from word `start` on. `false`: it has not so many.
@@ -424,7 +437,13 @@ fn read_into(file: &OwnedFd, start: usize, words: &mut [u64]) -> rustix::io::Res
     Ok(true)
 }
 
-fn snapshot_of(head: &[u64], generation: u64, values: Vec<u64>) -> BlockSnapshot {
+/// `now_ns` is a moment before anything was read, and `head` was read before `values`: a counter that ran so shows no more
+/// than it will when it stops, and no less than it did before, whatever its writer does meanwhile.
+fn snapshot_of(head: &[u64], generation: u64, mut values: Vec<u64>, now_ns: u64) -> BlockSnapshot {
+    let (since_us, counter) = (head[CLOCK] >> CLOCK_COUNTER_BITS, head[CLOCK] & ((1 << CLOCK_COUNTER_BITS) - 1));
+    if let Some(value) = counter.checked_sub(1).and_then(|counter| values.get_mut(counter as usize)) {
+        *value = (*value).max(now_ns.saturating_sub(since_us.saturating_mul(1_000)));
+    }
     BlockSnapshot {
         kind: text_of(&head[3..KIND_END]),
         labels: text_of(&head[KIND_END..LABELS_END]),
@@ -457,6 +476,27 @@ impl Block {
         }
     }
 
+    /// Lets counter `index`, of nanoseconds and among the first 255, run for those who read, until [`Self::stop`]. When it
+    /// began, on the monotonic clock.
+    pub fn start(&self, index: usize) -> u64 {
+        let now_ns = monotonic_ns();
+        let since_us = now_ns.saturating_sub(self.load(index)).div_ceil(1_000);
+        // [CT-5 clock stopped] release: the counter before the word that makes it run; partner in scan_mapping.
+        self.clock().store(since_us << CLOCK_COUNTER_BITS | (index as u64 + 1), Ordering::Release);
+        now_ns
+    }
+
+    /// Stops counter `index`, which began to run at `started_ns`.
+    pub fn stop(&self, index: usize, started_ns: u64) {
+        self.add(index, monotonic_ns().saturating_sub(started_ns));
+        // [CT-5 clock stopped] release: what was counted before the word that ends it; partner in scan_mapping.
+        self.clock().store(0, Ordering::Release);
+    }
+
+    fn clock(&self) -> &AtomicU64 {
+        &self.mapping.words()[self.header + CLOCK]
+    }
+
     /// What counter `index` says.
     #[must_use]
     pub fn load(&self, index: usize) -> u64 {
@@ -477,6 +517,12 @@ impl fmt::Debug for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Block").field("count", &self.count).finish_non_exhaustive()
     }
+}
+
+/// Nanoseconds of the monotonic clock, which all processes of a machine share.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 fn store_text(words: &[AtomicU64], text: &str) {
