@@ -15,6 +15,7 @@ use vbnet_core::error::{Error, Fault};
 use vbnet_core::shm::region::Ram;
 
 const PAGE: u64 = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
 const NO_QUOTA: u64 = u64::MAX;
 const RAM_MAX: u64 = 1 << 32;
 const SHRINK_GROW_SEAL: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
@@ -236,6 +237,72 @@ fn region_with_holes_is_refused() {
     fs::fallocate(&punched, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 8 * PAGE, PAGE).unwrap();
     let expected = Fault::BadSize { what: "region bytes not allocated", found: PAGE, limit: 0 };
     assert_eq!(Some(expected), fault(punched));
+}
+
+/// Kilobytes of the mapping at `base` that the kernel maps by huge pages.
+fn huge_kilobytes(base: usize) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mapping = maps.split_once(&format!("{base:x}-")).unwrap().1;
+    let line = mapping.lines().find(|line| line.starts_with("ShmemPmdMapped:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Whether this kernel puts pages of a memfd together when it is asked to.
+fn kernel_gathers() -> bool {
+    let file = Sender::of(2 * HUGE_PAGE).memfd();
+    let ram = Ram::open(file, NO_QUOTA).unwrap();
+    let base = ram.at(0, 0).unwrap().as_ptr();
+    // SAFETY: a request about memory that is ours and mapped.
+    unsafe { libc::madvise(base.cast(), HUGE_PAGE as usize, libc::MADV_COLLAPSE) == 0 }
+}
+
+/// As it does in every mapping of a region then: two levels of page tables instead of three. The kernel may have no huge
+/// page left for a moment.
+#[test]
+fn pages_of_a_large_region_are_huge_where_the_kernel_makes_them() {
+    let is_huge = || {
+        let ram = Ram::create("guest", 2 * HUGE_PAGE).unwrap();
+        let shown = Ram::open(ram.as_fd().try_clone_to_owned().unwrap(), NO_QUOTA).unwrap();
+        [&ram, &shown].iter().all(|ram| huge_kilobytes(ram.at(0, 0).unwrap().as_ptr() as usize) == 4096)
+    };
+
+    assert_eq!(kernel_gathers(), (0..10).any(|_| is_huge()));
+}
+
+/// To whole huge pages where that costs little, to pages otherwise; and it begins where one could.
+#[test]
+fn size_is_rounded_up_to_pages_or_huge_ones() {
+    for (asked, made) in [
+        (2 * PAGE + 1, 3 * PAGE),
+        (HUGE_PAGE / 2, HUGE_PAGE / 2),
+        (HUGE_PAGE - PAGE, HUGE_PAGE),
+        (HUGE_PAGE + PAGE, HUGE_PAGE + PAGE),
+        (2 * HUGE_PAGE - 3 * PAGE, 2 * HUGE_PAGE),
+    ] {
+        let ram = Ram::create("guest", asked).unwrap();
+
+        let base = ram.at(0, 0).unwrap().as_ptr() as u64;
+        assert_eq!(made, ram.size() as u64, "of {asked}");
+        assert!(made < HUGE_PAGE || base.is_multiple_of(HUGE_PAGE), "{asked} bytes at {base:x}");
+    }
+}
+
+/// Neither the region nor the room around it that was set aside to find its place.
+#[test]
+fn dropped_region_leaves_no_mapping() {
+    let count = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().filter(|line| line.contains("vbnet-mapping-test") || line.contains("---p")).count()
+    };
+    let kept = Ram::create("vbnet-mapping-test", HUGE_PAGE + PAGE).unwrap();
+    let before = count();
+
+    for _ in 0..100 {
+        drop(Ram::create("vbnet-mapping-test", HUGE_PAGE + PAGE).unwrap());
+    }
+
+    assert!(before + 10 > count(), "{before} mappings became {}", count());
+    drop(kept);
 }
 
 /// After hand-over neither side can change the size or take the seals' protection away.
