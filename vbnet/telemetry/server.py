@@ -294,7 +294,11 @@ class MetricsServer:
         run_dir = self._chosen(asked)
         for gone in self._expositions.keys() - set(self._nodes()):
             self._expositions.pop(gone, None)
-        exposition = self._expositions.setdefault(run_dir.path.name, Exposition(run_dir, server=self._counts))
+        name = run_dir.path.name
+        exposition = self._expositions.get(name)
+        if exposition is None:
+            # Two readers may make one at once: the first stays, as it counts.
+            exposition = self._expositions.setdefault(name, Exposition(run_dir, server=self._counts))
         wanted = preferred(headers.get("accept", ""))
         return _Answer(HTTPStatus.OK, exposition.render(wanted), wanted)
 
