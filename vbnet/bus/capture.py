@@ -11,10 +11,10 @@ import os
 import select
 import time
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from vbnet.bus import fdpass
+from vbnet.bus.closing import Closing
 from vbnet.bus.limits import REQUEST_DEADLINE_S
 from vbnet.bus.rundir import RunDir
 from vbnet.errors import DeadlineError, PeerFault, PeerGone, ResourceError, error_from_refusal
@@ -36,7 +36,7 @@ class CaptureEnds:
     bell_fd: int
 
 
-class CaptureLink:
+class CaptureLink(Closing):
     """A connection that captures hang on; a context manager.
 
     Args:
@@ -53,14 +53,6 @@ class CaptureLink:
         self._sock = fdpass.connect_fds(run_dir, run_dir.operate_socket, deadline_s)
         self._seq = 0
         self._ends: list[CaptureEnds] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def fileno(self) -> int:
         """Readable when the host has hung up: nothing else comes unasked."""

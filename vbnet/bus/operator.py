@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from types import NoneType, TracebackType
+from types import NoneType
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ import zmq
 
 from vbnet.bus import admin
 from vbnet.bus.admin import BusInfo, ClassInfo, DeviceInfo, GuestInfo, NodeInfo
+from vbnet.bus.closing import Closing
 from vbnet.bus.handover import Handover
 from vbnet.bus.keys import TcpAddress, secure_client
 from vbnet.bus.limits import MAX_ADMIN_VERBS, MAX_MESSAGE_BYTES, REQUEST_DEADLINE_S
@@ -414,7 +415,7 @@ def _chunks(verbs: Sequence[msgspec.Struct]) -> list[list[msgspec.Raw]]:
     return chunks
 
 
-class SyncOperator:
+class SyncOperator(Closing):
     """``Operator`` for plain functions; a context manager. The loop runs in a thread of its own.
 
     Args:
@@ -432,14 +433,6 @@ class SyncOperator:
         except BaseException:
             self._thread.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Hang up; harmless when closed already."""

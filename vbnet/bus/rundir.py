@@ -14,7 +14,6 @@ one.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from vbnet.bus.filelock import hold
 from vbnet.errors import BusyError, NotFoundError, NotPermittedError, PeerFault, ResourceError, UsageError
 
 __all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "counted_nodes", "run_root", "start_ticks"]
@@ -231,13 +231,10 @@ class RunLock:
 
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
-        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(run_dir.path / "host.lock", flags, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._fd)
-            raise BusyError(f"a host node runs in {run_dir.path} already", path=str(run_dir.path)) from None
+        fd = hold(run_dir.path / "host.lock")
+        if fd is None:
+            raise BusyError(f"a host node runs in {run_dir.path} already", path=str(run_dir.path))
+        self._fd = fd
 
     def release(self) -> None:
         """Remove the sockets and give the folder back."""

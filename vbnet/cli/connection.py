@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Concatenate
 
 import typer
+from typer.models import OptionInfo
 
 from vbnet.bus.keys import KeyStore
 from vbnet.bus.link import Secrets
@@ -28,19 +29,26 @@ def running_nodes() -> list[str]:
     return [entry.name for entry in entries if entry.is_dir() and host_lives(entry)]
 
 
-def complete_node(incomplete: str) -> list[str]:
-    """Return the names of running host nodes that begin so."""
-    return [name for name in running_nodes() if name.startswith(incomplete)]
+def node_option(names: Callable[[], list[str]], text: str) -> OptionInfo:
+    """Return the option that names a host node.
+
+    Args:
+        names: what a shell completes it with.
+        text: its help.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    option: OptionInfo = typer.Option("--node", "-n", envvar="VBNET_NODE", autocompletion=complete, help=text)
+    return option
 
 
 NodeOption = Annotated[
     str | None,
-    typer.Option(
-        "--node",
-        "-n",
-        envvar="VBNET_NODE",
-        autocompletion=complete_node,
-        help="Host node: its name (a lab's node has the lab's name) or tcp://HOST:PORT; not needed when one runs here.",
+    node_option(
+        running_nodes,
+        "Host node: its name (a lab's node has the lab's name) or tcp://HOST:PORT; not needed when one runs here.",
     ),
 ]
 KeysOption = Annotated[

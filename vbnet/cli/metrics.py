@@ -11,7 +11,7 @@ import typer
 
 from vbnet.bus.rundir import DEFAULT_NODE, RunDir, counted_nodes, run_root
 from vbnet.cli import output
-from vbnet.cli.connection import running_nodes
+from vbnet.cli.connection import node_option, running_nodes
 from vbnet.errors import NotFoundError, UsageError
 
 
@@ -23,19 +23,11 @@ class MetricsFormat(StrEnum):
     json = "json"
 
 
-def complete_counted(incomplete: str) -> list[str]:
-    """Return those that begin so."""
-    return [name for name in counted_nodes(run_root()) if name.startswith(incomplete)]
-
-
 NodeOption = Annotated[
     str | None,
-    typer.Option(
-        "--node",
-        "-n",
-        envvar="VBNET_NODE",
-        autocompletion=complete_counted,
-        help="Host node (a lab's node has the lab's name), also one that hangs or was killed; not needed for one.",
+    node_option(
+        lambda: counted_nodes(run_root()),
+        "Host node (a lab's node has the lab's name), also one that hangs or was killed; not needed for one.",
     ),
 ]
 

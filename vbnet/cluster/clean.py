@@ -9,7 +9,6 @@ A folder is removed only when it is ours, is a folder and no link, and holds not
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from vbnet.bus.filelock import is_held
 from vbnet.bus.rundir import run_root
 from vbnet.cluster import process, uplinks
 from vbnet.cluster.monitor import FOLDER as MONITOR_FOLDER
@@ -174,17 +174,7 @@ def _is_in_use(folder: Path) -> bool:
 
 def host_lives(folder: Path) -> bool:
     """Say whether a living host node holds this run directory."""
-    try:
-        fd = os.open(folder / HOST_LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return is_held(folder / HOST_LOCK) is True
 
 
 def _state(folder: Path) -> LabState | None:

@@ -10,7 +10,6 @@ Danger: the folder is removed at the end, so only one that a monitor made, and w
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from vbnet.bus.filelock import hold, is_held
 from vbnet.cluster.monitor_files import LOOPBACK, grafana_command, grafana_configuration, prometheus_configuration
 from vbnet.errors import (
     BusyError,
@@ -119,7 +119,7 @@ def missing_programs() -> list[Missing]:
 
 def is_abandoned(folder: Path) -> bool:
     """Say whether a monitor made this folder and none uses it any more."""
-    return (folder / LOCK).is_file() and not folder.is_symlink() and not _is_locked(folder)
+    return (folder / LOCK).is_file() and not folder.is_symlink() and is_held(folder / LOCK) is False
 
 
 class Monitor:
@@ -381,34 +381,24 @@ def _claim(folder: Path) -> int:
             path=str(folder),
         )
     folder.chmod(0o700)
-    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
-        os.close(fd)
+    fd = hold(folder / LOCK)
+    if fd is None:
         raise BusyError(
-            f"a `vbnet monitor` (process {owner}) uses {folder} already; look at what it printed, end it, or name "
-            "another folder with --data",
+            f"a `vbnet monitor` (process {_holder(folder)}) uses {folder} already; look at what it printed, end it, or "
+            "name another folder with --data",
             path=str(folder),
-        ) from None
+        )
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
 
 
-def _is_locked(folder: Path) -> bool:
+def _holder(folder: Path) -> str:
     try:
-        fd = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+        with (folder / LOCK).open("rb") as file:
+            return file.read(32).decode(errors="replace").strip()
+    except OSError:  # it has ended in this moment
+        return "?"
 
 
 def _free_port(stack: ExitStack, program: str, wanted: int | None) -> int:

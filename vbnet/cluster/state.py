@@ -10,13 +10,13 @@ releases it however the supervisor ends). Everybody else only reads.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from vbnet.bus.filelock import hold, is_held
 from vbnet.bus.rundir import run_root
 from vbnet.cluster.process import Identity, is_alive
 from vbnet.errors import BusyError, NotFoundError, UsageError
@@ -83,13 +83,10 @@ class Lock:
     """The supervisor's claim on a lab's folder; the kernel drops it when the supervisor ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(folder / LOCK_FILE, flags, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._fd)
-            raise BusyError(f"lab `{folder.name}` is up already; end it with `vbnet down {folder.name}`") from error
+        fd = hold(folder / LOCK_FILE)
+        if fd is None:
+            raise BusyError(f"lab `{folder.name}` is up already; end it with `vbnet down {folder.name}`")
+        self._fd = fd
 
     def release(self) -> None:
         """Give the folder free."""
@@ -98,17 +95,7 @@ class Lock:
 
 def is_locked(folder: Path) -> bool:
     """Say whether a living supervisor holds this lab."""
-    try:
-        fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return is_held(folder / LOCK_FILE) is True
 
 
 def write_state(folder: Path, state: LabState) -> None:

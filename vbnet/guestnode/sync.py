@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
+from vbnet.bus.closing import Closing
 from vbnet.bus.limits import DEFAULT_RAM_BYTES, REQUEST_DEADLINE_S
 from vbnet.bus.link import Address, Secrets
 from vbnet.bus.loopthread import LoopThread
@@ -28,7 +29,7 @@ __all__ = ["Guest", "SyncOpenDevice"]
 T = TypeVar("T")
 
 
-class Guest:
+class Guest(Closing):
     """One guest on a bus; a context manager.
 
     Args:
@@ -66,12 +67,6 @@ class Guest:
         except BaseException:
             self._thread.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
     @property
     def session(self) -> GuestSession:
@@ -169,18 +164,12 @@ async def _limited(work: Coroutine[Any, Any, T], timeout: float | None) -> T:  #
         raise DeadlineError(f"not done within {timeout:g} s; it was cancelled", deadline_s=timeout) from error
 
 
-class SyncOpenDevice:
+class SyncOpenDevice(Closing):
     """An open device for plain functions; a context manager. Made by ``Guest.open``."""
 
     def __init__(self, thread: LoopThread, opened: OpenDevice) -> None:
         self._thread = thread
         self._opened = opened
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
     @property
     def device(self) -> ProxyDevice:

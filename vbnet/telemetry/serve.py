@@ -20,8 +20,9 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
+from vbnet.bus.closing import Closing
 from vbnet.errors import DeadlineError, VbnetError
 from vbnet.telemetry.server import Listen, MetricsServer, check_exposure
 from vbnet.telemetry.webconfig import WebConfigFile
@@ -64,7 +65,7 @@ async def _serve(server: MetricsServer, on_ready: Callable[[], None] | None) -> 
     await task
 
 
-class ExporterProcess:
+class ExporterProcess(Closing):
     """An exporter in a process of its own, started again when it dies; a context manager. Returns before it serves.
 
     Args:
@@ -103,12 +104,6 @@ class ExporterProcess:
         """
         if not self._is_ready.wait(_READY_DEADLINE_S):
             raise DeadlineError(f"the metrics exporter did not start within {_READY_DEADLINE_S:g} s; see {self._log}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
     @property
     def pid(self) -> int | None:
