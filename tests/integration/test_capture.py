@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -32,10 +33,10 @@ Capture = Callable[..., "Running"]
 class Running:
     """One of the commands, in a process; a context manager that ends it whatever happened."""
 
-    def __init__(self, lab: Lab, *words: str, **how: Any) -> None:
+    def __init__(self, lab: Lab, *words: str, before: Sequence[str] = (), **how: Any) -> None:
         environment = {**os.environ, "VBNET_RUN_DIR": str(lab.run_dir.path.parent), "VBNET_NODE": "host"}
         self.process = subprocess.Popen(
-            [*COMMAND, *words],
+            [*before, *COMMAND, *words],
             env=environment,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how},
         )
@@ -71,6 +72,23 @@ def start(lab: Lab) -> Iterator[Capture]:
     """Give the test a way to start commands that are ended with it."""
     with ExitStack() as stack:
         yield lambda *words, **how: stack.enter_context(Running(lab, *words, **how))
+
+
+@pytest.fixture
+def disk(tmp_path: Path, program: Callable[[str], str]) -> Callable[[int], list[str]]:
+    """Return what puts a command behind a small disk of its own, of so many bytes, at the folder ``disk``.
+
+    The disk is a tmpfs in a mount namespace of the command's own, gone with it; an open descriptor keeps it longer.
+    """
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    alone = [program("unshare"), *as_root, "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=%d tmpfs '{folder}' && exec \"$@\""
+    attempt = subprocess.run([*alone, mount % 4096, "sh", "true"], capture_output=True, text=True, check=False)
+    if attempt.returncode != 0:
+        pytest.skip(f"nothing can be mounted here: {attempt.stderr.strip()}")
+    return lambda size: [*alone, mount % size, "sh"]
 
 
 def captures(lab: Lab) -> list[dict[str, str]]:
@@ -224,6 +242,38 @@ def test_a_full_disk_ends_it_with_a_file_that_is_whole(net: Net, start: Capture,
     assert 4 == len(packets)
     assert frames[:4] == [packet.frame for packet in packets]
     assert f"{file} cannot be written: File too large; its first" in said
+
+
+def test_a_file_system_that_is_full_costs_the_port_nothing_and_every_frame_is_accounted_for(
+    net: Net, start: Capture, tmp_path: Path, disk: Callable[[int], list[str]]
+) -> None:
+    """Frames are in the file, or said to be lost or not written; guests get all. One message, exit code 4."""
+    one, two = pair(net)
+    file = tmp_path / "disk" / "a.pcapng"
+    running = start("capture", one.port, "-w", str(file), "--ring", "256KiB", before=disk(64 << 10)).started()
+    place = os.open(f"/proc/{running.process.pid}/root{file.parent}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    running.process.send_signal(signal.SIGSTOP)
+
+    frames = talk(one, two, 300, length=1500)
+    running.process.send_signal(signal.SIGCONT)
+    _, said = running.ended(4)
+    packets = pcapng_reader.read(Path(f"/proc/self/fd/{place}/a.pcapng")).packets
+    os.close(place)
+
+    assert 0 < len(packets) < 64
+    assert frames[: len(packets)] == [packet.frame for packet in packets]
+    summary, refusal = said.splitlines()
+    told = re.fullmatch(
+        r"(\d+) frames captured, 0 not wanted by the filter, (\d+) lost because the capture was full, "
+        r"(\d+) more not written",
+        summary,
+    )
+    assert told is not None, said
+    captured, lost, unwritten = map(int, told.groups())
+    assert len(packets) == captured
+    assert min(lost, unwritten) > 0
+    assert 300 == captured + lost + unwritten
+    assert f"{file} cannot be written: No space left on device; its first " in refusal
 
 
 def test_a_reader_that_ends_is_said(net: Net, start: Capture) -> None:

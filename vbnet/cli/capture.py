@@ -23,7 +23,7 @@ from vbnet.cli.connection import NodeOption, connect
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cli.watching import FilterArgument, ForOption, Port, PortArgument, Stop, Waiting, Wake
 from vbnet.cluster.quantity import duration_s, length_bytes
-from vbnet.errors import PeerGone, UsageError
+from vbnet.errors import PeerGone, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from vbnet._native import CaptureRings
@@ -114,6 +114,7 @@ class _Session:
     waiting: Waiting
     most_frames: int | None
     frames: int = 0
+    is_refused: bool = False
     why: Wake | None = None
 
     def run(self, take: Callable[[int], int]) -> None:
@@ -132,7 +133,13 @@ class _Session:
         return _BATCH if self.most_frames is None else min(_BATCH, self.most_frames - self.frames)
 
     def _take(self, take: Callable[[int], int]) -> int:
-        got = take(self._left())
+        try:
+            got = take(self._left())
+        except ResourceError as error:
+            self.is_refused = True
+            kept = error.fields.get("blocks")
+            self.frames += kept if isinstance(kept, int) else 0
+            raise
         self.frames += got
         return got
 
@@ -268,10 +275,11 @@ def _summary(session: _Session, ports: Sequence[Port], files: list[str]) -> dict
 
 def _ended(session: _Session, ports: Sequence[Port]) -> str:
     counts = session.rings.counts()
-    filtered, dropped = (sum(count[at] for count in counts) for at in (1, 2))
+    captured, filtered, dropped = (sum(count[at] for count in counts) for at in (0, 1, 2))
+    unwritten = f", {captured - session.frames} more not written" if session.is_refused else ""
     away = [port.name for port, count in zip(ports, counts, strict=True) if count[3]]
     gone = f"; not there any more: {', '.join(away)}" if away else ""
     return (
         f"{session.frames} frames captured, {filtered} not wanted by the filter, "
-        f"{dropped} lost because the capture was full{gone}"
+        f"{dropped} lost because the capture was full{unwritten}{gone}"
     )

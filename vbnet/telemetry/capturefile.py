@@ -13,7 +13,7 @@ import os
 import select
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -35,7 +35,8 @@ class BlockSink(Protocol):
         """Write whole blocks.
 
         Raises:
-            ResourceError: the disk refused. PeerGone: the reader ended. What was written before stays valid.
+            ResourceError: the disk refused; its field ``blocks`` says how many of these a file has all the same.
+            PeerGone: the reader ended. What was written before stays valid.
         """
 
     def finish(self) -> None:
@@ -88,18 +89,20 @@ class BlockFile:
 
     def write(self, blocks: bytes) -> None:
         """See ``BlockSink``."""
-        while blocks:
-            if self._rotate_bytes and self._bytes >= self._rotate_bytes:
-                self.finish()
-                self._open()
-            room = self._rotate_bytes - self._bytes
-            cut = len(blocks)
-            if self._rotate_bytes and cut > room:
-                # The block that reaches the limit is the last of its file.
-                fits = whole_blocks(blocks[: max(0, room)])
-                cut = fits + _HEAD.unpack_from(blocks, fits)[1]
-            self._append(blocks[:cut])
-            blocks = blocks[cut:]
+        done = 0
+        try:
+            while done < len(blocks):
+                if self._rotate_bytes and self._bytes >= self._rotate_bytes:
+                    self.finish()
+                    self._open()
+                before = self._bytes
+                try:
+                    self._append(self._fitting(blocks[done:]))
+                finally:
+                    done += self._bytes - before
+        except ResourceError as error:
+            error.fields["blocks"] = sum(1 for _ in _ends(blocks[:done]))
+            raise
 
     def finish(self) -> None:
         """See ``BlockSink``; harmless when finished already."""
@@ -109,6 +112,14 @@ class BlockFile:
             self._append(self._tail())
         os.close(self._fd)
         self._fd = -1
+
+    def _fitting(self, blocks: bytes) -> bytes:
+        """As many as belong into this file; the one that reaches the limit is its last."""
+        room = self._rotate_bytes - self._bytes
+        if not self._rotate_bytes or len(blocks) <= room:
+            return blocks
+        fits = whole_blocks(blocks[: max(0, room)])
+        return blocks[: fits + _HEAD.unpack_from(blocks, fits)[1]]
 
     def _open(self) -> None:
         self._number += 1
@@ -207,13 +218,17 @@ class BlockPipe:
 
 def whole_blocks(blocks: bytes) -> int:
     """Return how many bytes of ``blocks``, which may end anywhere, are whole blocks."""
+    return max(_ends(blocks), default=0)
+
+
+def _ends(blocks: bytes) -> Iterator[int]:
     at = 0
     while len(blocks) - at >= _HEAD.size:
         _, length = _HEAD.unpack_from(blocks, at)
         if length > len(blocks) - at:
-            break
+            return
         at += length
-    return at
+        yield at
 
 
 def _refused(path: Path, error: OSError, kept: int) -> ResourceError:

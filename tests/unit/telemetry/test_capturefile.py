@@ -94,12 +94,25 @@ def test_a_full_disk_leaves_a_whole_file(tmp_path: Path, room: int) -> None:
     path = tmp_path / "a.pcapng"
     sink = BlockFile(path, HEAD, lambda: b"")
 
-    with file_bytes_at_most(room), pytest.raises(ResourceError, match=r"cannot be written: File too large"):
+    with file_bytes_at_most(room), pytest.raises(ResourceError, match=r"cannot be written: File too large") as refused:
         sink.write(block(100) * 4)
     sink.finish()
 
     blocks = (room - len(HEAD)) // 100
     assert HEAD + block(100) * blocks == path.read_bytes()
+    assert blocks == refused.value.fields["blocks"]
+
+
+def test_a_disk_that_fills_up_behind_a_rotation_says_what_all_files_have(tmp_path: Path) -> None:
+    """Of one write, some blocks are in a file that was finished and some in the one that found no room."""
+    sink = BlockFile(tmp_path / "a.pcapng", HEAD, tail, rotate_bytes=200)
+
+    with file_bytes_at_most(300), pytest.raises(ResourceError) as refused:
+        sink.write(block(100) * 2 + block(150) + block(180))
+    sink.finish()
+
+    assert 3 == refused.value.fields["blocks"]
+    assert HEAD + block(150) + TAIL == (tmp_path / "a.00002.pcapng").read_bytes()
 
 
 def test_a_tail_that_finds_no_room_is_left_out(tmp_path: Path) -> None:
