@@ -27,7 +27,7 @@ import msgspec
 from vbnet.bus.filelock import hold
 from vbnet.errors import BusyError, NotFoundError, NotPermittedError, PeerFault, ResourceError, UsageError
 
-__all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "counted_nodes", "run_root", "start_ticks"]
+__all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "counted_nodes", "run_folders", "run_root", "start_ticks"]
 
 DEFAULT_NODE = "default"
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -71,12 +71,31 @@ def run_root(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(tempfile.gettempdir()) / f"vbnet-{os.geteuid()}"
 
 
-def counted_nodes(root: Path) -> list[str]:
-    """The names of the host nodes that left counters below ``root``, running or not."""
+def run_folders(root: Path) -> list[Path]:
+    """What is below the folder of run directories, by name; nothing where that folder is not there yet.
+
+    Raises:
+        ResourceError: it cannot be read.
+    """
     try:
-        return sorted(entry.name for entry in root.iterdir() if (entry / "counters").is_dir())
-    except OSError:
+        return sorted(root.iterdir())
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise ResourceError(
+            f"cannot read the run directory {root}: {error.strerror}; VBNET_RUN_DIR may name another",
+            errno=error.errno or 0,
+            path=str(root),
+        ) from error
+
+
+def counted_nodes(root: Path) -> list[str]:
+    """The names of the host nodes that left counters below ``root``, running or not.
+
+    Raises:
+        ResourceError: it cannot be read.
+    """
+    return [entry.name for entry in run_folders(root) if (entry / "counters").is_dir()]
 
 
 @dataclass(frozen=True, slots=True)

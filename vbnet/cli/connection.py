@@ -14,19 +14,20 @@ from typer.models import OptionInfo
 from vbnet.bus.keys import KeyStore
 from vbnet.bus.link import Secrets
 from vbnet.bus.operator import Operator, SyncOperator
-from vbnet.bus.rundir import DEFAULT_NODE, RunDir, run_root
+from vbnet.bus.rundir import DEFAULT_NODE, RunDir, run_folders, run_root
+from vbnet.cli.completion import beginning_so
 from vbnet.cluster import clean
 from vbnet.cluster.clean import host_lives
 from vbnet.errors import NotFoundError, UnsupportedError, UsageError
 
 
 def running_nodes() -> list[str]:
-    """Return the names of the host nodes of this user that run now."""
-    try:
-        entries = sorted(run_root().iterdir())
-    except OSError:
-        return []
-    return [entry.name for entry in entries if entry.is_dir() and host_lives(entry)]
+    """Return the names of the host nodes of this user that run now.
+
+    Raises:
+        ResourceError: the folder of run directories cannot be read.
+    """
+    return [entry.name for entry in run_folders(run_root()) if entry.is_dir() and host_lives(entry)]
 
 
 def node_option(names: Callable[[], list[str]], text: str) -> OptionInfo:
@@ -38,7 +39,7 @@ def node_option(names: Callable[[], list[str]], text: str) -> OptionInfo:
     """
 
     def complete(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete)]
+        return beginning_so(names, incomplete)
 
     option: OptionInfo = typer.Option("--node", "-n", envvar="VBNET_NODE", autocompletion=complete, help=text)
     return option
@@ -128,11 +129,7 @@ def kept(node: str | None) -> RunDir:
 
 def _nodes_there() -> list[str]:
     """Return the names of the host nodes of this user that run, or left a run directory."""
-    try:
-        entries = sorted(run_root().iterdir())
-    except OSError:
-        return []
-    return [entry.name for entry in entries if (entry / clean.HOST_LOCK).exists()]
+    return [entry.name for entry in run_folders(run_root()) if (entry / clean.HOST_LOCK).exists()]
 
 
 def secrets(address: RunDir | str, keys: Path | None, server_key: str | None) -> Secrets | None:

@@ -11,6 +11,7 @@ import typer
 
 from vbnet.bus.rundir import RunDir
 from vbnet.cli import output
+from vbnet.cli.completion import beginning_so
 from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, resolve, running_nodes
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cluster.graph import CARDS, Card, Device, Facts, Guest, Rates, Signal, facts_of_plan, make_graph
@@ -46,8 +47,8 @@ app = output.application(
 
 def complete_what(incomplete: str) -> list[str]:
     """Return running host nodes, and lab files in this folder, that begin so."""
-    files = [path.name for path in sorted(Path().glob("*.y*ml"))]
-    return [name for name in [*running_nodes(), *files] if name.startswith(incomplete)]
+    files = [path.name for path in sorted(Path().glob("*.y*ml")) if path.name.startswith(incomplete)]
+    return [*beginning_so(running_nodes, incomplete), *files]
 
 
 @app.command()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vbnet.cli.completion import beginning_so
 from vbnet.cluster.process import Identity, is_alive
 from vbnet.cluster.state import GuestState, LabState, choose_lab, lab_folders, read_state
 from vbnet.errors import NotFoundError, PeerGone, VbnetError, did_you_mean
@@ -15,16 +17,18 @@ from vbnet.errors import NotFoundError, PeerGone, VbnetError, did_you_mean
 
 def complete_lab(incomplete: str) -> list[str]:
     """Return the names of labs that begin so."""
-    return [folder.name for folder in lab_folders() if folder.name.startswith(incomplete)]
+    return beginning_so(lambda: [folder.name for folder in lab_folders()], incomplete)
 
 
 def complete_guest(incomplete: str) -> list[str]:
     """Return the names of guests of all labs that begin so."""
-    names: list[str] = []
-    for folder in lab_folders():
-        with suppress(VbnetError):
-            names += read_state(folder).guests
-    return [name for name in names if name.startswith(incomplete)]
+
+    def guests() -> Iterator[str]:
+        for folder in lab_folders():
+            with suppress(VbnetError):
+                yield from read_state(folder).guests
+
+    return beginning_so(lambda: list(guests()), incomplete)
 
 
 LabArgument = Annotated[

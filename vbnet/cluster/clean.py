@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from vbnet.bus.filelock import is_held
-from vbnet.bus.rundir import run_root
+from vbnet.bus.rundir import run_folders, run_root
 from vbnet.cluster import process, uplinks
 from vbnet.cluster.monitor import FOLDER as MONITOR_FOLDER
 from vbnet.cluster.monitor import is_abandoned
@@ -153,11 +153,7 @@ def end_processes(identities: list[process.Identity]) -> None:
 
 def _folders(root: Path) -> Iterator[Path]:
     """Yield folders that look like a run directory of this user."""
-    try:
-        entries = sorted(root.iterdir())
-    except OSError:
-        return
-    for entry in entries:
+    for entry in run_folders(root):
         if entry.is_symlink() or not entry.is_dir() or entry.lstat().st_uid != os.geteuid():
             continue
         names = {child.name for child in entry.iterdir()}

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from vbnet.bus.filelock import hold, is_held
-from vbnet.bus.rundir import run_root
+from vbnet.bus.rundir import run_folders, run_root
 from vbnet.cluster.process import Identity, is_alive
 from vbnet.errors import BusyError, NotFoundError, UsageError
 
@@ -126,13 +126,12 @@ def read_state(folder: Path) -> LabState:
 
 
 def lab_folders(root: Path | None = None) -> list[Path]:
-    """Return the folders of every lab there is or was, by name."""
-    root = root or run_root()
-    try:
-        entries = sorted(root.iterdir())
-    except OSError:
-        return []
-    return [entry for entry in entries if (entry / STATE_FILE).is_file()]
+    """Return the folders of every lab there is or was, by name.
+
+    Raises:
+        ResourceError: the folder of run directories cannot be read.
+    """
+    return [entry for entry in run_folders(root or run_root()) if (entry / STATE_FILE).is_file()]
 
 
 def choose_lab(name: str | None, root: Path | None = None) -> Path:

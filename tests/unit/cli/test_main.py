@@ -1,6 +1,7 @@
 """The command line's manners: fast, plain when piped, one message a failure, the documented exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,47 @@ def test_the_reader_of_our_output_may_leave() -> None:
     finished = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
 
     assert ("{\n", "") == (finished.stdout, finished.stderr)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("metrics", "metrics --node x", "top --once", "capture x", "trace x", "events --last 1", "errors", "graph"),
+        *("ps", "monitor", "clean", "logs", "down", "switch list"),
+    ],
+)
+def test_a_run_directory_that_cannot_be_read_is_said_instead_of_being_empty(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever has a lab running must not hear that there is none; one line, exit code 4."""
+    path = tmp_path / "run"
+    path.touch()
+    monkeypatch.setenv("VBNET_RUN_DIR", str(path))
+
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+
+    assert 4 == end.value.code
+    said = f"vbnet: cannot read the run directory {path}: Not a directory; VBNET_RUN_DIR may name another\n"
+    assert said == capsys.readouterr().err
+
+
+def test_closed_run_directory_is_said_and_completes_nothing(tmp_path: Path) -> None:
+    """Also where it is a folder that this user may not look into."""
+    path = tmp_path / "run"
+    path.mkdir(mode=0)
+    powers = "-dac_override,-dac_read_search"
+    powerless = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"] if os.geteuid() == 0 else []
+    command = [*powerless, *vbnet_program.COMMAND]
+    environment = {**os.environ, "VBNET_RUN_DIR": str(path)}
+    asked = {"_VBNET_COMPLETE": "complete_bash", "COMP_WORDS": "vbnet metrics --node ", "COMP_CWORD": "3"}
+
+    told = subprocess.run([*command, "ps"], env=environment, capture_output=True, text=True, check=False)
+    completed = subprocess.run(command, env={**environment, **asked}, capture_output=True, text=True, check=False)
+
+    assert (4, 1) == (told.returncode, len(told.stderr.splitlines()))
+    assert f"cannot read the run directory {path}: Permission denied" in told.stderr
+    assert ("", "") == (completed.stdout.strip(), completed.stderr)
 
 
 def test_completion_knows_the_verbs() -> None:
