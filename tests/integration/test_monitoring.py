@@ -225,6 +225,22 @@ def test_guest_that_stands_still_fires_its_alert_and_clears_it(watched: Watched)
     eventually(lambda: not watched.prometheus.firing("VbnetGuestWedged", guest=name), "it is well again", SETTLED_S)
 
 
+def test_guest_that_is_killed_fires_its_alert_and_one_that_leaves_does_not(watched: Watched) -> None:
+    """A goodbye is none, however close behind it the process ends; SIGKILL is told with its cause."""
+    prometheus = watched.prometheus
+    leaving, dying = watched.net.station(), watched.net.process()
+    ended = 'increase(vbnet_guest_ended_total{lab="host",cause="bye"}[1m])'
+
+    leaving.guest.close()
+    eventually(lambda: float(prometheus.query(ended)[0]["value"][1]) > 0, "the goodbye is scraped", SETTLED_S)
+    before = prometheus.firing("VbnetGuestLost", lab="host")
+    dying.kill()
+    alert = prometheus.wait_firing("VbnetGuestLost", SETTLED_S, lab="host")
+
+    assert [] == before
+    assert alert["labels"]["cause"] in {"exited", "hung-up"}
+
+
 def test_node_that_hangs_and_is_killed_fires_one_alert_after_the_other(watched: Watched) -> None:
     """Hung is not down, and down is not hung; cleaned away it is gone; the lab beside it is none of these."""
     prometheus, host = watched.prometheus, watched.node.host
