@@ -24,7 +24,9 @@ from tests.support import pcap_reader, socket_programs
 from tests.support.machine import LIMIT_S, Machine
 from tests.support.real_lab import RealLab, real_lab
 from tests.support.waiting import eventually
+from vbnet.bus.rundir import RunDir
 from vbnet.cluster.process import is_alive
+from vbnet.telemetry import Counted, read_counted
 
 LAB = """
 name: t
@@ -75,6 +77,26 @@ def run_in(request: pytest.FixtureRequest, lab: RealLab, machine: Machine) -> Ru
 def run_at_once(request: pytest.FixtureRequest, lab: RealLab, machine: Machine) -> RunIn:
     """The same without the command line in between, for tests that run many programs."""
     return functools.partial(lab.within, "one") if request.param == "namespace" else machine.run
+
+
+def test_what_passes_the_tap_of_a_guest_is_counted_as_the_guests_own(lab: RealLab) -> None:
+    """Under its name, as what passes a card is; the uplink, which is nobody's, has no guest."""
+
+    def taps() -> dict[str, Counted]:
+        return {
+            port.labels["device"]: port
+            for port in read_counted(RunDir(lab.folder).counters, "port")
+            if port.labels["kind"] == "tap"
+        }
+
+    before = taps()
+    lab.within("one", "ping", "-n", "-c", "2", "-i", "0.02", "-W", "10", WEB)
+    after = taps()
+
+    own = {"one.eth0": "one", "one.eth1": "one", "two.eth0": "two", "two.eth1": "two", "vbup0": ""}
+    assert own == {device: port.labels["guest"] for device, port in after.items()}
+    for name in ("transmit_frames", "receive_frames"):
+        assert after["one.eth0"].values[name] >= before["one.eth0"].values[name] + 2
 
 
 # --- namespace, or the outside, to small IP hosts ------------------------------------------------------------------

@@ -80,8 +80,16 @@ class Fabric(Protocol):
     def port_flush_rx(self, port: int, /) -> int:
         """Give every posted buffer back empty; how many there were."""
 
-    def port_add_tap(self, switch: str, name: str, fd: int, mtu: int) -> int:
-        """Join a TAP by its descriptor, which the fabric duplicates; gives the port's id."""
+    def port_add_tap(self, switch: str, name: str, fd: int, mtu: int, *, guest: str = ...) -> int:
+        """Join a TAP by its descriptor, which the fabric duplicates; gives the port's id.
+
+        Args:
+            switch: to join.
+            name: of the port.
+            fd: of the TAP.
+            mtu: longest IP packet, in bytes.
+            guest: whose it is, for its counters; "": the machine's own.
+        """
 
     def port_remove(self, port: int, /) -> None:
         """Take a port off its switch; when this returns no worker touches its memory or descriptors."""

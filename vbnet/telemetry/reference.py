@@ -28,7 +28,7 @@ _OWNERS = {
     "worker": "a thread that moves frames; at most 64",
     "switch": "a switch",
     "capture": "a port that is captured, or traced; at most 64 captures and traces at once",
-    "port": "a port of a switch, or a loopback; a TAP's has no guest, and is its own device",
+    "port": "a port of a switch, or a loopback; a TAP of the machine itself has no guest",
     "port_latency": "a port with rings, while three quarters of the counters file have room; samples",
     "signal": "a signal of the host: two a network card, and what guests and operators make",
     "signal_latency": "a guest's interrupt controller",

@@ -83,8 +83,9 @@ class FakeFabric:
             raise NotFoundError(f"there is no port {port}", port=port)
         return 0
 
-    def port_add_tap(self, switch: str, name: str, fd: int, mtu: int) -> int:
+    def port_add_tap(self, switch: str, name: str, fd: int, mtu: int, *, guest: str = "") -> int:
         """Remember a TAP port."""
+        del guest
         os.fstat(fd)
         return self.add_port(switch, name, "tap", mtu=mtu)
 

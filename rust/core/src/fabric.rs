@@ -305,19 +305,20 @@ impl Fabric {
         self.add(NewPort { name, guest, kind: PortKind::Loopback, switch: None, device: None, params, end })
     }
 
-    /// Joins a TAP device to a switch: opened with `IFF_TAP | IFF_NO_PI`, without `IFF_VNET_HDR`.
+    /// Joins a TAP device to a switch: opened with `IFF_TAP | IFF_NO_PI`, without `IFF_VNET_HDR`. `guest`: whose it is, for
+    /// its counters; "": the machine's own.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`]: the descriptor is no such device, or a name or the MTU cannot be. [`Error::Busy`]: the name is
     /// taken. [`Error::Machine`]: the device is gone.
-    pub fn port_add_tap(&self, switch: &str, name: &str, file: OwnedFd, mtu: u32) -> Result<PortId> {
+    pub fn port_add_tap(&self, switch: &str, name: &str, guest: &str, file: OwnedFd, mtu: u32) -> Result<PortId> {
         // A read that finds nothing is a system call, so a TAP device is never polled for longer than it has frames.
         let params = VenetParams { mtu, burst_threshold_us: 0, ..VenetParams::default() };
         params.check()?;
         let device = Some(tap::describe(file.as_fd())?);
         let end = End::Tap(Box::new(TapPort::new(file, mtu)));
-        self.add(NewPort { name, guest: String::new(), kind: PortKind::Tap, switch: Some(switch), device, params, end })
+        self.add(NewPort { name, guest: guest.into(), kind: PortKind::Tap, switch: Some(switch), device, params, end })
     }
 
     fn add(&self, mut new: NewPort<'_>) -> Result<PortId> {

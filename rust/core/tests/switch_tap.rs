@@ -152,7 +152,7 @@ fn receive_own(guest: &mut Guest) -> Vec<u8> {
 fn frames_cross_between_kernel_and_guest_unchanged() {
     Tap::in_namespace(|tap| {
         let mut lab = Lab::new(1);
-        lab.fabric.port_add_tap(SWITCH, "tap", tap.shared(), 1500).unwrap();
+        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
         for length in [14, 15, 60, 63, 64, 65, 66, 127, 128, 129, 1000, 1514] {
             let up = frame(mac(9), mac(1), length, length as u8);
             lab.guests[0].send(&up);
@@ -169,7 +169,7 @@ fn frames_cross_between_kernel_and_guest_unchanged() {
 fn device_that_is_asleep_wakes_the_worker_every_time() {
     Tap::in_namespace(|tap| {
         let mut lab = Lab::new(1);
-        lab.fabric.port_add_tap(SWITCH, "tap", tap.shared(), 1500).unwrap();
+        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
         for index in 0..500u32 {
             let sent = frame(mac(1), mac(9), 64, index as u8);
             tap.send(&sent);
@@ -182,7 +182,7 @@ fn device_that_is_asleep_wakes_the_worker_every_time() {
 fn burst_from_the_kernel_arrives_whole_and_in_order() {
     Tap::in_namespace(|tap| {
         let mut lab = Lab::new(1);
-        lab.fabric.port_add_tap(SWITCH, "tap", tap.shared(), 1500).unwrap();
+        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
         let sent: Vec<_> = (0..40).map(|index| frame(mac(1), mac(9), 100, index)).collect();
 
         sent.iter().for_each(|frame| tap.send(frame));
@@ -196,7 +196,7 @@ fn burst_from_the_kernel_arrives_whole_and_in_order() {
 fn frame_longer_than_the_ports_mtu_is_dropped_and_counted() {
     Tap::in_namespace(|tap| {
         let mut lab = Lab::new(1);
-        lab.fabric.port_add_tap(SWITCH, "tap", tap.shared(), 500).unwrap();
+        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 500).unwrap();
         let fits = frame(mac(1), mac(9), 518, 1);
 
         tap.send(&frame(mac(1), mac(9), 519, 0));
@@ -214,7 +214,7 @@ fn frame_longer_than_the_ports_mtu_is_dropped_and_counted() {
 fn deleted_device_is_reported_once_and_neighbours_go_on() {
     Tap::in_namespace(|tap| {
         let mut lab = Lab::new(2);
-        let id = lab.fabric.port_add_tap(SWITCH, "tap", tap.shared(), 1500).unwrap();
+        let id = lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
 
         tap.delete();
 
@@ -233,7 +233,7 @@ fn deleted_device_is_reported_once_and_neighbours_go_on() {
 fn device_that_is_set_down_drops_and_comes_back() {
     Tap::in_namespace(|tap| {
         let mut lab = Lab::new(1);
-        lab.fabric.port_add_tap(SWITCH, "tap", tap.shared(), 1500).unwrap();
+        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
         set_up(tap.request, false);
         lab.guests[0].send(&frame(mac(9), mac(1), 64, 0));
         lab.settle();
@@ -260,10 +260,10 @@ fn descriptor_that_is_no_tap_device_is_refused() {
         let tun = open_tun(libc::IFF_TUN | libc::IFF_NO_PI).0;
         let with_header = open_tun(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR).0;
         for file in [regular, bell, tun, with_header] {
-            let answer = lab.fabric.port_add_tap(SWITCH, "wrong", file, 1500);
+            let answer = lab.fabric.port_add_tap(SWITCH, "wrong", "", file, 1500);
             assert!(matches!(answer, Err(Error::Usage(_))), "{answer:?}");
         }
-        let answer = lab.fabric.port_add_tap(SWITCH, "wrong", unattached, 1500);
+        let answer = lab.fabric.port_add_tap(SWITCH, "wrong", "", unattached, 1500);
         assert!(matches!(answer, Err(Error::Machine { .. })), "{answer:?}");
     });
 }

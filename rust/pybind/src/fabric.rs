@@ -135,10 +135,18 @@ impl Fabric {
         Ok(port.or_raise(py)?.0)
     }
 
-    #[pyo3(signature = (switch, name, fd, mtu = 1500))]
-    fn port_add_tap(&self, py: Python<'_>, switch: &str, name: &str, fd: RawFd, mtu: u32) -> PyResult<u64> {
+    #[pyo3(signature = (switch, name, fd, mtu = 1500, *, guest = ""))]
+    fn port_add_tap(
+        &self,
+        py: Python<'_>,
+        switch: &str,
+        name: &str,
+        fd: RawFd,
+        mtu: u32,
+        guest: &str,
+    ) -> PyResult<u64> {
         let file = duplicate(py, fd)?;
-        Ok(py.detach(|| self.inner.port_add_tap(switch, name, file, mtu)).or_raise(py)?.0)
+        Ok(py.detach(|| self.inner.port_add_tap(switch, name, guest, file, mtu)).or_raise(py)?.0)
     }
 
     fn port_remove(&self, py: Python<'_>, port: u64) -> PyResult<()> {

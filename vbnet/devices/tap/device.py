@@ -117,7 +117,8 @@ class TapConnection(Connection):
         fd = self._opener.take_fd(ticket)
         try:
             _check_tap(fd)
-            self._port = self._device.services.need_fabric().port_add_tap(switch, self._device.name, fd, mtu)
+            fabric, name = self._device.services.need_fabric(), self._device.name
+            self._port = fabric.port_add_tap(switch, name, fd, mtu, guest=self._opener.guest)
         finally:
             os.close(fd)
         return wire.encode_mtu(mtu)

@@ -81,7 +81,7 @@ PORT: Final = MetricBlock(
         **_slots("receive"),
     },
 )
-"""One port of a switch, or a loopback; a TAP's has no guest."""
+"""One port of a switch, or a loopback; a TAP of the machine itself has no guest."""
 
 
 def _residence(queue: str, detail: str) -> Metric:
