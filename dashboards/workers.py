@@ -83,9 +83,9 @@ _WORKERS: Final = Row(
         Panel(
             "Awake",
             [Query(awake(HERE, "lab"), _WORKER)],
-            "Share of its time that each worker does not sleep. Sleep is counted when it ends, so a burst "
-            "that has just ended shows too much for one interval.",
-            "Near 1 together with busy rounds near 1: it is at its limit, runbook vbnet-worker-saturated.",
+            "Share of its time that each worker does not sleep.",
+            "Near 1 together with busy rounds near 1: it is at its limit, runbook vbnet-worker-saturated. Near 1 and "
+            "no rounds at all: it hangs.",
             limits=(0.9, 0.98),
             top=1,
             width=8,

@@ -394,6 +394,26 @@ def test_changed_users_are_let_in_and_removed_ones_are_not(guarded: Guarded) -> 
     assert [401, 200] == after
 
 
+def test_folder_behind_a_link_that_is_exchanged_is_a_change(tmp_path: Path) -> None:
+    """As Kubernetes renews what it mounts: the file is a link into a folder that is a link itself."""
+    hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
+    for user in ("one", "two"):
+        (tmp_path / user).mkdir()
+        (tmp_path / user / "web.yml").write_text(f"basic_auth_users: {{{user}: {hashed}}}\n")
+    (tmp_path / "data").symlink_to("one")
+    (tmp_path / "web.yml").symlink_to("data/web.yml")
+    web = WebConfigFile(tmp_path / "web.yml", tell=lambda _line: None)
+    before = web.has_changed()
+
+    (tmp_path / "new").symlink_to("two")
+    (tmp_path / "new").rename(tmp_path / "data")
+    after = web.has_changed()
+    web.refresh()
+
+    assert (False, True) == (before, after)
+    assert ["two"] == list(web.current.users)
+
+
 def test_changed_configuration_is_held_to_the_rule_about_other_machines(tmp_path: Path) -> None:
     """Taking TLS away where others can reach it is refused, and TLS stays."""
     hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()

@@ -24,6 +24,7 @@ use rustix::fs::{self, FallocateFlags, Mode, OFlags};
 use rustix::mm::{self, MapFlags, ProtFlags};
 
 use crate::error::{Error, Fault, Result};
+use crate::shm::state::monotonic_ns;
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// First eight bytes of a counters file: `VBNETCNT`.
@@ -517,12 +518,6 @@ impl fmt::Debug for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Block").field("count", &self.count).finish_non_exhaustive()
     }
-}
-
-/// Nanoseconds of the monotonic clock, which all processes of a machine share.
-fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 fn store_text(words: &[AtomicU64], text: &str) {
