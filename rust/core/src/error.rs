@@ -133,11 +133,50 @@ pub enum Fault {
         /// The limit in milliseconds.
         limit_ms: u32,
     },
+    /// A virtqueue names a descriptor that is not there.
+    #[error("virtqueue: descriptor {index} is not one of {limit}")]
+    IndexOutOfRange {
+        /// The index that was read.
+        index: u32,
+        /// Descriptors of the table.
+        limit: u32,
+    },
+    /// A buffer or ring of a virtqueue is not, or not whole, in the memory that the front end handed over.
+    #[error("virtqueue: {address:#x} + {length} is not in the memory that was handed over")]
+    OutsideMemory {
+        /// Its address, as it was given.
+        address: u64,
+        /// Its bytes.
+        length: u32,
+    },
+    /// A chain of descriptors has more links than a chain may have: perhaps it has no end.
+    #[error("virtqueue: a chain has more than {limit} descriptors")]
+    ChainTooLong {
+        /// Most descriptors of a chain.
+        limit: u32,
+    },
+    /// A buffer to be read where one to be written belongs, or the other way round.
+    #[error("virtqueue: descriptor flags {flags:#06x} are of the other direction")]
+    WrongDirection {
+        /// The flags.
+        flags: u16,
+    },
+    /// An indirect descriptor that is not allowed, or whose table cannot be.
+    #[error("virtqueue: indirect descriptor of {length} bytes with flags {flags:#06x}")]
+    BadIndirect {
+        /// Bytes of its table.
+        length: u32,
+        /// Its flags.
+        flags: u16,
+    },
+    /// Memory that the front end handed over has been cut short.
+    #[error("memory region: it was cut short under us, or could not be had")]
+    MemoryGone,
 }
 
 impl Fault {
     /// Every reason, in the order of the counters that count them.
-    pub const REASONS: [&'static str; 14] = [
+    pub const REASONS: [&'static str; 20] = [
         "tail_out_of_range",
         "head_out_of_range",
         "outside_region",
@@ -152,6 +191,12 @@ impl Fault {
         "not_sealed",
         "not_memfd",
         "doorbell_blocked",
+        "index_out_of_range",
+        "outside_memory",
+        "chain_too_long",
+        "wrong_direction",
+        "bad_indirect",
+        "memory_gone",
     ];
 
     /// Position of this fault in [`Fault::REASONS`].
@@ -172,6 +217,12 @@ impl Fault {
             Self::NotSealed { .. } => 11,
             Self::NotMemfd { .. } => 12,
             Self::DoorbellBlocked { .. } => 13,
+            Self::IndexOutOfRange { .. } => 14,
+            Self::OutsideMemory { .. } => 15,
+            Self::ChainTooLong { .. } => 16,
+            Self::WrongDirection { .. } => 17,
+            Self::BadIndirect { .. } => 18,
+            Self::MemoryGone => 19,
         }
     }
 

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,11 +26,13 @@ use crate::net::switch::{Switch, SwitchCounter};
 use crate::port::latency::{Latencies, PortLatency};
 use crate::port::tap::{self, TapPort};
 use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_mtu, check_priority};
+use crate::port::vhost_user::VhostUserPort;
 use crate::port::{PortCounter, PortKind, PortPart, PortStatus};
 use crate::shm::capture::CaptureRing;
-use crate::shm::counters::CounterFile;
+use crate::shm::counters::{Block, CounterFile};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::labels;
+use crate::vhost_user::server::{Bound, Server, ServerParams};
 use crate::watch::bpf::{Instruction, Program};
 use crate::watch::{CaptureCounter, Purpose, WATCHES_A_PORT_MAX, WATCHES_MAX, Watch};
 use crate::worker::forward::{End, EventSink, Port};
@@ -38,11 +41,10 @@ use crate::worker::{Command, WorkerCounter, WorkerHandle};
 
 pub use crate::port::venet::{VenetParams, VenetQueues};
 pub use crate::port::{PortEvent, PortId};
+pub use crate::vhost_user::server::VhostUserCounter;
 pub use crate::watch::WatchId;
-pub use crate::worker::Param;
+pub use crate::worker::{ANSWER_DEADLINE, Param};
 
-/// How long a worker may take to answer.
-pub const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 /// Most workers of one fabric.
 pub const WORKERS_MAX: usize = 64;
 /// Longest name of a switch or port in bytes.
@@ -83,6 +85,8 @@ pub struct PortInfo {
     pub receive_fault: Option<&'static str>,
     /// The device behind it has ended.
     pub is_gone: bool,
+    /// A front end has set its queues up; none: this kind of port waits for nobody.
+    pub is_served: Option<bool>,
 }
 
 /// One line of a switch's table.
@@ -106,6 +110,8 @@ struct SwitchRecord {
 struct PortRecord {
     info: PortInfo,
     status: Arc<PortStatus>,
+    /// Of a port that front ends set up.
+    server: Option<Server>,
 }
 
 /// How to look at a port.
@@ -159,6 +165,7 @@ pub struct Fabric {
     counters: Arc<CounterFile>,
     registry: Mutex<Registry>,
     events: Receiver<PortEvent>,
+    told: Sender<PortEvent>,
     events_bell: Arc<Doorbell>,
 }
 
@@ -197,7 +204,7 @@ impl Fabric {
             })
             .collect::<Result<Vec<_>>>()?;
         let registry = Registry { workers: handles, watchdog: Some(watchdog), ..Registry::default() };
-        Ok(Self { counters, registry: Mutex::new(registry), events, events_bell })
+        Ok(Self { counters, registry: Mutex::new(registry), events, told, events_bell })
     }
 
     /// The file it counts into.
@@ -321,7 +328,33 @@ impl Fabric {
         self.add(NewPort { name, guest: guest.into(), kind: PortKind::Tap, switch: Some(switch), device, params, end })
     }
 
-    fn add(&self, mut new: NewPort<'_>) -> Result<PortId> {
+    /// Listens on a socket for front ends of vhost-user, whose network card is a port of a switch: one after the other, for
+    /// as long as the port is there. `socket` is an absolute path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: a name, an address, the path or the MTU cannot be. [`Error::Exists`]: the name is taken, or
+    /// something is at the path. [`Error::Busy`]: the address is taken. [`Error::Machine`]: the socket cannot be had.
+    pub fn port_add_vhost_user(
+        &self,
+        switch: &str,
+        name: &str,
+        socket: &Path,
+        params: VenetParams,
+    ) -> Result<PortId> {
+        params.check()?;
+        let bound = Bound::new(socket)?;
+        let device = Some(socket.display().to_string());
+        let end = End::VhostUser(Box::new(VhostUserPort::new(params.mtu)));
+        let (guest, kind, switch) = (name.into(), PortKind::VhostUser, Some(switch));
+        self.add_served(NewPort { name, guest, kind, switch, device, params, end }, Some(bound))
+    }
+
+    fn add(&self, new: NewPort<'_>) -> Result<PortId> {
+        self.add_served(new, None)
+    }
+
+    fn add_served(&self, mut new: NewPort<'_>, bound: Option<Bound>) -> Result<PortId> {
         check_name(new.name)?;
         let mut registry = self.open()?;
         if registry.ports.values().any(|port| port.info.name == new.name) {
@@ -333,6 +366,11 @@ impl Fabric {
         let id = PortId(registry.last_id);
         let labels = labels_of(&new, id);
         let block = self.counters.allocate("port", &labels, PortCounter::COUNT)?;
+        let bound = bound.map(|bound| {
+            let block = self.counters.allocate("vhost_user", &labels, VhostUserCounter::COUNT)?;
+            Ok::<_, Error>((bound, block))
+        });
+        let bound = bound.transpose()?;
         if let End::Venet(venet) = &mut new.end {
             let block = self.counters.allocate_spare("port_latency", &labels, PortLatency::WORDS);
             venet.set_latencies(block.map_or_else(Latencies::default, Latencies::new));
@@ -350,6 +388,14 @@ impl Fabric {
             registry.tell(worker, |reply| Command::RemovePort(id, reply));
             return Err(error);
         }
+        let serve = |(bound, block): (Bound, Block)| {
+            let handle = registry.workers.get(worker).ok_or(Error::Closed("the fabric"))?;
+            let sink = EventSink { events: self.told.clone(), bell: self.events_bell.clone() };
+            let (mac, door) = (params.mac, handle.door());
+            Server::start(bound, ServerParams { port: id, name: name.into(), mac, door, sink, block })
+        };
+        let server = bound.map(serve).transpose();
+        let server = server.inspect_err(|_| registry.tell(worker, |reply| Command::RemovePort(id, reply)))?;
         let info = PortInfo {
             id,
             name: name.into(),
@@ -367,8 +413,9 @@ impl Fabric {
             transmit_fault: None,
             receive_fault: None,
             is_gone: false,
+            is_served: (kind == PortKind::VhostUser).then_some(false),
         };
-        registry.ports.insert(id, PortRecord { info, status });
+        registry.ports.insert(id, PortRecord { info, status, server });
         registry.resume_watches(id, name, worker);
         Ok(id)
     }
@@ -381,6 +428,10 @@ impl Fabric {
     pub fn port_remove(&self, id: PortId) -> Result<()> {
         let mut registry = self.open()?;
         let worker = registry.port(id)?.info.worker;
+        // Whoever sets its rings up goes first; the worker answers it while we wait.
+        if let Some(record) = registry.ports.get_mut(&id) {
+            drop(record.server.take());
+        }
         registry.park_watches(id);
         let port = registry.ask(worker, |reply| Command::RemovePort(id, reply))?;
         registry.ports.remove(&id);
@@ -451,6 +502,7 @@ impl Fabric {
             transmit_fault: port.status.fault(PortPart::Transmit),
             receive_fault: port.status.fault(PortPart::Receive),
             is_gone: port.status.is_gone(),
+            is_served: port.info.is_served.map(|_| port.status.is_served()),
             ..port.info.clone()
         };
         Ok(registry.ports.values().map(current).collect())
@@ -545,7 +597,8 @@ impl Fabric {
     /// Stops the workers and lets go of every port. Closing twice is fine.
     pub fn close(&self) {
         let registry = std::mem::take(&mut *self.registry.lock().unwrap_or_else(PoisonError::into_inner));
-        // Workers first: the watchdog frees them should one be stuck.
+        // Servers first, for workers answer them; then workers: the watchdog frees them should one be stuck.
+        drop(registry.ports);
         drop(registry.workers);
         drop(registry.watchdog);
     }
@@ -653,15 +706,7 @@ impl Registry {
     }
 
     fn ask<T>(&self, worker: usize, command: impl FnOnce(Sender<T>) -> Command) -> Result<T> {
-        let handle = self.workers.get(worker).ok_or(Error::Closed("the fabric"))?;
-        let (reply, answer) = crossbeam_channel::bounded(1);
-        handle.send(command(reply))?;
-        answer.recv_timeout(ANSWER_DEADLINE).map_err(|error| match error {
-            crossbeam_channel::RecvTimeoutError::Timeout => {
-                Error::machine("wait for a worker", std::io::Error::from(std::io::ErrorKind::TimedOut))
-            }
-            crossbeam_channel::RecvTimeoutError::Disconnected => Error::PeerGone("a worker"),
-        })
+        self.workers.get(worker).ok_or(Error::Closed("the fabric"))?.door().ask(command)
     }
 }
 

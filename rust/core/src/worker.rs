@@ -17,10 +17,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::epoll;
@@ -33,6 +33,7 @@ use crate::net::counters::counters;
 use crate::net::frame::MacAddress;
 use crate::net::mac_table::{PortSlot, TableEntry, Tick};
 use crate::net::switch::Switch;
+use crate::port::vhost_user::Rings;
 use crate::port::{PortCounter, PortId};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
@@ -43,6 +44,9 @@ pub(crate) mod forward;
 pub(crate) mod parking;
 pub(crate) mod watchdog;
 pub(crate) mod watched;
+
+/// How long a worker may take to answer.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How often a worker looks for kicks and commands while it moves frames.
 const LOOK_BUSY_NS: u64 = 20_000;
@@ -101,6 +105,8 @@ pub(crate) enum Command {
     SetPort(PortId, Param, Sender<()>),
     SetLink(PortId, bool, Sender<()>),
     FlushRx(PortId, Sender<u32>),
+    /// Other rings for a front end, or none; answers with those that ran until now.
+    SetRings(PortId, Option<Box<Rings>>, Sender<Result<Option<Box<Rings>>>>),
     SetAgeing(u32, u32, Sender<()>),
     Macs(u32, Sender<Vec<(TableEntry, PortId)>>),
     /// Answers with a watch that the port has no room for.
@@ -154,8 +160,48 @@ impl WorkerHandle {
 
     /// Puts a command into its queue. It will be done soon, but not here and now.
     pub(crate) fn send(&self, command: Command) -> Result<()> {
+        self.door().send(command)
+    }
+
+    /// A way to it for other threads than the one that holds it.
+    pub(crate) fn door(&self) -> WorkerDoor {
+        WorkerDoor { commands: self.commands.clone(), bell: self.bell.clone() }
+    }
+}
+
+/// A way to a worker, which may have ended.
+#[derive(Clone)]
+pub(crate) struct WorkerDoor {
+    commands: Sender<Command>,
+    bell: Arc<Doorbell>,
+}
+
+impl WorkerDoor {
+    fn send(&self, command: Command) -> Result<()> {
         self.commands.send(command).map_err(|_| Error::Closed("the worker"))?;
         self.bell.ring()
+    }
+
+    /// Has the worker do something, and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`], [`Error::PeerGone`]: it has ended. [`Error::Machine`]: no answer within [`ANSWER_DEADLINE`].
+    pub(crate) fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T> {
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        self.send(command(reply))?;
+        answer.recv_timeout(ANSWER_DEADLINE).map_err(|error| match error {
+            crossbeam_channel::RecvTimeoutError::Timeout => {
+                Error::machine("wait for a worker", std::io::Error::from(std::io::ErrorKind::TimedOut))
+            }
+            crossbeam_channel::RecvTimeoutError::Disconnected => Error::PeerGone("a worker"),
+        })
+    }
+}
+
+impl fmt::Debug for WorkerDoor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerDoor").finish_non_exhaustive()
     }
 }
 
@@ -334,6 +380,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             End::Venet(venet) => venet.arm::<COUNTS>(),
             // Whatever comes in after its last empty read makes an edge.
             End::Tap(_) => true,
+            End::VhostUser(vhost) => vhost.arm(),
         };
         if is_parked {
             port.parking.is_active = false;
@@ -348,7 +395,9 @@ impl<const COUNTS: bool> Worker<COUNTS> {
     /// Hears nothing more of a port that nothing comes out of.
     fn silence(&mut self, slot: PortSlot) {
         if let Some(port) = port_at(&mut self.plane.ports, slot) {
-            let _ = epoll::delete(&self.epoll, waited_for(&port.end));
+            for bell in waited_for(&port.end) {
+                let _ = epoll::delete(&self.epoll, bell);
+            }
         }
         self.plane.report(slot);
     }
@@ -403,8 +452,10 @@ impl<const COUNTS: bool> Worker<COUNTS> {
     fn activate(&mut self, slot: PortSlot) {
         let Some(port) = port_at(&mut self.plane.ports, slot) else { return };
         port.parking.is_active = true;
-        if let End::Venet(venet) = &port.end {
-            venet.disarm();
+        match &port.end {
+            End::Venet(venet) => venet.disarm(),
+            End::VhostUser(vhost) => vhost.disarm(),
+            End::Tap(_) => {}
         }
         let priority = port.priority;
         let place = self.active.partition_point(|&other| self.priority_of(other) >= priority);
@@ -446,6 +497,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
                 answer(&reply, ());
             }
             Command::FlushRx(id, reply) => answer(&reply, self.flush_rx(id)),
+            Command::SetRings(id, rings, reply) => answer(&reply, self.set_rings(id, rings)),
             Command::SetAgeing(slot, ageing_s, reply) => {
                 if let Some(switch) = self.plane.switch(slot) {
                     switch.table_mut().set_ageing(ageing_s);
@@ -486,12 +538,9 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             self.plane.remove(slot);
             return Err(Error::Busy(format!("the address {mac} belongs to another port of the switch")));
         }
-        let Some(port) = port_at(&mut self.plane.ports, slot) else { return Err(Error::Closed("the port")) };
-        let token = epoll::EventData::new_u64(id.0 << 32 | u64::from(slot));
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        if let Err(errno) = epoll::add(&self.epoll, waited_for(&port.end), token, flags) {
+        if let Err(error) = self.wait_for(id, slot) {
             self.plane.remove(slot);
-            return Err(Error::machine("wait for a port", errno));
+            return Err(error);
         }
         self.slots.insert(id, slot);
         self.block.set(WorkerCounter::Ports as usize, self.slots.len() as u64);
@@ -499,11 +548,39 @@ impl<const COUNTS: bool> Worker<COUNTS> {
         Ok(())
     }
 
+    /// Hears the doorbells of a port from now on.
+    fn wait_for(&mut self, id: PortId, slot: PortSlot) -> Result<()> {
+        let Some(port) = port_at(&mut self.plane.ports, slot) else { return Err(Error::Closed("the port")) };
+        let token = epoll::EventData::new_u64(id.0 << 32 | u64::from(slot));
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        for bell in waited_for(&port.end) {
+            epoll::add(&self.epoll, bell, token, flags).map_err(|errno| Error::machine("wait for a port", errno))?;
+        }
+        Ok(())
+    }
+
+    /// Runs other rings of a front end, or none; those that ran until now. Their doorbells are heard no more.
+    fn set_rings(&mut self, id: PortId, rings: Option<Box<Rings>>) -> Result<Option<Box<Rings>>> {
+        let &slot = self.slots.get(&id).ok_or(Error::Closed("the port"))?;
+        let before = self.plane.exchange(slot, rings);
+        for ring in before.iter().flat_map(|rings| &rings.tx) {
+            // Of a port that fell silent they are not in the set.
+            let _ = epoll::delete(&self.epoll, &ring.kick);
+        }
+        self.wait_for(id, slot)?;
+        if !self.active.contains(&slot) {
+            self.activate(slot);
+        }
+        Ok(before)
+    }
+
     fn remove_port(&mut self, id: PortId) -> Option<Box<Port>> {
         let slot = self.slots.remove(&id)?;
         self.active.retain(|&active| active != slot);
         let port = self.plane.remove(slot)?;
-        let _ = epoll::delete(&self.epoll, waited_for(&port.end));
+        for bell in waited_for(&port.end) {
+            let _ = epoll::delete(&self.epoll, bell);
+        }
         self.block.set(WorkerCounter::Ports as usize, self.slots.len() as u64);
         Some(port)
     }
@@ -562,10 +639,11 @@ fn answer<T>(reply: &Sender<T>, value: T) {
     let _ = reply.try_send(value);
 }
 
-fn waited_for(end: &End) -> std::os::fd::BorrowedFd<'_> {
+fn waited_for(end: &End) -> Vec<BorrowedFd<'_>> {
     match end {
-        End::Venet(venet) => venet.kick_bell().as_fd(),
-        End::Tap(tap) => tap.as_fd(),
+        End::Venet(venet) => vec![venet.kick_bell().as_fd()],
+        End::Tap(tap) => vec![tap.as_fd()],
+        End::VhostUser(vhost) => vhost.kicks().collect(),
     }
 }
 
@@ -574,7 +652,8 @@ fn set_param(port: &mut Port, param: Param) {
         (Param::Mtu(mtu), End::Venet(venet)) => venet.set_mtu(mtu),
         (Param::Mtu(mtu), End::Tap(tap)) => tap.set_mtu(mtu),
         (Param::TxMitigation(frames), End::Venet(venet)) => venet.set_tx_mitigation(frames),
-        (Param::TxMitigation(_), End::Tap(_)) => {}
+        (Param::Mtu(mtu), End::VhostUser(vhost)) => vhost.set_mtu(mtu),
+        (Param::TxMitigation(_), End::Tap(_) | End::VhostUser(_)) => {}
         (Param::BurstThresholdUs(burst_threshold_us), _) => port.parking.set_threshold(burst_threshold_us),
         (Param::Budget(budget), _) => port.budget = budget,
         (Param::Priority(priority), _) => port.priority = priority,

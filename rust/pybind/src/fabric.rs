@@ -1,6 +1,7 @@
 //! Switches, ports and workers, as the host node holds them.
 
 use std::os::fd::{IntoRawFd, RawFd};
+use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -149,6 +150,28 @@ impl Fabric {
         Ok(py.detach(|| self.inner.port_add_tap(switch, name, guest, file, mtu)).or_raise(py)?.0)
     }
 
+    /// Listens on a socket for front ends of vhost-user, whose network card is a port of a switch.
+    #[pyo3(signature = (
+        switch, name, socket, *, mac = "00:00:00:00:00:00", mtu = 1500, burst_threshold_us = 50, budget = 256
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn port_add_vhost_user(
+        &self,
+        py: Python<'_>,
+        switch: &str,
+        name: &str,
+        socket: PathBuf,
+        mac: &str,
+        mtu: u32,
+        burst_threshold_us: u32,
+        budget: u32,
+    ) -> PyResult<u64> {
+        let mac = parse_mac(mac).or_raise(py)?;
+        let params = core::VenetParams { mac, mtu, burst_threshold_us, budget, ..core::VenetParams::default() };
+        let port = py.detach(|| self.inner.port_add_vhost_user(switch, name, &socket, params));
+        Ok(port.or_raise(py)?.0)
+    }
+
     fn port_remove(&self, py: Python<'_>, port: u64) -> PyResult<()> {
         py.detach(|| self.inner.port_remove(core::PortId(port))).or_raise(py)
     }
@@ -200,6 +223,7 @@ impl Fabric {
                 row.set_item("transmit_fault", port.transmit_fault)?;
                 row.set_item("receive_fault", port.receive_fault)?;
                 row.set_item("is_gone", port.is_gone)?;
+                row.set_item("is_served", port.is_served)?;
                 Ok(row)
             })
             .collect()

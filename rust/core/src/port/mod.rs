@@ -1,9 +1,10 @@
-//! What a switch is joined to: a guest's rings, a kernel TAP device, or itself.
+//! What a switch is joined to: a guest's rings, a virtual machine's, a kernel TAP device, or itself.
 //!
 //! ```text
-//!               ┌ Venet: two rings in guest RAM ┐
-//!   worker ─── Port ─┤ Tap: a device of the kernel    ├── each: take frames from it · give frames to it · park it
-//!               └ Venet looped: its own sink    ┘
+//!                    ┌ Venet: two rings in guest RAM         ┐
+//!                    │ VhostUser: a front end's virtqueues   │
+//!   worker ─── Port ─┤ Tap: a device of the kernel           ├── each: take frames from it · give frames to it · park it
+//!                    └ Venet looped: its own sink            ┘
 //! ```
 //!
 //! A port belongs to one worker thread. Everything it counts it counts in its own block, seen from the device: *transmit*
@@ -21,6 +22,7 @@ pub(crate) mod batch;
 pub mod latency;
 pub mod tap;
 pub mod venet;
+pub mod vhost_user;
 
 /// A port's name in the fabric: never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +43,8 @@ pub enum PortKind {
     Loopback,
     /// A TAP device of the kernel.
     Tap,
+    /// Virtqueues of a virtual machine or a DPDK application, set up over a socket.
+    VhostUser,
 }
 
 impl PortKind {
@@ -51,6 +55,7 @@ impl PortKind {
             Self::Venet => "venet",
             Self::Loopback => "loopback",
             Self::Tap => "tap",
+            Self::VhostUser => "vhost-user",
         }
     }
 }
@@ -128,6 +133,18 @@ counters! {
         FaultNotMemfd = "fault_not_memfd",
         /// As above.
         FaultDoorbellBlocked = "fault_doorbell_blocked",
+        /// As above.
+        FaultIndexOutOfRange = "fault_index_out_of_range",
+        /// As above.
+        FaultOutsideMemory = "fault_outside_memory",
+        /// As above.
+        FaultChainTooLong = "fault_chain_too_long",
+        /// As above.
+        FaultWrongDirection = "fault_wrong_direction",
+        /// As above.
+        FaultBadIndirect = "fault_bad_indirect",
+        /// As above.
+        FaultMemoryGone = "fault_memory_gone",
         /// Slots of the ring of frames from the guest.
         TransmitSlots = "transmit_slots",
         /// Of those, how many hold frames, when a worker last looked.
@@ -193,6 +210,8 @@ pub enum PortPart {
     Receive,
     /// The device behind it.
     Device,
+    /// The messages by which it is set up.
+    Control,
 }
 
 impl PortPart {
@@ -203,6 +222,7 @@ impl PortPart {
             Self::Transmit => "transmit",
             Self::Receive => "receive",
             Self::Device => "device",
+            Self::Control => "control",
         }
     }
 }
@@ -230,6 +250,7 @@ pub struct PortStatus {
     transmit_fault: AtomicU32,
     receive_fault: AtomicU32,
     is_gone: AtomicU32,
+    is_served: AtomicU32,
 }
 
 impl PortStatus {
@@ -252,6 +273,7 @@ impl PortStatus {
             PortPart::Transmit => &self.transmit_fault,
             PortPart::Receive => &self.receive_fault,
             PortPart::Device => return self.is_gone().then_some("device_gone"),
+            PortPart::Control => return None,
         };
         let reason = word.load(Ordering::Relaxed).checked_sub(1)?;
         Fault::REASONS.get(reason as usize).copied()
@@ -271,7 +293,24 @@ impl PortStatus {
             PortPart::Transmit => self.transmit_fault.store(reason, Ordering::Relaxed),
             PortPart::Receive => self.receive_fault.store(reason, Ordering::Relaxed),
             PortPart::Device => self.is_gone.store(1, Ordering::Relaxed),
+            PortPart::Control => {}
         }
+    }
+
+    /// The rings were set up anew: what was wrong with the old ones is over.
+    pub(crate) fn clear_faults(&self) {
+        self.transmit_fault.store(0, Ordering::Relaxed);
+        self.receive_fault.store(0, Ordering::Relaxed);
+    }
+
+    /// Somebody has set rings up; only for ports that wait for such.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        self.is_served.load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn set_served(&self, is_served: bool) {
+        self.is_served.store(is_served.into(), Ordering::Relaxed);
     }
 }
 

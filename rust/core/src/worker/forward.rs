@@ -29,6 +29,7 @@ use crate::net::switch::{RouteCache, Switch, Verdict};
 use crate::port::batch::{BATCH, Batch, Piece};
 use crate::port::tap::{Received, TapPort};
 use crate::port::venet::VenetPort;
+use crate::port::vhost_user::{Rings, VhostUserPort};
 use crate::port::{PortCounter, PortEvent, PortId, PortPart, PortStatus, Refusal};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
@@ -45,6 +46,7 @@ const FIRST_LINES: u32 = 128;
 pub(crate) enum End {
     Venet(VenetPort),
     Tap(Box<TapPort>),
+    VhostUser(Box<VhostUserPort>),
 }
 
 /// A port as its worker has it.
@@ -108,14 +110,16 @@ impl Port {
         match &mut self.end {
             End::Venet(venet) => venet.set_up(is_up),
             End::Tap(tap) => tap.set_up(is_up),
+            End::VhostUser(vhost) => vhost.set_up(is_up),
         }
     }
 
     /// Nothing will come out of it any more.
-    pub(crate) const fn is_mute(&self) -> bool {
+    pub(crate) fn is_mute(&self) -> bool {
         match &self.end {
             End::Venet(venet) => venet.tx_fault().is_some(),
             End::Tap(tap) => tap.is_gone(),
+            End::VhostUser(vhost) => vhost.is_mute(),
         }
     }
 
@@ -126,6 +130,8 @@ impl Port {
             End::Venet(venet) => venet.claim(piece.length).map(std::ptr::NonNull::as_ptr),
             // SAFETY: the piece was loaded in this turn.
             End::Tap(tap) => unsafe { tap.send(start, piece.source, piece.length) }.map(|()| std::ptr::null_mut()),
+            // SAFETY: as above.
+            End::VhostUser(vhost) => unsafe { vhost.claim(start, piece) },
         }
     }
 }
@@ -226,6 +232,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         match port_at(&mut self.ports, slot) {
             Some(Port { end: End::Venet(_), .. }) => self.turn_rings(slot),
             Some(Port { end: End::Tap(_), .. }) => self.turn_tap(slot),
+            Some(Port { end: End::VhostUser(_), .. }) => self.turn_queues(slot),
             None => Turn::default(),
         }
     }
@@ -280,6 +287,56 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         if venet.tx_fault().is_some() {
             self.report(slot);
         }
+    }
+
+    fn turn_queues(&mut self, slot: PortSlot) -> Turn {
+        let mut turn = Turn::default();
+        let mut bytes = 0;
+        let mut budget = 1;
+        while turn.cost < budget {
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
+            let End::VhostUser(vhost) = &mut port.end else { break };
+            budget = port.budget;
+            let loaded = vhost.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
+            if loaded == 0 {
+                break;
+            }
+            let (done, cost) = self.move_on(slot, loaded, budget - turn.cost);
+            bytes += self.batch.pieces[..done].iter().map(|piece| u64::from(piece.length)).sum::<u64>();
+            turn.frames += done as u32;
+            turn.cost += cost;
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
+            let End::VhostUser(vhost) = &mut port.end else { break };
+            if vhost.give_back(done as u32) {
+                vhost.call_tx(&self.ringer);
+                tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
+            }
+        }
+        self.end_turn(slot, turn, bytes, budget, false);
+        let Some(port) = port_at(&mut self.ports, slot) else { return turn };
+        let End::VhostUser(vhost) = &mut port.end else { return turn };
+        vhost.end_turn();
+        let [(_, waiting), _] = vhost.occupancy();
+        note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
+        if vhost.has_news() {
+            self.report(slot);
+        }
+        turn
+    }
+
+    /// Runs other rings of a front end from now on, or none; those that ran until now.
+    pub(crate) fn exchange(&mut self, slot: PortSlot, rings: Option<Box<Rings>>) -> Option<Box<Rings>> {
+        self.flush();
+        self.report(slot);
+        let port = port_at(&mut self.ports, slot)?;
+        let End::VhostUser(vhost) = &mut port.end else { return rings };
+        port.status.clear_faults();
+        port.status.set_served(rings.is_some());
+        let before = vhost.exchange(rings, &self.ringer);
+        let [(transmit, _), (receive, _)] = vhost.occupancy();
+        port.block.set(PortCounter::TransmitSlots as usize, transmit.into());
+        port.block.set(PortCounter::ReceiveSlots as usize, receive.into());
+        before
     }
 
     fn turn_tap(&mut self, slot: PortSlot) -> Turn {
@@ -523,6 +580,23 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                     tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
                     tap.is_gone()
                 }
+                End::VhostUser(vhost) => {
+                    let (frames, bytes) = vhost.given();
+                    if frames != 0 {
+                        let is_called = vhost.release(&self.ringer);
+                        tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
+                        tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
+                        let [_, (_, posted)] = vhost.occupancy();
+                        note::<COUNTS>(&port.block, PortCounter::ReceiveSlotsUsed, posted.into());
+                        let outcome = if is_called { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
+                        tally::<COUNTS>(&port.block, outcome, 1);
+                        if self.watches.is_on() {
+                            self.watches.told(slot, Stage::Published);
+                            self.watches.told(slot, if is_called { Stage::Rung } else { Stage::Spared });
+                        }
+                    }
+                    vhost.has_news()
+                }
             };
             if is_broken {
                 self.report(slot);
@@ -539,6 +613,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         let Some(port) = port_at(&mut self.ports, slot) else { return };
         let (mut tx, mut rx, mut gone) = (None, None, None);
         match &mut port.end {
+            End::VhostUser(_) => return self.report_queues(slot),
             End::Venet(venet) => {
                 tx = venet.tx_fault().filter(|_| !port.is_tx_reported);
                 rx = venet.rx_fault().filter(|_| !port.is_rx_reported);
@@ -558,6 +633,18 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             port.status.set_gone();
             let text = format!("the device of port {} has ended: {error}", port.name);
             self.sink.tell(port, PortPart::Device, "device_gone", text);
+        }
+    }
+
+    /// As [`Self::report`], for a front end: each of its queues can break by itself.
+    fn report_queues(&mut self, slot: PortSlot) {
+        let Some(port) = port_at(&mut self.ports, slot) else { return };
+        while let End::VhostUser(vhost) = &mut port.end
+            && let Some((part, fault)) = vhost.take_fault()
+        {
+            port.block.add(PortCounter::of_fault(&fault), 1);
+            port.status.set_fault(part, &fault);
+            self.sink.tell(port, part, fault.reason(), fault.to_string());
         }
     }
 }

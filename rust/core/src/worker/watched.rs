@@ -135,8 +135,11 @@ impl<const COUNTS: bool> Plane<COUNTS> {
     fn whole(&mut self, slot: PortSlot, index: usize) -> Option<(FrameStart, *const u8, u32)> {
         let mut piece = self.batch.pieces[index];
         if piece.length == 0 {
-            let Some(End::Venet(venet)) = port_at(&mut self.ports, slot).map(|port| &port.end) else { return None };
-            (piece.source, piece.length) = venet.loaded(index as u32)?;
+            (piece.source, piece.length) = match &port_at(&mut self.ports, slot)?.end {
+                End::Venet(venet) => venet.loaded(index as u32)?,
+                End::VhostUser(vhost) => vhost.loaded(index as u32)?,
+                End::Tap(_) => return None,
+            };
         }
         let mut start = FrameStart::default();
         // SAFETY: loaded in this turn, or checked just now, and not shorter than a header.

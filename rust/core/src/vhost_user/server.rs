@@ -1,0 +1,267 @@
+//! The socket of a vhost-user port: listens for as long as the port is there, serves one front end after the other.
+//!
+//! ```text
+//!   bind ─▶ wait for a front end ─▶ session: message by message ─▶ it went, or said what cannot be ─▶ rings back, wait again
+//!              ▲ stop bell                                            │
+//!              └──────────────── no limit of time or number ──────────┘
+//! ```
+//!
+//! The danger: a front end may stop in the middle of a message, or never read a reply. Only its own thread waits for it, and
+//! [`Server::stop`] ends that by shutting the connection down. A second front end waits in the socket's queue until the
+//! first is gone.
+//! What lies at the socket's path is replaced only if it is a socket that nobody listens on. Source: vhost-user protocol,
+//! "Communication"; unix(7).
+
+use std::fmt;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::Shutdown;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::Receiver;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use vhost::vhost_user::{BackendReqHandler, Error as Refused};
+
+use super::session::Session;
+use crate::error::{Error, Result};
+use crate::net::counters::counters;
+use crate::net::frame::MacAddress;
+use crate::port::{PortEvent, PortId, PortPart};
+use crate::shm::counters::Block;
+use crate::shm::doorbell::Doorbell;
+use crate::worker::forward::EventSink;
+use crate::worker::{ANSWER_DEADLINE, WorkerDoor};
+
+/// Longest path of a socket.
+pub const PATH_BYTES_MAX: usize = 107;
+
+counters! {
+    /// What is counted for every socket of a front end.
+    pub enum VhostUserCounter {
+        /// Front ends that connected.
+        Connections = "connections",
+        /// One is connected now.
+        IsConnected = "is_connected",
+        /// Messages done.
+        Messages = "messages",
+        /// Connections ended: a message is none of the protocol, or not of what was agreed on.
+        RefusedMessage = "refused_message",
+        /// Connections ended: a message asked for what cannot be.
+        RefusedContent = "refused_content",
+        /// Connections ended: this machine had no memory or descriptor for what was asked.
+        RefusedMachine = "refused_machine",
+        /// Connections ended by a front end that went in the middle of a message.
+        RefusedPartial = "refused_partial",
+    }
+}
+
+/// What a server is made with.
+pub(crate) struct ServerParams {
+    pub port: PortId,
+    pub name: Arc<str>,
+    pub mac: MacAddress,
+    pub door: WorkerDoor,
+    pub sink: EventSink,
+    pub block: Block,
+}
+
+/// A socket that is bound: made before the port, so that nothing has to be undone when it cannot be had.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of what was bound: only that is removed at the end.
+    identity: (u64, u64),
+}
+
+impl Bound {
+    /// Binds a socket to `path`, for its owner only.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: the path cannot be one. [`Error::Exists`]: something is there, or somebody listens.
+    /// [`Error::Machine`]: the system refused.
+    pub(crate) fn new(path: &Path) -> Result<Self> {
+        let length = path.as_os_str().len();
+        if !path.is_absolute() || length > PATH_BYTES_MAX {
+            let shown = path.display();
+            return Err(Error::Usage(format!(
+                "the path of a socket begins with / and has at most {PATH_BYTES_MAX} bytes; {shown} has {length}"
+            )));
+        }
+        make_room(path)?;
+        let listener = UnixListener::bind(path).map_err(|error| Error::machine("bind a socket for front ends", error))?;
+        let prepared = listener
+            .set_nonblocking(true)
+            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o600)))
+            .and_then(|()| fs::symlink_metadata(path));
+        match prepared {
+            Ok(found) => Ok(Self { listener, path: path.into(), identity: (found.dev(), found.ino()) }),
+            Err(error) => {
+                let _ = fs::remove_file(path);
+                Err(Error::machine("set up a socket for front ends", error))
+            }
+        }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if is_ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes a socket that nobody listens on any more.
+fn make_room(path: &Path) -> Result<()> {
+    let shown = path.display();
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::machine("look at the path of a socket", error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::Exists(format!("{shown} is there and is no socket; remove it or choose another path")));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| Error::machine("remove an old socket", error))
+        }
+        Err(error) => Err(Error::machine("look whether somebody listens on a socket", error)),
+        Ok(_) => Err(Error::Exists(format!("somebody listens on {shown}; choose another path"))),
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    is_over: AtomicBool,
+    bell: Doorbell,
+    /// The connection being served.
+    current: Mutex<Option<UnixStream>>,
+}
+
+/// The thread that serves one socket.
+pub(crate) struct Server {
+    shared: Arc<Shared>,
+    ended: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves a socket from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: no thread or descriptor is free.
+    pub(crate) fn start(bound: Bound, params: ServerParams) -> Result<Self> {
+        let shared =
+            Arc::new(Shared { is_over: AtomicBool::new(false), bell: Doorbell::create()?, current: Mutex::default() });
+        let (ending, ended) = crossbeam_channel::bounded(1);
+        let serving = shared.clone();
+        let thread = thread::Builder::new()
+            .name(format!("vbnet-vhost-{}", params.port))
+            .spawn(move || {
+                serve(&bound, &serving, &params);
+                drop(bound);
+                let _ = ending.send(());
+            })
+            .map_err(|error| Error::machine("start a thread for front ends", error))?;
+        Ok(Self { shared, ended, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    /// Ends the connection and the thread, and removes the socket. A thread that a hostile file system holds is left behind:
+    /// it has nothing that anybody else uses, and ends when it is let go.
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        let _ = self.shared.bell.ring();
+        if let Some(stream) = &*self.shared.current.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        if self.ended.recv_timeout(2 * ANSWER_DEADLINE).is_err() && self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return;
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+fn serve(bound: &Bound, shared: &Shared, params: &ServerParams) {
+    while !shared.is_over.load(Ordering::Relaxed) {
+        let mut fds = [PollFd::new(&bound.listener, PollFlags::IN), PollFd::new(&shared.bell, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
+            Ok(_) => {}
+        }
+        let Ok((stream, _)) = bound.listener.accept() else { continue };
+        params.block.add(VhostUserCounter::Connections as usize, 1);
+        params.block.set(VhostUserCounter::IsConnected as usize, 1);
+        if let Err(error) = converse(stream, shared, params) {
+            let _ = params.sink.events.send(error);
+            let _ = params.sink.bell.ring();
+        }
+        params.block.set(VhostUserCounter::IsConnected as usize, 0);
+    }
+}
+
+/// Serves one front end until it goes: or why it had to.
+fn converse(stream: UnixStream, shared: &Shared, params: &ServerParams) -> std::result::Result<(), PortEvent> {
+    let told = |reason: &'static str, text: String| PortEvent {
+        port: params.port,
+        name: params.name.clone(),
+        part: PortPart::Control,
+        reason,
+        text,
+    };
+    let machine = |error: std::io::Error| told("refused_machine", format!("cannot serve a front end: {error}"));
+    stream.set_nonblocking(false).map_err(machine)?;
+    let handle = stream.try_clone().map_err(machine)?;
+    *shared.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
+    let session = Arc::new(Session::new(params.port, params.mac, params.door.clone()));
+    let mut messages = BackendReqHandler::from_stream(stream, session.clone());
+    let outcome = loop {
+        // After the connection was shown to whoever stops us, so that it is either shut down or never begun.
+        if shared.is_over.load(Ordering::Relaxed) {
+            break Ok(());
+        }
+        match messages.handle_request() {
+            Ok(()) => params.block.add(VhostUserCounter::Messages as usize, 1),
+            Err(refused) => break Err(refused),
+        }
+    };
+    let refusal = session.take_refusal();
+    session.end();
+    *shared.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    let Err(refused) = outcome else { return Ok(()) };
+    if shared.is_over.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let counter = match (&refused, &refusal) {
+        (Refused::Disconnected | Refused::SocketBroken(_), _) => return Ok(()),
+        (Refused::PartialMessage, _) => VhostUserCounter::RefusedPartial,
+        (Refused::BackendInternalError | Refused::SocketError(_), _) => VhostUserCounter::RefusedMachine,
+        (_, Some(_)) => VhostUserCounter::RefusedContent,
+        _ => VhostUserCounter::RefusedMessage,
+    };
+    params.block.add(counter as usize, 1);
+    let why = refusal.map_or_else(|| refused.to_string(), |error| error.to_string());
+    let text = format!("a front end of port {} was disconnected: {why}", params.name);
+    Err(told(VhostUserCounter::NAMES[counter as usize], text))
+}

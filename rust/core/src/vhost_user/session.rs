@@ -1,0 +1,477 @@
+//! One connection of a front end: what it agreed to, its memory, its queues.
+//!
+//! ```text
+//!   message ─▶ vhost crate: framing, sizes, descriptors ─▶ Session: is it allowed, is it possible?
+//!                                                           yes ─▶ noted; rings taken back, made anew, handed over
+//!                                                           no  ─▶ refused, counted, the connection ends
+//! ```
+//!
+//! The danger: a message may say anything, in any order, any number of times, with any descriptor attached. So there is one
+//! value for each thing that can be said, a later one replaces it and closes what it held; numbers are checked before they
+//! are places; and an eventfd is believed after the kernel said that it is one. What was refused ends the connection, for a
+//! front end that goes on as if it had been heard would be harder to understand than one that has to begin anew.
+//! Source: vhost-user protocol, "Front-end message types"; `docs/decisions/0020-vhost-user-memory-and-eventfds.md`.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::OFlags;
+use rustix::io::{FdFlags, fcntl_setfd};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
+    VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error as Refused, GpuBackend, Result as Answer, VhostUserBackendReqHandler};
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_ANY_LAYOUT, VIRTIO_F_VERSION_1};
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP,
+};
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::error::{Error, Fault, Result};
+use crate::net::frame::MacAddress;
+use crate::port::PortId;
+use crate::port::vhost_user::{LONG_HEADER, Ring, Rings, SHORT_HEADER};
+use crate::shm::doorbell::Doorbell;
+use crate::virtio::memory::{GuestMemory, REGIONS_MAX, RegionAt};
+use crate::virtio::split::{QueueAt, SplitQueue};
+use crate::worker::{Command, WorkerDoor};
+
+/// Most pairs of queues of one port.
+pub const PAIRS_MAX: usize = 8;
+const QUEUES: usize = 2 * PAIRS_MAX;
+
+/// `VHOST_USER_F_PROTOCOL_FEATURES`.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+const fn bit(number: u32) -> u64 {
+    1 << number
+}
+
+/// What every port offers; one with an address of its own tells it besides.
+const FEATURES: u64 = bit(VIRTIO_NET_F_MRG_RXBUF)
+    | bit(VIRTIO_NET_F_MQ)
+    | bit(VIRTIO_F_ANY_LAYOUT)
+    | bit(VIRTIO_F_VERSION_1)
+    | bit(VIRTIO_RING_F_INDIRECT_DESC)
+    | bit(VIRTIO_RING_F_EVENT_IDX)
+    | PROTOCOL_FEATURES;
+
+/// What is agreed on about messages themselves.
+fn protocol_features() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+}
+
+/// What a front end said of one queue.
+#[derive(Debug, Default)]
+struct Queue {
+    size: u32,
+    addresses: Option<(u64, u64, u64)>,
+    /// The next chain: what was said, or where the queue was when it was stopped.
+    base: u16,
+    kick: Option<OwnedFd>,
+    call: Option<OwnedFd>,
+    is_enabled: bool,
+    /// Why it is not run again before it is set up anew.
+    fault: Option<Fault>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    features: u64,
+    memory: Arc<GuestMemory>,
+    queues: [Queue; QUEUES],
+    /// The worker has rings of this session.
+    runs: bool,
+    /// Why the last message was refused.
+    refusal: Option<Error>,
+}
+
+/// One front end's session, as the `vhost` crate calls it.
+pub(crate) struct Session {
+    port: PortId,
+    mac: MacAddress,
+    door: WorkerDoor,
+    state: Mutex<State>,
+}
+
+impl Session {
+    pub(crate) fn new(port: PortId, mac: MacAddress, door: WorkerDoor) -> Self {
+        Self { port, mac, door, state: Mutex::default() }
+    }
+
+    /// Why the last message was refused, if it was by us.
+    pub(crate) fn take_refusal(&self) -> Option<Error> {
+        self.state().refusal.take()
+    }
+
+    /// Takes the rings from the worker for good.
+    pub(crate) fn end(&self) {
+        let mut state = self.state();
+        if state.runs {
+            let _ = self.stop(&mut state);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn offered(&self) -> u64 {
+        if self.mac.is_station() { FEATURES | bit(VIRTIO_NET_F_MAC) } else { FEATURES }
+    }
+
+    /// Does something to the state with no ring running, then runs what is ready.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T>) -> Answer<T> {
+        let mut state = self.state();
+        let outcome = self.stop(&mut state).and_then(|()| change(&mut state)).and_then(|value| {
+            self.run(&mut state)?;
+            Ok(value)
+        });
+        outcome.map_err(|error| refuse(&mut state, error))
+    }
+
+    /// Takes the rings back; where each was is its base from now on.
+    fn stop(&self, state: &mut State) -> Result<()> {
+        if !state.runs {
+            return Ok(());
+        }
+        let rings = self.door.ask(|reply| Command::SetRings(self.port, None, reply))??;
+        state.runs = false;
+        for ring in rings.into_iter().flat_map(|rings| rings.tx.into_iter().chain(rings.rx)) {
+            if let Some(queue) = state.queues.get_mut(ring.index) {
+                queue.base = ring.queue.position();
+                queue.fault = ring.fault;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands every queue that is ready over to the worker.
+    fn run(&self, state: &mut State) -> Result<()> {
+        let is_modern = state.features & bit(VIRTIO_F_VERSION_1) != 0;
+        let is_mergeable = state.features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let header = if is_modern || is_mergeable { LONG_HEADER } else { SHORT_HEADER };
+        let mut rings =
+            Rings { tx: Vec::new(), rx: Vec::new(), header, is_mergeable, memory: state.memory.clone() };
+        for index in 0..QUEUES {
+            let Some(ring) = ready_ring(state, index)? else { continue };
+            if index % 2 == 0 { rings.rx.push(ring) } else { rings.tx.push(ring) }
+        }
+        if rings.tx.is_empty() && rings.rx.is_empty() {
+            return Ok(());
+        }
+        // Whatever becomes of it, the worker may have it from here on.
+        state.runs = true;
+        self.door.ask(|reply| Command::SetRings(self.port, Some(Box::new(rings)), reply))??;
+        Ok(())
+    }
+}
+
+/// The ring of a queue about which everything was said and that is enabled.
+fn ready_ring(state: &State, index: usize) -> Result<Option<Ring>> {
+    let queue = &state.queues[index];
+    let is_enabled = queue.is_enabled || state.features & PROTOCOL_FEATURES == 0;
+    let (Some((descriptors, used, available)), Some(kick)) = (queue.addresses, &queue.kick) else { return Ok(None) };
+    if !is_enabled || queue.size == 0 || queue.fault.is_some() {
+        return Ok(None);
+    }
+    let at = QueueAt {
+        size: queue.size,
+        descriptors,
+        available,
+        used,
+        has_event_index: state.features & bit(VIRTIO_RING_F_EVENT_IDX) != 0,
+        has_indirect: state.features & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0,
+    };
+    let split = SplitQueue::new(state.memory.clone(), &at)?;
+    let bell = |file: &OwnedFd| {
+        let file = file.try_clone().map_err(|error| Error::machine("duplicate an eventfd", error))?;
+        Ok::<_, Error>(Doorbell::from_fd(file))
+    };
+    let call = queue.call.as_ref().map(bell).transpose()?;
+    Ok(Some(Ring::new(index, split, bell(kick)?, call)))
+}
+
+fn refuse(state: &mut State, error: Error) -> Refused {
+    let answer = match &error {
+        Error::Machine { .. } | Error::Closed(_) | Error::PeerGone(_) => Refused::BackendInternalError,
+        _ => Refused::InvalidParam,
+    };
+    state.refusal = Some(error);
+    answer
+}
+
+fn queue_of(state: &mut State, index: usize) -> Result<&mut Queue> {
+    let limit = QUEUES as u32;
+    let found = u32::try_from(index).unwrap_or(u32::MAX);
+    state.queues.get_mut(index).ok_or_else(|| Fault::IndexOutOfRange { index: found, limit }.into())
+}
+
+/// Believes a descriptor of a front end to be an eventfd, after the kernel said so: it names what is behind a descriptor
+/// without asking it, and nothing else can have this name, for every path begins with a slash.
+fn eventfd(file: File) -> Result<OwnedFd> {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .map_err(|error| Error::machine("inspect an eventfd", error))?;
+    if name.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(Error::Usage(format!("a kick or call of a front end is an eventfd, not {}", name.display())));
+    }
+    let file = OwnedFd::from(file);
+    // Neither is trusted later on; they spare the watchdog an honest front end.
+    fcntl_setfd(&file, FdFlags::CLOEXEC).map_err(|errno| Error::machine("set up an eventfd", errno))?;
+    let flags = rustix::fs::fcntl_getfl(file.as_fd()).map_err(|errno| Error::machine("set up an eventfd", errno))?;
+    rustix::fs::fcntl_setfl(file.as_fd(), flags | OFlags::NONBLOCK)
+        .map_err(|errno| Error::machine("set up an eventfd", errno))?;
+    Ok(file)
+}
+
+fn region_at(region: &VhostUserMemoryRegion) -> RegionAt {
+    RegionAt {
+        guest: region.guest_phys_addr,
+        size: region.memory_size,
+        user: region.user_addr,
+        offset: region.mmap_offset,
+    }
+}
+
+/// `virtio_net_config` as far as there is something to tell: address, link, pairs, and no MTU.
+fn config_space(mac: MacAddress) -> [u8; 12] {
+    let mut space = [0; 12];
+    space[..6].copy_from_slice(&mac.bytes());
+    space[6..8].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+    space[8..10].copy_from_slice(&(PAIRS_MAX as u16).to_le_bytes());
+    space
+}
+
+/// Messages of what was never offered.
+const NOT_OFFERED: Refused = Refused::InvalidOperation("not offered");
+
+impl VhostUserBackendReqHandler for Session {
+    fn set_owner(&self) -> Answer<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&self) -> Answer<()> {
+        self.reset_device()
+    }
+
+    fn reset_device(&self) -> Answer<()> {
+        self.change(|state| {
+            state.queues = Default::default();
+            state.features = 0;
+            Ok(())
+        })
+    }
+
+    fn get_features(&self) -> Answer<u64> {
+        Ok(self.offered())
+    }
+
+    fn set_features(&self, features: u64) -> Answer<()> {
+        let surplus = features & !self.offered();
+        self.change(|state| {
+            if surplus != 0 {
+                let (what, expected) = ("features beyond those offered", 0);
+                return Err(Fault::BadHeader { what, found: surplus, expected }.into());
+            }
+            state.features = features;
+            Ok(())
+        })
+    }
+
+    fn get_protocol_features(&self) -> Answer<VhostUserProtocolFeatures> {
+        Ok(protocol_features())
+    }
+
+    fn set_protocol_features(&self, features: u64) -> Answer<()> {
+        let mut state = self.state();
+        let surplus = features & !protocol_features().bits();
+        if surplus != 0 {
+            let fault = Fault::BadHeader { what: "protocol features beyond those offered", found: surplus, expected: 0 };
+            return Err(refuse(&mut state, fault.into()));
+        }
+        Ok(())
+    }
+
+    fn get_queue_num(&self) -> Answer<u64> {
+        Ok(PAIRS_MAX as u64)
+    }
+
+    fn set_mem_table(
+        &self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Answer<Option<Vec<u64>>> {
+        self.change(|state| {
+            // The old memory first: a front end that sets its table again shall not need twice the room.
+            state.memory = Arc::default();
+            state.memory = Arc::new(GuestMemory::map(regions.iter().map(region_at).zip(files))?);
+            Ok(None)
+        })
+    }
+
+    fn get_max_mem_slots(&self) -> Answer<u64> {
+        Ok(REGIONS_MAX as u64)
+    }
+
+    fn add_mem_region(
+        &self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Answer<Option<u64>> {
+        self.change(|state| {
+            state.memory = Arc::new(state.memory.with(region_at(region), &file)?);
+            Ok(None)
+        })
+    }
+
+    fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Answer<()> {
+        self.change(|state| {
+            state.memory = Arc::new(state.memory.without(region_at(region))?);
+            Ok(())
+        })
+    }
+
+    fn set_vring_num(&self, index: u32, size: u32) -> Answer<()> {
+        self.change(|state| {
+            let queue = queue_of(state, index as usize)?;
+            if !size.is_power_of_two() || size > crate::virtio::split::SIZE_MAX {
+                let limit = crate::virtio::split::SIZE_MAX.into();
+                return Err(Fault::BadSize { what: "queue size", found: size.into(), limit }.into());
+            }
+            queue.size = size;
+            queue.fault = None;
+            Ok(())
+        })
+    }
+
+    fn set_vring_addr(
+        &self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptors: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Answer<()> {
+        self.change(|state| {
+            let queue = queue_of(state, index as usize)?;
+            queue.addresses = Some((descriptors, used, available));
+            queue.fault = None;
+            Ok(())
+        })
+    }
+
+    fn set_vring_base(&self, index: u32, base: u32) -> Answer<()> {
+        self.change(|state| {
+            let queue = queue_of(state, index as usize)?;
+            queue.base = base as u16;
+            queue.fault = None;
+            Ok(())
+        })
+    }
+
+    /// Stops a queue, until it is given a kick again.
+    fn get_vring_base(&self, index: u32) -> Answer<VhostUserVringState> {
+        self.change(|state| {
+            let queue = queue_of(state, index as usize)?;
+            queue.kick = None;
+            queue.fault = None;
+            Ok(VhostUserVringState::new(index, queue.base.into()))
+        })
+    }
+
+    fn set_vring_kick(&self, index: u8, file: Option<File>) -> Answer<()> {
+        self.change(|state| {
+            let queue = queue_of(state, index.into())?;
+            let Some(file) = file else {
+                return Err(Error::Usage("a queue without a kick would have to be polled; give an eventfd".into()));
+            };
+            queue.kick = Some(eventfd(file)?);
+            Ok(())
+        })
+    }
+
+    fn set_vring_call(&self, index: u8, file: Option<File>) -> Answer<()> {
+        self.change(|state| {
+            let queue = queue_of(state, index.into())?;
+            queue.call = file.map(eventfd).transpose()?;
+            Ok(())
+        })
+    }
+
+    /// Nobody is told of errors that way; the descriptor is closed.
+    fn set_vring_err(&self, index: u8, _file: Option<File>) -> Answer<()> {
+        let mut state = self.state();
+        queue_of(&mut state, index.into()).map(|_| ()).map_err(|error| refuse(&mut state, error))
+    }
+
+    fn set_vring_enable(&self, index: u32, enable: bool) -> Answer<()> {
+        self.change(|state| {
+            queue_of(state, index as usize)?.is_enabled = enable;
+            Ok(())
+        })
+    }
+
+    fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Answer<Vec<u8>> {
+        let space = config_space(self.mac);
+        let end = offset.checked_add(size).ok_or(Refused::InvalidParam)?;
+        // Fields behind ours exist in other versions of the structure; they read as zeroes.
+        if end as usize > CONFIG_BYTES_MAX {
+            return Err(Refused::InvalidParam);
+        }
+        Ok((offset as usize..end as usize).map(|at| space.get(at).copied().unwrap_or(0)).collect())
+    }
+
+    fn set_config(&self, _offset: u32, _bytes: &[u8], _flags: VhostUserConfigFlags) -> Answer<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn set_gpu_socket(&self, _gpu: GpuBackend) -> Answer<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn get_shared_object(&self, _object: VhostUserSharedMsg) -> Answer<File> {
+        Err(NOT_OFFERED)
+    }
+
+    fn get_inflight_fd(&self, _inflight: &VhostUserInflight) -> Answer<(VhostUserInflight, File)> {
+        Err(NOT_OFFERED)
+    }
+
+    fn set_inflight_fd(&self, _inflight: &VhostUserInflight, _file: File) -> Answer<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn set_device_state_fd(
+        &self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> Answer<Option<File>> {
+        Err(NOT_OFFERED)
+    }
+
+    fn check_device_state(&self) -> Answer<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn get_shmem_config(&self) -> Answer<VhostUserShMemConfig> {
+        Err(NOT_OFFERED)
+    }
+
+    fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Answer<()> {
+        Err(NOT_OFFERED)
+    }
+}
+
+/// Bytes of the configuration space that may be asked for.
+const CONFIG_BYTES_MAX: usize = 256;
