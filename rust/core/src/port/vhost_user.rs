@@ -201,7 +201,7 @@ impl VhostUserPort {
         })
     }
 
-    /// Ends every queue when memory has ended; asked after each turn, before the driver hears of anything.
+    /// Ends every queue when memory has ended.
     #[inline]
     fn watch_memory(&mut self) {
         if let Some(rings) = &mut self.rings
@@ -297,14 +297,10 @@ impl VhostUserPort {
         }
     }
 
-    /// The end of a turn: what has ended meanwhile?
+    /// Something broke, or memory has ended, and was not told: asked after each turn and each release.
     #[inline]
-    pub(crate) fn end_turn(&mut self) {
+    pub(crate) fn has_news(&mut self) -> bool {
         self.watch_memory();
-    }
-
-    /// Something broke and was not told.
-    pub(crate) fn has_news(&self) -> bool {
         let Some(rings) = &self.rings else { return false };
         rings.tx.iter().chain(&rings.rx).any(|ring| ring.fault.is_some() && !ring.is_told)
     }
@@ -389,7 +385,6 @@ impl VhostUserPort {
     /// Shows the driver what it was given, and calls it where it wants that: whether it was called.
     pub(crate) fn release(&mut self, ringer: &Ringer) -> bool {
         self.given = (0, 0);
-        self.watch_memory();
         let Some(rings) = &mut self.rings else { return false };
         let mut is_called = false;
         for ring in rings.rx.iter_mut().filter(|ring| ring.queue.unpublished() != 0) {
@@ -502,6 +497,7 @@ const fn header_of(buffers: u16) -> [u8; LONG_HEADER as usize] {
 fn flow(start: &FrameStart) -> usize {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
+    const MULTIPLIER: u32 = 0x9e37_79b1;
     let bytes = start.bytes();
     let has_ports = |protocol: u8| matches!(protocol, TCP | UDP);
     let ends = match start.ether_type() {
@@ -513,8 +509,10 @@ fn flow(start: &FrameStart) -> usize {
         0x86dd => &bytes[22..54],
         _ => &bytes[..12],
     };
-    let mix = |sum: u32, word: &[u8; 4]| (sum ^ u32::from_le_bytes(*word)).wrapping_mul(0x9e37_79b1).rotate_left(15);
-    ends.as_chunks::<4>().0.iter().fold(0, mix) as usize
+    let mix = |sum: u32, word: &[u8; 4]| (sum ^ u32::from_le_bytes(*word)).wrapping_mul(MULTIPLIER).rotate_left(15);
+    let sum = ends.as_chunks::<4>().0.iter().fold(0, mix);
+    // What differs least is high up in the last word: once more, and the upper half.
+    (sum.wrapping_mul(MULTIPLIER) >> 16) as usize
 }
 
 #[cold]

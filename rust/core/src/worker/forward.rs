@@ -315,7 +315,6 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         self.end_turn(slot, turn, bytes, budget, false);
         let Some(port) = port_at(&mut self.ports, slot) else { return turn };
         let End::VhostUser(vhost) = &mut port.end else { return turn };
-        vhost.end_turn();
         let [(_, waiting), _] = vhost.occupancy();
         note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
         if vhost.has_news() {

@@ -1,0 +1,428 @@
+//! A front end of vhost-user for tests: messages, memory and split queues made byte by byte.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs::File;
+use std::io::{IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vbnet_core::fabric::{VenetParams, VhostUserCounter};
+use vbnet_core::shm::doorbell::Doorbell;
+
+use crate::switch_guest::{DEADLINE, Lab, SWITCH, eventually};
+
+pub const GET_FEATURES: u32 = 1;
+pub const SET_FEATURES: u32 = 2;
+pub const SET_OWNER: u32 = 3;
+pub const SET_MEM_TABLE: u32 = 5;
+pub const SET_VRING_NUM: u32 = 8;
+pub const SET_VRING_ADDR: u32 = 9;
+pub const SET_VRING_BASE: u32 = 10;
+pub const GET_VRING_BASE: u32 = 11;
+pub const SET_VRING_KICK: u32 = 12;
+pub const SET_VRING_CALL: u32 = 13;
+pub const SET_VRING_ERR: u32 = 14;
+pub const GET_PROTOCOL_FEATURES: u32 = 15;
+pub const SET_PROTOCOL_FEATURES: u32 = 16;
+pub const GET_QUEUE_NUM: u32 = 17;
+pub const SET_VRING_ENABLE: u32 = 18;
+pub const GET_CONFIG: u32 = 24;
+pub const RESET_DEVICE: u32 = 34;
+
+pub const MERGEABLE: u64 = 1 << 15;
+pub const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
+pub const EVENT_INDEX: u64 = 1 << 29;
+pub const PROTOCOL: u64 = 1 << 30;
+pub const VERSION_1: u64 = 1 << 32;
+
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
+
+pub const HEADER: usize = 12;
+/// Entries of a queue.
+pub const SIZE: u16 = 64;
+/// Where descriptors begin to count, and where the front end says that it has the same bytes.
+pub const GUEST: u64 = 0x4000_0000;
+pub const USER: u64 = 0x7fff_0000_0000;
+pub const MEMORY: u64 = 4 << 20;
+
+const QUEUE_BYTES: u64 = 0x2000;
+const BUFFERS: u64 = 0x10_0000;
+const BUFFER_BYTES: u64 = 4096;
+
+static SOCKETS: AtomicU32 = AtomicU32::new(0);
+
+/// A path for a socket that no other test has.
+pub fn socket_path() -> PathBuf {
+    let number = SOCKETS.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("vbnet-vhost-{}-{number}.sock", std::process::id()))
+}
+
+/// Adds a port that waits for front ends: where.
+pub fn add_port(lab: &Lab, name: &str) -> PathBuf {
+    let path = socket_path();
+    lab.fabric.port_add_vhost_user(SWITCH, name, &path, VenetParams::default()).unwrap();
+    path
+}
+
+/// What was counted for the socket of a port.
+pub fn counted(lab: &Lab, port: &str, counter: VhostUserCounter) -> u64 {
+    let wanted = format!("device={port},");
+    let blocks = lab.counters.reader().blocks();
+    let block = blocks.iter().find(|block| block.kind == "vhost_user" && block.labels.contains(&wanted)).unwrap();
+    block.values[counter as usize]
+}
+
+/// Waits until no front end is connected to a port.
+pub fn wait_until_alone(lab: &Lab, port: &str) {
+    eventually(|| counted(lab, port, VhostUserCounter::IsConnected) == 0);
+}
+
+/// The wire: framing as the protocol has it, and nothing that keeps a test from sending nonsense.
+pub struct Wire(pub UnixStream);
+
+impl Wire {
+    pub fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        Self(stream)
+    }
+
+    /// Sends bytes with descriptors attached. What the other side closed meanwhile is no mistake of the test.
+    pub fn raw(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(files)));
+        }
+        let _ = sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
+    }
+
+    pub fn send(&self, request: u32, flags: u32, body: &[u8], files: &[BorrowedFd<'_>]) {
+        let head = [request, 1 | flags, body.len() as u32].map(u32::to_le_bytes).concat();
+        self.raw(&[head, body.to_vec()].concat(), files);
+    }
+
+    /// The body of a reply.
+    pub fn reply(&mut self) -> Vec<u8> {
+        let mut head = [0; 12];
+        self.0.read_exact(&mut head).unwrap();
+        let size = u32::from_le_bytes(head[8..].try_into().unwrap());
+        let mut body = vec![0; size as usize];
+        self.0.read_exact(&mut body).unwrap();
+        body
+    }
+
+    pub fn ask(&mut self, request: u32, body: &[u8]) -> Vec<u8> {
+        self.send(request, 0, body, &[]);
+        self.reply()
+    }
+
+    pub fn ask_u64(&mut self, request: u32) -> u64 {
+        u64::from_le_bytes(self.ask(request, &[]).try_into().unwrap())
+    }
+
+    /// Sends a request and waits for word that it was done.
+    pub fn done(&mut self, request: u32, body: &[u8], files: &[BorrowedFd<'_>]) {
+        self.send(request, 8, body, files);
+        assert_eq!(0_u64.to_le_bytes(), self.reply()[..], "request {request}");
+    }
+
+    /// Waits until the other side has hung up.
+    pub fn assert_hung_up(mut self) {
+        let mut rest = Vec::new();
+        // A reset is what is left of a connection that was closed before everything was read.
+        let _ = self.0.read_to_end(&mut rest);
+    }
+}
+
+pub fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().copied().flat_map(u32::to_le_bytes).collect()
+}
+
+pub fn longs(longs: &[u64]) -> Vec<u8> {
+    longs.iter().copied().flat_map(u64::to_le_bytes).collect()
+}
+
+/// The body of SET_MEM_TABLE: guest address, size, user address, offset of each region.
+pub fn table(regions: &[[u64; 4]]) -> Vec<u8> {
+    let head = words(&[regions.len() as u32, 0]);
+    [head, regions.iter().flat_map(|region| longs(region)).collect()].concat()
+}
+
+pub fn memfd(bytes: u64) -> File {
+    let file = memfd_create("front-end", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, bytes).unwrap();
+    File::from(file)
+}
+
+/// Memory of the front end, mapped here.
+pub struct Memory {
+    pub file: File,
+    base: *mut u8,
+}
+
+// SAFETY: plain shared memory; tests touch it through raw copies.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    pub fn new() -> Self {
+        let file = memfd(MEMORY);
+        // SAFETY: a fresh mapping.
+        let base = unsafe {
+            let (length, rights) = (MEMORY as usize, ProtFlags::READ | ProtFlags::WRITE);
+            mmap(std::ptr::null_mut(), length, rights, MapFlags::SHARED, &file, 0).unwrap()
+        };
+        Self { file, base: base.cast() }
+    }
+
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        assert!(offset + bytes.len() as u64 <= MEMORY);
+        // SAFETY: within the mapping, as just checked.
+        unsafe { bytes.as_ptr().copy_to_nonoverlapping(self.base.add(offset as usize), bytes.len()) };
+    }
+
+    pub fn read(&self, offset: u64, length: usize) -> Vec<u8> {
+        assert!(offset + length as u64 <= MEMORY);
+        let mut bytes = vec![0; length];
+        // SAFETY: within the mapping, as just checked.
+        unsafe { self.base.add(offset as usize).copy_to_nonoverlapping(bytes.as_mut_ptr(), length) };
+        bytes
+    }
+
+    pub fn word(&self, offset: u64) -> &AtomicU16 {
+        assert!(offset + 2 <= MEMORY && offset.is_multiple_of(2));
+        // SAFETY: within the mapping and aligned, as just checked.
+        unsafe { AtomicU16::from_ptr(self.base.add(offset as usize).cast()) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: what `new` mapped.
+        unsafe { munmap(self.base.cast(), MEMORY as usize).unwrap() };
+    }
+}
+
+/// One queue as its driver has it.
+pub struct Queue {
+    pub index: u32,
+    pub kick: Doorbell,
+    pub call: Doorbell,
+    pub available: u16,
+    pub seen: u16,
+}
+
+impl Queue {
+    pub fn new(index: u32) -> Self {
+        Self {
+            index,
+            kick: Doorbell::create().unwrap(),
+            call: Doorbell::create().unwrap(),
+            available: 0,
+            seen: 0,
+        }
+    }
+
+    pub fn descriptors(&self) -> u64 {
+        u64::from(self.index) * QUEUE_BYTES
+    }
+
+    pub fn available_ring(&self) -> u64 {
+        self.descriptors() + 0x800
+    }
+
+    pub fn used_ring(&self) -> u64 {
+        self.descriptors() + 0x1000
+    }
+
+    /// Offset of the buffer that descriptor `index` has unless a test says otherwise.
+    pub fn buffer(&self, index: u16) -> u64 {
+        BUFFERS + u64::from(self.index) * u64::from(SIZE) * BUFFER_BYTES + u64::from(index) * BUFFER_BYTES
+    }
+
+    pub fn describe(&self, memory: &Memory, index: u16, entry: (u64, u32, u16, u16)) {
+        describe(memory, self.descriptors(), index, entry);
+    }
+
+    /// Makes a chain available.
+    pub fn offer(&mut self, memory: &Memory, head: u16) {
+        memory.word(self.available_ring() + 4 + 2 * u64::from(self.available % SIZE)).store(head, Ordering::Relaxed);
+        self.available = self.available.wrapping_add(1);
+        memory.word(self.available_ring() + 2).store(self.available, Ordering::Release);
+    }
+
+    /// Kicks, as drivers do that agreed on no event index and find that kicks are wanted.
+    pub fn kick_if_wanted(&self, memory: &Memory) {
+        fence(Ordering::SeqCst);
+        if memory.word(self.used_ring()).load(Ordering::Relaxed) & 1 == 0 {
+            self.kick.ring().unwrap();
+        }
+    }
+
+    /// The oldest chain that came back and was not seen: its head and the bytes written to it.
+    pub fn used(&mut self, memory: &Memory) -> Option<(u16, u32)> {
+        if memory.word(self.used_ring() + 2).load(Ordering::Acquire) == self.seen {
+            return None;
+        }
+        let entry = memory.read(self.used_ring() + 4 + 8 * u64::from(self.seen % SIZE), 8);
+        self.seen = self.seen.wrapping_add(1);
+        let word = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap());
+        Some((word(0) as u16, word(4)))
+    }
+}
+
+/// Writes a descriptor (address, length, flags, next) into the table at `table`.
+pub fn describe(memory: &Memory, table: u64, index: u16, (address, length, flags, next): (u64, u32, u16, u16)) {
+    let bytes =
+        [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
+    memory.write(table + 16 * u64::from(index), &bytes);
+}
+
+/// A front end with one pair of queues: 0 takes frames in, 1 sends them.
+pub struct FrontEnd {
+    pub wire: Wire,
+    pub memory: Memory,
+    pub features: u64,
+    pub rx: Queue,
+    pub tx: Queue,
+}
+
+pub const FEATURES: u64 = VERSION_1 | MERGEABLE | INDIRECT_DESCRIPTORS | PROTOCOL;
+
+impl FrontEnd {
+    /// Connects, agrees, sets up both queues and posts every buffer.
+    pub fn new(path: &Path) -> Self {
+        let mut front = Self::bare(path, FEATURES);
+        front.start();
+        front.post(SIZE);
+        front
+    }
+
+    /// Connects, agrees and hands its memory over.
+    pub fn bare(path: &Path, features: u64) -> Self {
+        let mut wire = Wire::connect(path);
+        wire.send(SET_OWNER, 0, &[], &[]);
+        assert_eq!(features, features & wire.ask_u64(GET_FEATURES));
+        assert_eq!(8, 8 & wire.ask_u64(GET_PROTOCOL_FEATURES));
+        wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 | 8 | 0x200 | 0x2000]), &[]);
+        wire.done(SET_FEATURES, &longs(&[features]), &[]);
+        let front = Self { wire, memory: Memory::new(), features, rx: Queue::new(0), tx: Queue::new(1) };
+        front.share_memory()
+    }
+
+    fn share_memory(mut self) -> Self {
+        let body = table(&[[GUEST, MEMORY, USER, 0]]);
+        self.wire.done(SET_MEM_TABLE, &body, &[self.memory.file.as_fd()]);
+        self
+    }
+
+    /// Sets both queues up.
+    pub fn start(&mut self) {
+        self.start_queue(0);
+        self.start_queue(1);
+    }
+
+    pub fn start_queue(&mut self, index: u32) {
+        let Self { wire, rx, tx, features, .. } = self;
+        let queue = if index == 0 { rx } else { tx };
+        start_queue(wire, queue, *features);
+    }
+
+    /// Stops a queue: where it was.
+    pub fn stop_queue(&mut self, index: u32) -> u32 {
+        let answer = self.wire.ask(GET_VRING_BASE, &words(&[index, 0]));
+        u32::from_le_bytes(answer[4..].try_into().unwrap())
+    }
+
+    /// Posts `count` buffers of 4096 bytes to receive into, from descriptor 0 on.
+    pub fn post(&mut self, count: u16) {
+        (0..count).for_each(|index| self.post_one(index, BUFFER_BYTES as u32));
+    }
+
+    pub fn post_one(&mut self, index: u16, length: u32) {
+        let address = GUEST + self.rx.buffer(index);
+        self.rx.describe(&self.memory, index, (address, length, WRITE, 0));
+        self.rx.offer(&self.memory, index);
+    }
+
+    /// Sends a frame in one buffer, with an empty header in front of it.
+    pub fn send(&mut self, frame: &[u8]) {
+        let index = self.tx.available % SIZE;
+        eventually(|| self.drain_once() || self.tx.available.wrapping_sub(self.tx.seen) < SIZE);
+        let place = self.tx.buffer(index);
+        let bytes = [&[0; HEADER][..], frame].concat();
+        self.memory.write(place, &bytes);
+        self.tx.describe(&self.memory, index, (GUEST + place, bytes.len() as u32, 0, 0));
+        self.offer_tx(index);
+    }
+
+    /// Makes a chain available and kicks.
+    pub fn offer_tx(&mut self, head: u16) {
+        self.tx.offer(&self.memory, head);
+        self.tx.kick_if_wanted(&self.memory);
+    }
+
+    fn drain_once(&mut self) -> bool {
+        self.tx.used(&self.memory).is_some()
+    }
+
+    /// Waits until every frame sent was taken.
+    pub fn drain(&mut self) {
+        eventually(|| {
+            while self.drain_once() {}
+            self.tx.seen == self.tx.available
+        });
+    }
+
+    /// What came in, header and all; the buffer is posted again.
+    pub fn receive_whole_nowait(&mut self) -> Option<Vec<u8>> {
+        let (head, written) = self.rx.used(&self.memory)?;
+        let bytes = self.memory.read(self.rx.buffer(head), written as usize);
+        self.rx.offer(&self.memory, head);
+        Some(bytes)
+    }
+
+    pub fn receive_whole(&mut self) -> Vec<u8> {
+        let mut found = None;
+        eventually(|| {
+            found = self.receive_whole_nowait();
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// A frame that came in in one buffer.
+    pub fn receive(&mut self) -> Vec<u8> {
+        let bytes = self.receive_whole();
+        assert_eq!([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0], bytes[..HEADER], "the header");
+        bytes[HEADER..].to_vec()
+    }
+
+    /// Frames that came in so far.
+    pub fn received(&mut self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.receive_whole_nowait()).map(|bytes| bytes[HEADER..].to_vec()).collect()
+    }
+}
+
+pub fn start_queue(wire: &mut Wire, queue: &Queue, features: u64) {
+    let index = queue.index;
+    wire.done(SET_VRING_NUM, &words(&[index, SIZE.into()]), &[]);
+    wire.done(SET_VRING_BASE, &words(&[index, queue.seen.into()]), &[]);
+    let rings = longs(&[USER + queue.descriptors(), USER + queue.used_ring(), USER + queue.available_ring(), 0]);
+    wire.done(SET_VRING_ADDR, &[words(&[index, 0]), rings].concat(), &[]);
+    wire.done(SET_VRING_CALL, &longs(&[index.into()]), &[queue.call.as_fd()]);
+    wire.done(SET_VRING_KICK, &longs(&[index.into()]), &[queue.kick.as_fd()]);
+    if features & PROTOCOL != 0 {
+        wire.done(SET_VRING_ENABLE, &words(&[index, 1]), &[]);
+    }
+}

@@ -1,0 +1,622 @@
+//! The life of vhost-user front ends: they come, stop and go in any order, say what cannot be, and break their rings.
+//!
+//! Each test of bad input ends with a frame between others: whatever a front end does, it does to itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod switch_guest;
+mod vhost_front;
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{OFlags, fcntl_setfl, ftruncate};
+use switch_guest::{Lab, SWITCH, eventually, frame, mac};
+use vbnet_core::error::Error;
+use vbnet_core::fabric::{VenetParams, VhostUserCounter};
+use vbnet_core::net::frame::MacAddress;
+use vbnet_core::port::{PortCounter, PortEvent, PortPart};
+use vbnet_core::shm::doorbell::Doorbell;
+use vhost_front::{
+    FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER,
+    INDIRECT, MEMORY, Memory, NEXT, PROTOCOL, RESET_DEVICE, SET_FEATURES, SET_MEM_TABLE,
+    SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
+    SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, counted, longs, memfd, socket_path, table,
+    wait_until_alone, words,
+};
+
+fn told(lab: &Lab, part: PortPart) -> PortEvent {
+    let event = lab.fault();
+    assert_eq!(part, event.part, "{}", event.text);
+    event
+}
+
+// ---- coming and going ----------------------------------------------------------------------------------------------
+
+#[test]
+fn front_ends_come_and_go_without_limit_and_frames_pass_again() {
+    let mut lab = Lab::new(1);
+    let path = add_port(&lab, "vm");
+
+    for number in 0..20 {
+        let mut front = FrontEnd::new(&path);
+        let there = frame(MacAddress::BROADCAST, mac(1), 64, number);
+        front.send(&there);
+        assert_eq!(there, lab.guests[0].receive());
+        lab.guests[0].refill();
+        let back = frame(mac(1), mac(2), 64, number);
+        lab.guests[0].send(&back);
+        assert_eq!(back, front.receive());
+        drop(front);
+        wait_until_alone(&lab, "vm");
+    }
+
+    assert_eq!(20, counted(&lab, "vm", VhostUserCounter::Connections));
+    assert_eq!(0, lab.fabric.take_faults().len());
+}
+
+/// The second waits in the socket's queue until the first has gone.
+#[test]
+fn second_front_end_waits_for_the_first() {
+    let lab = Lab::new(0);
+    let path = add_port(&lab, "vm");
+    let first = FrontEnd::new(&path);
+    let mut second = Wire::connect(&path);
+    second.send(GET_FEATURES, 0, &[], &[]);
+    assert_eq!(1, counted(&lab, "vm", VhostUserCounter::Connections));
+
+    drop(first);
+
+    assert_eq!(FEATURES, FEATURES & u64::from_le_bytes(second.reply().try_into().unwrap()));
+}
+
+/// Stopped and started over and over, with frames under way both ways: none is lost, none comes twice.
+#[test]
+fn stopped_queue_goes_on_where_it_was() {
+    let mut lab = Lab::new(1);
+    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
+    let mut sent = 0_u8;
+    let mut received = Vec::new();
+
+    for round in 0..20 {
+        for _ in 0..5 {
+            front.send(&frame(MacAddress::BROADCAST, mac(1), 64, sent));
+            sent += 1;
+        }
+        let base = front.stop_queue(1);
+        assert!(base <= u32::from(front.tx.available));
+        // What is made available now is for later.
+        front.send(&frame(MacAddress::BROADCAST, mac(1), 64, sent));
+        sent += 1;
+        lab.barrier();
+        assert_eq!(base, u32::from(front.memory.word(front.tx.used_ring() + 2).load(Ordering::Relaxed)));
+        front.start_queue(1);
+        front.drain();
+        lab.barrier();
+        received.extend(lab.guests[0].received());
+        lab.guests[0].refill();
+        assert_eq!((round + 1) * 6, received.len());
+    }
+
+    let expected: Vec<Vec<u8>> = (0..sent).map(|seed| frame(MacAddress::BROADCAST, mac(1), 64, seed)).collect();
+    assert_eq!(expected, received);
+}
+
+/// A front end that restarts with the memory and the queues it had goes on where the used rings say.
+#[test]
+fn reconnected_front_end_loses_and_doubles_nothing() {
+    let mut lab = Lab::new(1);
+    let path = add_port(&lab, "vm");
+    let mut front = FrontEnd::new(&path);
+    for seed in 0..7 {
+        front.send(&frame(MacAddress::BROADCAST, mac(1), 64, seed));
+    }
+    front.drain();
+
+    let FrontEnd { wire, memory, rx, tx, .. } = front;
+    drop(wire);
+    let back = frame(mac(1), mac(2), 64, 99);
+    let mut front = FrontEnd { memory, rx, tx, ..FrontEnd::bare(&path, FEATURES) };
+    let body = table(&[[GUEST, MEMORY, USER, 0]]);
+    front.wire.done(SET_MEM_TABLE, &body, &[front.memory.file.as_fd()]);
+    front.send(&frame(MacAddress::BROADCAST, mac(1), 64, 7));
+    front.start();
+    front.drain();
+    lab.barrier();
+    lab.guests[0].send(&back);
+
+    let expected: Vec<Vec<u8>> = (0..8).map(|seed| frame(MacAddress::BROADCAST, mac(1), 64, seed)).collect();
+    assert_eq!(expected, lab.guests[0].received());
+    assert_eq!(back, front.receive());
+}
+
+#[test]
+fn memory_table_is_replaced_while_queues_run() {
+    let mut lab = Lab::new(1);
+    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
+    let more = memfd(0x10000);
+    let far = GUEST + (1 << 32);
+
+    for regions in 1..=2 {
+        let all = [[GUEST, MEMORY, USER, 0], [far, 0x10000, USER + (1 << 32), 0]];
+        let files = [front.memory.file.as_fd(), more.as_fd()];
+        front.wire.done(SET_MEM_TABLE, &table(&all[..regions]), &files[..regions]);
+        let sent = frame(MacAddress::BROADCAST, mac(1), 64, regions as u8);
+        front.send(&sent);
+        assert_eq!(sent, lab.guests[0].receive());
+    }
+    let sent = [&[0; HEADER][..], &frame(MacAddress::BROADCAST, mac(1), 64, 9)].concat();
+    rustix::io::pwrite(&more, &sent, 0x1000).unwrap();
+    front.tx.describe(&front.memory, 0, (far + 0x1000, sent.len() as u32, 0, 0));
+    front.offer_tx(0);
+
+    assert_eq!(sent[HEADER..], lab.guests[0].receive());
+}
+
+#[test]
+fn device_that_is_reset_is_set_up_anew() {
+    let mut lab = Lab::new(1);
+    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
+
+    front.wire.done(RESET_DEVICE, &[], &[]);
+    front.send(&frame(MacAddress::BROADCAST, mac(1), 64, 1));
+    lab.barrier();
+    let while_reset = lab.guests[0].received().len();
+    front.wire.done(SET_FEATURES, &longs(&[FEATURES]), &[]);
+    front.start();
+
+    assert_eq!(0, while_reset);
+    assert_eq!(frame(MacAddress::BROADCAST, mac(1), 64, 1), lab.guests[0].receive());
+}
+
+#[test]
+fn port_that_is_removed_hangs_up_and_takes_its_socket_along() {
+    let lab = Lab::new(0);
+    let path = add_port(&lab, "vm");
+    let id = lab.fabric.ports().unwrap()[0].id;
+    let front = FrontEnd::new(&path);
+    let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+
+    lab.fabric.port_remove(id).unwrap();
+
+    front.wire.assert_hung_up();
+    assert_eq!((0o600, false), (mode, path.exists()));
+}
+
+/// The fabric closes although a front end has stopped in the middle of a message.
+#[test]
+fn front_end_that_hangs_holds_nobody_up() {
+    let lab = Lab::new(0);
+    let wire = Wire::connect(&add_port(&lab, "vm"));
+    wire.raw(&words(&[SET_FEATURES, 1]), &[]);
+    eventually(|| counted(&lab, "vm", VhostUserCounter::IsConnected) == 1);
+
+    lab.fabric.close();
+
+    wire.assert_hung_up();
+}
+
+/// Threats 68 and 69: what is at the path is left alone, unless it is a socket that nobody listens on.
+#[test]
+fn path_that_is_taken_is_left_alone() {
+    let lab = Lab::new(0);
+    let add = |path: &Path| lab.fabric.port_add_vhost_user(SWITCH, "vm", path, VenetParams::default());
+    let (file, link, live, dead) = (socket_path(), socket_path(), socket_path(), socket_path());
+    fs::write(&file, "kept").unwrap();
+    std::os::unix::fs::symlink("/nowhere", &link).unwrap();
+    let listener = UnixListener::bind(&live).unwrap();
+    drop(UnixListener::bind(&dead).unwrap());
+
+    for taken in [&file, &link, &live] {
+        assert!(matches!(add(taken), Err(Error::Exists(_))), "{}", taken.display());
+    }
+    assert!(matches!(add(Path::new("relative.sock")), Err(Error::Usage(_))));
+    let long = format!("/tmp/{}", "x".repeat(120));
+    assert!(matches!(add(Path::new(&long)), Err(Error::Usage(_))));
+    let replaced = add(&dead);
+
+    assert!(replaced.is_ok());
+    assert_eq!("kept", fs::read_to_string(&file).unwrap());
+    drop(listener);
+    [file, link, live].iter().for_each(|path| fs::remove_file(path).unwrap());
+}
+
+// ---- what is offered -----------------------------------------------------------------------------------------------
+
+#[test]
+fn address_and_pairs_are_told_in_the_configuration() {
+    let lab = Lab::new(0);
+    let path = socket_path();
+    let params = VenetParams { mac: mac(0x77), ..VenetParams::default() };
+    lab.fabric.port_add_vhost_user(SWITCH, "vm", &path, params).unwrap();
+    let mut wire = Wire::connect(&path);
+    let features = wire.ask_u64(GET_FEATURES);
+    wire.ask_u64(GET_PROTOCOL_FEATURES);
+    wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 | 8 | 0x200]), &[]);
+
+    let pairs = wire.ask_u64(GET_QUEUE_NUM);
+    let config = wire.ask(GET_CONFIG, &[words(&[0, 10, 0]), vec![0; 10]].concat());
+
+    assert_ne!(0, features & 1 << 5);
+    assert_eq!(8, pairs);
+    assert_eq!([&mac(0x77).bytes()[..], &[1, 0, 8, 0]].concat(), config[12..]);
+}
+
+/// The switch knows a port's own address before anything came out of it, and believes nobody else who uses it.
+#[test]
+fn address_of_a_port_is_its_own() {
+    let mut lab = Lab::new(2);
+    let path = socket_path();
+    let params = VenetParams { mac: mac(0x77), ..VenetParams::default() };
+    lab.fabric.port_add_vhost_user(SWITCH, "vm", &path, params).unwrap();
+    let mut front = FrontEnd::new(&path);
+
+    lab.guests[0].send(&frame(mac(0x77), mac(1), 64, 1));
+    lab.guests[1].send(&frame(mac(1), mac(0x77), 64, 2));
+    lab.settle();
+
+    assert_eq!(frame(mac(0x77), mac(1), 64, 1), front.receive());
+    assert_eq!(0, lab.guests[1].received().len());
+    assert_eq!(1, lab.count(1, PortCounter::TransmitDropForgedSource));
+}
+
+// ---- messages that cannot be ---------------------------------------------------------------------------------------
+
+/// Sends something to a port whose front end was set up; the connection ends, the port is told of, and the next front end is
+/// served as if nothing had been.
+fn assert_refused(name: &str, reason: &str, say: impl FnOnce(&mut FrontEnd)) {
+    let mut lab = Lab::new(1);
+    let path = add_port(&lab, "vm");
+    let mut front = FrontEnd::new(&path);
+
+    say(&mut front);
+    front.wire.assert_hung_up();
+    let event = told(&lab, PortPart::Control);
+
+    assert_eq!(reason, event.reason, "{name}: {}", event.text);
+    wait_until_alone(&lab, "vm");
+    let mut next = FrontEnd::new(&path);
+    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
+    next.send(&sent);
+    assert_eq!(sent, lab.guests[0].receive(), "{name}");
+}
+
+const MESSAGE: &str = "refused_message";
+const CONTENT: &str = "refused_content";
+
+#[test]
+fn message_that_is_none_is_refused() {
+    let cases: [(&str, Vec<u8>); 9] = [
+        ("request 0", words(&[0, 1, 0])),
+        ("request 0xffffffff", words(&[u32::MAX, 1, 0])),
+        ("version 0", words(&[GET_FEATURES, 0, 0])),
+        ("version 2", words(&[GET_FEATURES, 2, 0])),
+        ("reserved flags", words(&[GET_FEATURES, 0x11, 0])),
+        ("size beyond all messages", words(&[SET_FEATURES, 1, 0x1001])),
+        ("size of all the address space", words(&[SET_FEATURES, 1, u32::MAX])),
+        ("a reply that nobody asked for", words(&[GET_FEATURES, 5, 0])),
+        ("body of the wrong size", words(&[SET_FEATURES, 1, 4, 0])),
+    ];
+    for (name, bytes) in cases {
+        assert_refused(name, MESSAGE, |front| front.wire.raw(&bytes, &[]));
+    }
+}
+
+#[test]
+fn message_of_what_was_not_agreed_on_is_refused() {
+    for (name, request, body) in [
+        ("SET_LOG_BASE, CVE-2020-10722", 6, longs(&[u64::MAX, u64::MAX])),
+        ("GET_INFLIGHT_FD, CVE-2020-10726", 31, vec![0; 24]),
+        ("SET_INFLIGHT_FD without a descriptor, CVE-2021-3839", 32, vec![0xff; 24]),
+        ("SET_STATUS", 39, longs(&[0xf])),
+        ("POSTCOPY_ADVISE", 28, vec![]),
+        ("IOTLB", 22, vec![0; 32]),
+        ("NET_SET_MTU", 20, longs(&[9000])),
+        ("GET_SHMEM_CONFIG", 44, vec![]),
+    ] {
+        assert_refused(name, MESSAGE, |front| front.wire.send(request, 0, &body, &[]));
+    }
+}
+
+/// CVE-2020-10723, snabb 574: a queue that is not there, in every message that names one.
+#[test]
+fn queue_that_is_not_there_is_refused() {
+    let bell = Doorbell::create().unwrap();
+    for index in [16_u32, 255, 0x10000, u32::MAX] {
+        for request in [SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE, SET_VRING_ENABLE] {
+            let name = format!("{request} {index}");
+            assert_refused(&name, CONTENT, |front| front.wire.send(request, 0, &words(&[index, 1]), &[]));
+        }
+        let name = format!("address of {index}");
+        assert_refused(&name, CONTENT, |front| {
+            front.wire.send(SET_VRING_ADDR, 0, &[words(&[index, 0]), longs(&[USER; 4])].concat(), &[]);
+        });
+    }
+    for request in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
+        assert_refused(&format!("{request}"), CONTENT, |front| {
+            front.wire.send(request, 0, &longs(&[16]), &[bell.as_fd()]);
+        });
+    }
+}
+
+#[test]
+fn queue_that_cannot_be_is_refused() {
+    for size in [0, 3, 65, 65536, u32::MAX] {
+        assert_refused(&format!("size {size}"), CONTENT, |front| {
+            front.wire.send(SET_VRING_NUM, 0, &words(&[0, size]), &[]);
+        });
+    }
+    let fine = [USER, USER + 0x1000, USER + 0x800];
+    for (name, at, address, expected) in [
+        ("descriptors unaligned", 0, USER + 8, MESSAGE),
+        ("used ring unaligned", 1, USER + 0x1002, MESSAGE),
+        ("available ring unaligned", 2, USER + 0x801, MESSAGE),
+        ("descriptors nowhere", 0, 0, CONTENT),
+        ("descriptors at a guest address", 0, GUEST, CONTENT),
+        ("used ring past the end", 1, USER + MEMORY - 16, CONTENT),
+        ("available ring at the last address", 2, u64::MAX - 1, CONTENT),
+    ] {
+        assert_refused(name, expected, |front| {
+            let mut rings = fine;
+            rings[at] = address;
+            let body = [words(&[0, 0]), longs(&rings), longs(&[0])].concat();
+            front.wire.send(SET_VRING_ADDR, 0, &body, &[]);
+        });
+    }
+}
+
+/// QEMU work item 3879: features that were never offered.
+#[test]
+fn features_that_were_not_offered_are_refused() {
+    for bit in [0, 7, 17, 26, 34, 63] {
+        assert_refused(&format!("feature {bit}"), CONTENT, |front| {
+            front.wire.send(SET_FEATURES, 0, &longs(&[FEATURES | 1 << bit]), &[]);
+        });
+    }
+    assert_refused("protocol feature", CONTENT, |front| {
+        front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 << 12]), &[]);
+    });
+}
+
+/// CVE-2026-86561: sizes of 0, past the file, and such that a sum overflows; regions that overlap; too few descriptors.
+#[test]
+fn memory_table_that_cannot_be_is_refused() {
+    let file = memfd(0x4000);
+    for (name, regions, expected) in [
+        ("size 0", vec![[0, 0, USER, 0]], MESSAGE),
+        ("past the file", vec![[0, 0x5000, USER, 0]], CONTENT),
+        ("offset past the file", vec![[0, 0x1000, USER, 0x4000]], CONTENT),
+        ("huge", vec![[0, 1 << 60, USER, 0]], CONTENT),
+        ("offset overflows", vec![[0, 0x1000, USER, u64::MAX]], MESSAGE),
+        ("guest address overflows", vec![[u64::MAX, 0x1000, USER, 0]], MESSAGE),
+        ("user address overflows", vec![[0, 0x1000, u64::MAX, 0]], MESSAGE),
+        ("overlap", vec![[0, 0x2000, USER, 0], [0x1000, 0x1000, USER + 0x10000, 0]], CONTENT),
+        ("rings no longer in it", vec![[GUEST, 0x1000, USER, 0]], CONTENT),
+    ] {
+        assert_refused(name, expected, |front| {
+            let files: Vec<BorrowedFd<'_>> = regions.iter().map(|_| file.as_fd()).collect();
+            front.wire.send(SET_MEM_TABLE, 0, &table(&regions), &files);
+        });
+    }
+    let body = table(&[[0, 0x1000, USER, 0], [0x10000, 0x1000, USER + 0x10000, 0]]);
+    for count in [0, 1, 3] {
+        let files: Vec<BorrowedFd<'_>> = std::iter::repeat_n(file.as_fd(), count).collect();
+        assert_refused("wrong number of descriptors", MESSAGE, |front| {
+            front.wire.send(SET_MEM_TABLE, 0, &body, &files);
+        });
+    }
+    for count in [0, 33, u32::MAX] {
+        assert_refused("impossible count", MESSAGE, |front| {
+            front.wire.send(SET_MEM_TABLE, 0, &words(&[count, 0]), &[file.as_fd()]);
+        });
+    }
+}
+
+/// Descriptors that are not what they should be: a page fault or a write could wait for whoever is behind them.
+#[test]
+fn descriptor_of_the_wrong_kind_is_refused() {
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let program = fs::File::open("/proc/self/exe").unwrap();
+    let memory = memfd(0x1000);
+    for (name, file) in [("pipe", reader.as_fd()), ("file of a disk", program.as_fd()), ("memfd", memory.as_fd())] {
+        for request in [SET_VRING_KICK, SET_VRING_CALL] {
+            assert_refused(name, CONTENT, |front| front.wire.send(request, 0, &longs(&[0]), &[file]));
+        }
+    }
+    let bell = Doorbell::create().unwrap();
+    for file in [reader.as_fd(), program.as_fd(), bell.as_fd()] {
+        assert_refused("as memory", CONTENT, |front| {
+            front.wire.send(SET_MEM_TABLE, 0, &table(&[[GUEST, 0x1000, USER, 0]]), &[file]);
+        });
+    }
+    assert_refused("kick without a descriptor", MESSAGE, |front| {
+        front.wire.send(SET_VRING_KICK, 0, &longs(&[0]), &[]);
+    });
+    assert_refused("kick that would be polled for", CONTENT, |front| {
+        front.wire.send(SET_VRING_KICK, 0, &longs(&[0x100]), &[]);
+    });
+}
+
+/// A stream of bytes that only looks like messages: any end but a served frame of others is a failure.
+#[test]
+fn noise_ends_in_refusal() {
+    let mut lab = Lab::new(1);
+    let path = add_port(&lab, "vm");
+    let memory = Memory::new();
+    let bell = Doorbell::create().unwrap();
+    let mut seed = 7_u32;
+    let mut random = |limit: u32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) % limit
+    };
+
+    for _ in 0..150 {
+        let wire = Wire::connect(&path);
+        wire.send(GET_FEATURES, 0, &[], &[]);
+        wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 | 8 | 0x200 | 0x2000 | 0x8000]), &[]);
+        wire.send(SET_FEATURES, 0, &longs(&[FEATURES]), &[]);
+        for _ in 0..random(20) {
+            let request = random(46);
+            let size = [0, 4, 8, 12, 20, 24, 32, 40, 48, 72][random(10) as usize];
+            let body: Vec<u8> = (0..size).map(|_| [0, 0, 0, 1, 2, 16, 255][random(7) as usize]).collect();
+            let files = [memory.file.as_fd(), bell.as_fd()];
+            let (from, to) = (random(2) as usize, random(3) as usize);
+            wire.send(request, random(2) * 8, &body, files.get(from..to).unwrap_or_default());
+        }
+        drop(wire);
+    }
+    eventually(|| counted(&lab, "vm", VhostUserCounter::Connections) == 150);
+    wait_until_alone(&lab, "vm");
+
+    let mut front = FrontEnd::new(&path);
+    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
+    front.send(&sent);
+    assert_eq!(sent, lab.guests[0].receive());
+}
+
+// ---- rings that break a rule ---------------------------------------------------------------------------------------
+
+/// Breaks a queue of a front end; the queue is quarantined and told of, others go on, and a front end that sets it up anew
+/// has it back.
+fn assert_quarantined(name: &str, reason: &str, part: PortPart, harm: impl FnOnce(&mut FrontEnd, &mut Lab)) {
+    let mut lab = Lab::new(2);
+    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
+
+    harm(&mut front, &mut lab);
+    let event = told(&lab, part);
+
+    assert_eq!(reason, event.reason, "{name}: {}", event.text);
+    let position = vbnet_core::error::Fault::REASONS.iter().position(|&known| known == reason).unwrap();
+    let counter = PortCounter::FaultTailOutOfRange as usize + position;
+    let blocks = lab.counters.reader().blocks();
+    let block = blocks.iter().find(|block| block.kind == "port" && block.labels.contains("device=vm,")).unwrap();
+    assert_eq!(1, block.values[counter], "{name}");
+    let ports = lab.fabric.ports().unwrap();
+    let port = ports.iter().find(|port| port.name == "vm").unwrap();
+    let fault = if part == PortPart::Transmit { port.transmit_fault } else { port.receive_fault };
+    assert_eq!(Some(reason), fault, "{name}");
+    lab.assert_passes(0, 1);
+    let Ok(path) = port.device.clone().ok_or(()) else { panic!("{name}") };
+    drop(front);
+    wait_until_alone(&lab, "vm");
+    let mut next = FrontEnd::new(Path::new(&path));
+    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
+    lab.guests[0].refill();
+    next.send(&sent);
+    assert_eq!(sent, lab.guests[0].receive(), "{name}");
+}
+
+#[test]
+fn queue_of_frames_that_breaks_a_rule_is_quarantined() {
+    let header = HEADER as u32;
+    let cases: [(&str, &str, (u64, u32, u16, u16)); 9] = [
+        ("no header", "too_short", (GUEST + 0x10_0000, 1, 0, 0)),
+        ("a header and nothing else, CVE-2022-2132", "too_short", (GUEST + 0x10_0000, header, 0, 0)),
+        ("a runt", "too_short", (GUEST + 0x10_0000, header + 13, 0, 0)),
+        ("longer than any frame, CVE-2016-7422", "too_long", (GUEST + 0x10_0000, 0x2_0000, 0, 0)),
+        ("outside of memory", "outside_memory", (0, 100, 0, 0)),
+        ("length 0", "zero_length", (GUEST, 0, 0, 0)),
+        ("a buffer to write", "wrong_direction", (GUEST + 0x10_0000, 100, WRITE, 0)),
+        ("next outside of the table", "index_out_of_range", (GUEST + 0x10_0000, 100, NEXT, SIZE)),
+        ("a loop", "chain_too_long", (GUEST + 0x10_0000, 100, NEXT, 0)),
+    ];
+    for (name, reason, entry) in cases {
+        assert_quarantined(name, reason, PortPart::Transmit, |front, _| {
+            front.tx.describe(&front.memory, 0, entry);
+            front.offer_tx(0);
+        });
+    }
+    assert_quarantined("indirect with next", "bad_indirect", PortPart::Transmit, |front, _| {
+        front.tx.describe(&front.memory, 0, (GUEST, 32, INDIRECT | NEXT, 1));
+        front.offer_tx(0);
+    });
+    assert_quarantined("head outside of the table", "index_out_of_range", PortPart::Transmit, |front, _| {
+        front.offer_tx(SIZE);
+    });
+    assert_quarantined("index ahead, vm-virtio 196", "tail_out_of_range", PortPart::Transmit, |front, _| {
+        front.tx.available = front.tx.available.wrapping_add(SIZE);
+        front.offer_tx(0);
+    });
+}
+
+/// An offload that was never agreed on (CVE-2024-11614 and others): flags, then a kind of segmentation.
+#[test]
+fn offload_that_was_not_agreed_on_is_quarantined() {
+    for (at, value) in [(0, 1), (1, 1), (1, 0x80)] {
+        assert_quarantined("offload", "unknown_flags", PortPart::Transmit, |front, _| {
+            let mut bytes = [&[0; HEADER][..], &frame(mac(2), mac(1), 64, 0)].concat();
+            bytes[at] = value;
+            front.memory.write(front.tx.buffer(0), &bytes);
+            let entry = (GUEST + front.tx.buffer(0), bytes.len() as u32, 0, 0);
+            front.tx.describe(&front.memory, 0, entry);
+            front.offer_tx(0);
+        });
+    }
+}
+
+#[test]
+fn queue_of_buffers_that_breaks_a_rule_is_quarantined() {
+    let cases: [(&str, &str, (u64, u32, u16, u16)); 5] = [
+        ("shorter than a header, CVE-2026-86566", "too_short", (GUEST + 0x10_0000, 11, WRITE, 0)),
+        ("to read", "wrong_direction", (GUEST + 0x10_0000, 2000, 0, 0)),
+        ("outside of memory", "outside_memory", (GUEST + MEMORY - 100, 2000, WRITE, 0)),
+        ("length 0", "zero_length", (GUEST, 0, WRITE, 0)),
+        ("a loop", "chain_too_long", (GUEST + 0x10_0000, 1, WRITE | NEXT, 0)),
+    ];
+    for (name, reason, entry) in cases {
+        assert_quarantined(name, reason, PortPart::Receive, |front, lab| {
+            (0..SIZE).for_each(|index| front.rx.describe(&front.memory, index, entry));
+            lab.guests[0].send(&frame(MacAddress::BROADCAST, mac(9), 1000, 1));
+        });
+    }
+}
+
+/// Memory that is cut short while queues run: nothing is touched that could end the host.
+#[test]
+fn memory_that_is_cut_short_is_quarantined() {
+    let mut lab = Lab::new(2);
+    let path = add_port(&lab, "vm");
+    let mut front = FrontEnd::new(&path);
+    front.send(&frame(MacAddress::BROADCAST, mac(1), 64, 1));
+    front.drain();
+    lab.barrier();
+
+    ftruncate(&front.memory.file, 0).unwrap();
+    lab.guests[0].send(&frame(MacAddress::BROADCAST, mac(9), 64, 1));
+    let event = lab.fault();
+
+    assert_eq!("memory_gone", event.reason, "{}", event.text);
+    lab.assert_passes(0, 1);
+    // Its own mapping would end the test; the other side does not need it.
+    std::mem::forget(front);
+}
+
+/// An eventfd that is filled up and blocks: the watchdog frees the worker, and that queue is quarantined.
+#[test]
+fn call_that_blocks_is_quarantined() {
+    assert_quarantined("blocked call", "doorbell_blocked", PortPart::Receive, |front, lab| {
+        rustix::io::write(&front.rx.call, &(u64::MAX - 1).to_ne_bytes()).unwrap_or(0);
+        front.rx.call.quiet();
+        rustix::io::write(&front.rx.call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        fcntl_setfl(front.rx.call.as_fd(), OFlags::RDWR).unwrap();
+        lab.guests[0].send(&frame(MacAddress::BROADCAST, mac(9), 64, 1));
+    });
+}
+
+/// With the bits of what front ends may leave out, there is nothing that a later message would wait for.
+#[test]
+fn protocol_features_may_be_left_out() {
+    let mut lab = Lab::new(1);
+    let path = add_port(&lab, "vm");
+    let mut front = FrontEnd::bare(&path, FEATURES & !PROTOCOL);
+    front.start();
+    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
+
+    front.send(&sent);
+
+    assert_eq!(sent, lab.guests[0].receive());
+}
