@@ -8,7 +8,7 @@ from dashboards.chosen import marks, scope, variables
 from dashboards.panels import Dashboard, Kind, Panel, Query, Row
 from dashboards.promql import whole
 from vbnet.devices.venet.metrics import LATENCY, PORT
-from vbnet.hostnode.metrics import CAPTURE, SWITCH
+from vbnet.hostnode.metrics import CAPTURE, SWITCH, VHOST_USER
 
 __all__ = ["SWITCHING"]
 
@@ -16,6 +16,7 @@ HERE: Final = scope("switch", "guest", "device")
 _PORT: Final = "{{lab}} {{device}}"
 _CAPTURE: Final = "{{lab}} {{device}} {{purpose}}"
 _CAPTURED: Final = ("lab", "device", "purpose")
+_LISTENS: Final = "a port waits for front ends (`vbnet port add --vhost-user`)"
 _STARTED: Final = "`vbnet capture` or `vbnet trace` runs"
 _LOST_IN: Final = whole(PORT.values["receive_drop_no_room"])
 _LOST_OUT: Final = whole(PORT.values["transmit_drop_oversize"])
@@ -282,6 +283,44 @@ _ADDRESSES: Final = Row(
     ],
 )
 
+_FRONT_ENDS: Final = Row(
+    "Virtual machines and DPDK applications",
+    [
+        Panel(
+            "Front ends connected",
+            [Query(HERE.total(VHOST_USER.values["is_connected"], "lab", "device"), _PORT)],
+            "1 for each port of kind vhost-user that a front end is connected to.",
+            "0: its virtual machine does not run, or connects elsewhere; `vbnet port list` has the socket.",
+            width=8,
+            empty_until=_LISTENS,
+        ),
+        Panel(
+            "Connections and messages",
+            [
+                Query(HERE.rate(VHOST_USER.values["connections"], "lab", "device"), f"{_PORT} connected"),
+                Query(HERE.rate(VHOST_USER.values["messages"], "lab", "device").also_in("cps"), f"{_PORT} messages"),
+            ],
+            "Front ends that connected, and messages by which they set their queues up.",
+            "Steady connections: a front end begins anew again and again; see what was refused.",
+            width=8,
+            empty_until=_LISTENS,
+        ),
+        Panel(
+            "Front ends refused, by reason",
+            [
+                Query(
+                    HERE.rate(whole(VHOST_USER.values["refused_message"]), "lab", "device", "reason"),
+                    f"{_PORT}: {{{{reason}}}}",
+                )
+            ],
+            "Connections that were ended, as a front end said what cannot be, or went in the middle of it.",
+            "`vbnet errors` says what it said. `machine`: this host lacks memory or descriptors.",
+            width=8,
+            empty_until=_LISTENS,
+        ),
+    ],
+)
+
 _CAPTURES: Final = Row(
     "Captures and traces",
     [
@@ -336,6 +375,6 @@ SWITCHING: Final = Dashboard(
     "vbnet / Switches and ports",
     "What passes each port, what is lost and why, how full rings are.",
     variables("switch", "guest", "device"),
-    [_GLANCE, _PORTS, _LOSSES, _RINGS, _LATENCIES, _ADDRESSES, _CAPTURES],
+    [_GLANCE, _PORTS, _LOSSES, _RINGS, _LATENCIES, _ADDRESSES, _FRONT_ENDS, _CAPTURES],
     marks(scope()),
 )

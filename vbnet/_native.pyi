@@ -34,6 +34,7 @@ __all__ = [
     "TRAFFIC_SINK_COUNTERS",
     "TRAFFIC_SOURCE_COUNTERS",
     "VECTORS",
+    "VHOST_USER_COUNTERS",
     "WORKER_COUNTERS",
     "Apics",
     "Bellman",
@@ -247,6 +248,7 @@ TRAFFIC_SINK_COUNTERS: list[str]
 TRAFFIC_SOURCE_COUNTERS: list[str]
 SWITCH_COUNTERS: list[str]
 TIMER_COUNTERS: list[str]
+VHOST_USER_COUNTERS: list[str]
 WORKER_COUNTERS: list[str]
 
 @final
@@ -278,6 +280,17 @@ class Fabric:
         guest: str = "",
     ) -> int: ...
     def port_add_tap(self, switch: str, name: str, fd: int, mtu: int = 1500, *, guest: str = "") -> int: ...
+    def port_add_vhost_user(
+        self,
+        switch: str,
+        name: str,
+        socket: str | PathLike[str],
+        *,
+        mac: str = "00:00:00:00:00:00",
+        mtu: int = 1500,
+        burst_threshold_us: int = 50,
+        budget: int = 256,
+    ) -> int: ...
     def port_remove(self, port: int) -> None: ...
     def port_set(self, port: int, key: str, value: str) -> None: ...
     def port_flush_rx(self, port: int) -> int: ...

@@ -164,6 +164,19 @@ class PortAdd(_Verb, tag="port.add", frozen=True):
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
 
 
+class PortListen(_Verb, tag="port.listen", frozen=True):
+    """Listen for front ends of vhost-user, whose network card is a port of a switch; answered with the port's id.
+
+    Without ``socket`` it is in the host node's run directory. ``port.list`` has its path as the port's ``device``.
+    """
+
+    switch: Name
+    name: Annotated[str, Meta(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+    socket: Annotated[str, Meta(min_length=2, max_length=107, pattern=r"^/[^\x00]*\Z")] | None = None
+    mac: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}\Z")] | None = None
+    mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
+
+
 class PortRemove(_Verb, tag="port.remove", frozen=True):
     """Take a port off its switch."""
 
@@ -263,6 +276,7 @@ Verb = (
     | SwitchMacs
     | PortList
     | PortAdd
+    | PortListen
     | PortRemove
     | SignalList
     | SignalCreate

@@ -257,6 +257,20 @@ class Operator:
         """Join a TAP of the host's machine to a switch; gives the port's id."""
         return await self._ask(admin.PortAdd(switch, tap, mtu), int)
 
+    async def port_listen(
+        self, switch: str, name: str, *, socket: str | None = None, mac: str | None = None, mtu: int = 1500
+    ) -> int:
+        """Listen for front ends of vhost-user, whose network card is a port; gives the port's id.
+
+        Args:
+            switch: name of the switch.
+            name: of the port.
+            socket: absolute path on the host's machine; None: in the run directory, as ``port_list`` tells.
+            mac: of the card; None: the front end chooses.
+            mtu: largest packet, bytes.
+        """
+        return await self._ask(admin.PortListen(switch, name, socket, mac, mtu), int)
+
     async def port_remove(self, port: int) -> None:
         """Take a port off its switch."""
         await self._ask(admin.PortRemove(port), NoneType)
@@ -528,6 +542,12 @@ class SyncOperator(Closing):
     def port_add(self, switch: str, tap: str, *, mtu: int = 1500) -> int:
         """See ``Operator.port_add``."""
         return self._thread.run(self._operator.port_add(switch, tap, mtu=mtu))
+
+    def port_listen(
+        self, switch: str, name: str, *, socket: str | None = None, mac: str | None = None, mtu: int = 1500
+    ) -> int:
+        """See ``Operator.port_listen``."""
+        return self._thread.run(self._operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu))
 
     def port_remove(self, port: int) -> None:
         """See ``Operator.port_remove``."""

@@ -3,6 +3,7 @@
     <root>/<node>/bus.sock       ZeroMQ ROUTER for guest processes        admin.sock   ZeroMQ ROUTER for operators
                   attach.sock    Unix SEQPACKET for guests' descriptors   operate.sock the same, for operators'
                   events.sock    ZeroMQ PUB for whoever listens
+                  vhost-user-PORT.sock   Unix STREAM for front ends of vhost-user
                   host.json      pid, start time, versions                host.lock    held while a host node runs
                   counters/      one mapped file a process                logs/        one file a process
                   events.jsonl   the last events (events.1.jsonl: before) errors.log   distinct errors, mapped
@@ -32,6 +33,7 @@ __all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "counted_nodes", "
 DEFAULT_NODE = "default"
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MAX_SOCKET_PATH_BYTES = 107
+_FRONT_END = "vhost-user-"
 
 
 class HostRecord(msgspec.Struct, frozen=True):
@@ -140,6 +142,10 @@ class RunDir:
         """Where guests' descriptors change hands."""
         return self.path / "attach.sock"
 
+    def front_end_socket(self, port: str) -> Path:
+        """Where front ends of vhost-user connect to the port of this name, unless its operator said where."""
+        return self.path / f"{_FRONT_END}{port}.sock"
+
     def endpoint(self, service: int) -> str:
         """The ZeroMQ endpoint for guests (0), operators (1) or listeners to events (2)."""
         return f"ipc://{(self.bus_socket, self.admin_socket, self.events_socket)[service]}"
@@ -220,6 +226,7 @@ class RunDir:
             self.attach_socket,
             self.operate_socket,
             self.host_file,
+            *self.path.glob(f"{_FRONT_END}*.sock"),
         ):
             stale.unlink(missing_ok=True)
         return lock

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 
@@ -10,15 +11,19 @@ from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
 from vbnet.cli.connection import NodeOption, on_host, resolve
 from vbnet.cli.output import Format, FormatOption
-from vbnet.errors import NotFoundError, UnsupportedError
+from vbnet.errors import NotFoundError, UnsupportedError, UsageError
+
+_AUTO: Final = "auto"
+"""A socket in the run directory."""
 
 app = output.application(
-    "List, add and remove switch ports. Ports of guests come and go with their devices; a TAP of this machine is "
-    "added here.",
+    "List, add and remove switch ports. Ports of guests come and go with their devices; TAPs of this machine, and sockets "
+    "for virtual machines and DPDK applications (vhost-user), are added here.",
     [
         ("vbnet port list", "all ports"),
         ("vbnet port stats", "what each port counted, drops by reason"),
         ("vbnet port add lan vb0", "join the TAP vb0 to a switch"),
+        ("vbnet port add lan vm1 --vhost-user auto", "listen for a virtual machine's network card"),
         ("vbnet port remove 7", ""),
     ],
     is_group=True,
@@ -34,7 +39,10 @@ def list_(
 ) -> None:
     """List ports."""
     output.print_rows(
-        operator.port_list(), ("id", "name", "switch", "kind", "mac", "mtu", "is_up"), how, empty="no port yet"
+        operator.port_list(),
+        ("id", "name", "switch", "kind", "mac", "mtu", "is_up", "is_served", "device"),
+        how,
+        empty="no port yet",
     )
 
 
@@ -72,14 +80,39 @@ def stats(
 def add(
     operator: SyncOperator,
     switch: Annotated[str, typer.Argument(help="Name of the switch.", show_default=False)],
-    tap: Annotated[str, typer.Argument(help="Name of a TAP that is there.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="Name of a TAP that is there; with --vhost-user, of the new port.", show_default=False)
+    ],
     mtu: Annotated[int, typer.Option(min=68, max=65535, help="Largest IP packet in bytes.")] = 1500,
+    vhost_user: Annotated[
+        str | None,
+        typer.Option(
+            "--vhost-user",
+            metavar="SOCKET",
+            help="Listen on this socket for QEMU or DPDK: a path on the host node's machine, or `auto`.",
+            show_default=False,
+        ),
+    ] = None,
+    mac: Annotated[
+        str | None, typer.Option(help="With --vhost-user: address of the network card.", show_default=False)
+    ] = None,
     *,
     how: FormatOption = Format.table,
 ) -> None:
-    """Join a TAP of the host node's machine to a switch."""
-    number = operator.port_add(switch, tap, mtu=mtu)
-    output.print_done(f"port {number} added: {tap} on {switch}", {"id": number, "switch": switch, "tap": tap}, how)
+    """Join a TAP of the host node's machine to a switch, or listen for front ends of vhost-user."""
+    if vhost_user is None:
+        if mac is not None:
+            raise UsageError("a TAP has the address that the kernel gave it; --mac goes with --vhost-user", mac=mac)
+        number = operator.port_add(switch, name, mtu=mtu)
+        output.print_done(
+            f"port {number} added: {name} on {switch}", {"id": number, "switch": switch, "tap": name}, how
+        )
+        return
+    socket = None if vhost_user == _AUTO else str(Path(vhost_user).absolute())
+    number = operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu)
+    where = next(port["device"] for port in operator.port_list() if port["id"] == number)
+    told = {"id": number, "switch": switch, "name": name, "socket": where}
+    output.print_done(f"port {number} added: {name} on {switch}, front ends connect to {where}", told, how)
 
 
 @app.command()

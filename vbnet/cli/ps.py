@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vbnet.cli import output
 from vbnet.cli.labs import LabArgument
 from vbnet.cli.output import Format, FormatOption
-from vbnet.cli.wedged import wedged_guests
+from vbnet.cli.wedged import ANSWER_DEADLINE_S, wedged_guests
 from vbnet.cluster.process import is_alive
 from vbnet.cluster.state import LabState, choose_lab, lab_folders, read_state, shown_state
+from vbnet.errors import VbnetError
 
 COLUMNS = ("lab", "guest", "kind", "state", "ip", "mac", "pid", "restarts", "detail")
 
@@ -18,7 +21,8 @@ app = output.application(
     "List the guests of running labs, of one or of all.\n\nWorks from any shell, also when a lab's supervisor "
     "was killed: "
     "such guests are shown as dead, and `vbnet down` or `vbnet clean` removes what is left. A guest is wedged when a "
-    "handler of its signals does not return; the detail says which.",
+    "handler of its signals does not return; the detail says which. Virtual machines and DPDK applications of the lab's "
+    "`vhost-user` are not started by it: they are `connected` or `waiting`, and the detail has the socket.",
     [("vbnet ps", "guests of all labs"), ("vbnet ps demo --format json", "of one, for a program")],
 )
 
@@ -27,7 +31,12 @@ app = output.application(
 def ps(lab: LabArgument = None, how: FormatOption = Format.table) -> None:
     """List the guests of running labs."""
     folders = [choose_lab(lab)] if lab is not None else lab_folders()
-    rows = [row for folder in folders for row in _with_wedged(folder, guest_rows(read_state(folder)))]
+    states = [(folder, read_state(folder)) for folder in folders]
+    rows = [
+        row
+        for folder, state in states
+        for row in [*_with_wedged(folder, guest_rows(state)), *front_end_rows(state, front_ends(folder, state))]
+    ]
     output.print_rows(rows, COLUMNS, how, empty="no lab is up; start one with `vbnet up FILE`")
 
 
@@ -54,6 +63,50 @@ def guest_rows(state: LabState) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def front_end_rows(state: LabState, ports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each port that waits for somebody else's program.
+
+    Args:
+        state: of the lab.
+        ports: of its host node, by name; none when it does not answer.
+    """
+    rows = []
+    for front_end in state.front_ends:
+        port = ports.get(front_end.name)
+        if port is None:
+            shown = "unknown" if is_alive(state.supervisor) else "dead"
+        else:
+            shown = "connected" if port["is_served"] else "waiting"
+        rows.append(
+            {
+                "lab": state.lab,
+                "guest": front_end.name,
+                "kind": "vhost-user",
+                "state": shown,
+                "ip": [],
+                "mac": front_end.macs,
+                "process": None,
+                "pid": None,
+                "restart": None,
+                "restarts": None,
+                "detail": "" if port is None else port["device"],
+                "since_s": state.since_s,
+            }
+        )
+    return rows
+
+
+def front_ends(folder: Path, state: LabState) -> dict[str, dict[str, Any]]:
+    """Return, by name, the ports of a lab's host node that wait for front ends; nothing when nobody answers."""
+    if not state.front_ends:
+        return {}
+    from vbnet.bus.operator import SyncOperator  # noqa: PLC0415 -- ZeroMQ is loaded for labs that have such ports only
+
+    with suppress(VbnetError), SyncOperator(folder, deadline_s=ANSWER_DEADLINE_S) as operator:
+        return {port["name"]: port for port in operator.port_list() if port["kind"] == "vhost-user"}
+    return {}
 
 
 def _with_wedged(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

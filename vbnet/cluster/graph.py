@@ -184,6 +184,8 @@ def facts_of_plan(plan: Plan) -> Facts:
                 facts.buses.append(name)
             case "device.create" if args["type"] in CARDS:
                 cards[name] = Card(name, args["attributes"]["switch"], "", addresses.get(name, ""))
+            case "port.listen":
+                cards[name] = Card(name, args["switch"], None)
             case "device.create":
                 devices[name] = Device(name, args["type"])
             case "device.plug" if name in cards:

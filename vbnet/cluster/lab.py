@@ -35,7 +35,7 @@ from vbnet.cluster.link import link_exists
 from vbnet.cluster.operate import HostControl
 from vbnet.cluster.plan import Plan, ProcessPlan
 from vbnet.cluster.restart import Again, GivenUp, RestartPolicy
-from vbnet.cluster.state import GuestState, LabState, Lock, ProcessState
+from vbnet.cluster.state import FrontEndState, GuestState, LabState, Lock, ProcessState
 from vbnet.errors import DeadlineError, PeerGone, VbnetError
 from vbnet.units import SECOND_NS
 
@@ -256,6 +256,11 @@ class Lab:
             since_s=time.time(),
             supervisor=myself,
             taps=[uplink.tap for uplink in self.plan.uplinks if not link_exists(uplink.tap)],
+            front_ends=[
+                FrontEndState(name=request.args["name"], macs=[mac] if (mac := request.args["mac"]) else [])
+                for request in self.plan.requests
+                if request.verb == "port.listen"
+            ],
         )
         for item in self.plan.processes:
             self._state.processes[item.name] = ProcessState(name=item.name, kind=item.kind, restart=item.restart)

@@ -1,6 +1,7 @@
 """From a topology to what has to be done: pure, so that a dry run and the real run cannot differ.
 
-A plan has three parts, done in this order: *requests* to the host node (switches first, then buses, devices, plugs),
+A plan has three parts, done in this order: *requests* to the host node (switches first, then buses, devices, plugs,
+sockets),
 *uplinks*, and *processes*. A process holds one guest, or many when they are packed. Everything a guest process needs
 to know is in its part of the plan; it never reads the lab file.
 """
@@ -162,6 +163,7 @@ def make_plan(lab: LabFile) -> Plan:
     for name, device in topology.devices.items():
         plugged = dict.fromkeys(by_name[full].bus for full in lab_file.device_guests(topology, device))
         requests += _device_requests(name, device, plugged)
+    requests += [_listen_request(lab, name, port) for name, port in topology.vhost_user.items()]
     uplinks = tuple(UplinkPlan(switch=up.switch, tap=up.tap, mtu=up.mtu, ip=up.ip) for up in topology.uplinks)
     return Plan(
         lab=topology.name,
@@ -204,6 +206,13 @@ def _device_requests(name: str, device: lab_file.LabDevice, buses: Iterable[str]
     yield Request(verb="device.create", args={"name": name, "type": device.type, "attributes": attributes})
     for bus in buses:
         yield Request(verb="device.plug", args={"name": name, "bus": bus})
+
+
+def _listen_request(lab: LabFile, name: str, port: lab_file.VhostUser) -> Request:
+    socket = None if port.socket == lab_file.AUTO else str(lab_file.socket_path(lab.source, port))
+    mac = None if port.mac is None else port.mac.lower()
+    args = {"switch": port.switch, "name": name, "socket": socket, "mac": mac, "mtu": port.mtu}
+    return Request(verb="port.listen", args=args)
 
 
 def _guest_plan(lab: str, full: str, index: int, guest: Guest) -> GuestPlan:

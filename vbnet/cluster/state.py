@@ -39,6 +39,16 @@ class GuestState(msgspec.Struct, kw_only=True):
     macs: list[str] = []
 
 
+class FrontEndState(msgspec.Struct, kw_only=True):
+    """A port that a virtual machine or a DPDK application connects to: the lab starts none of them.
+
+    ``macs``: the card's address, if the lab file says one.
+    """
+
+    name: str
+    macs: list[str] = []
+
+
 class ProcessState(msgspec.Struct, kw_only=True):
     """One process of the lab. ``exit_code`` is set once it has ended; negative: the signal that ended it."""
 
@@ -58,6 +68,7 @@ class LabState(msgspec.Struct, kw_only=True):
         phase: starting, up, stopping.
         since_s: wall-clock time of the start, in seconds since the epoch.
         taps: TAP devices that this lab uses on the machine itself.
+        front_ends: ports that wait for somebody else's programs.
     """
 
     lab: str
@@ -70,6 +81,7 @@ class LabState(msgspec.Struct, kw_only=True):
     processes: dict[str, ProcessState] = {}
     guests: dict[str, GuestState] = {}
     taps: list[str] = []
+    front_ends: list[FrontEndState] = []
 
     def identities(self) -> Iterator[Identity]:
         """Every process that was recorded, the supervisor last."""

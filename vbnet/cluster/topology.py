@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,11 @@ GUESTS_MAX = 10_000
 RESERVED = frozenset({"host"})
 """Names of processes that every lab has."""
 
+AUTO = "auto"
+"""A socket whose path the host node chooses."""
+
 NICS_MAX = 8
+SOCKET_PATH_MAX_BYTES = 107
 MTU_MIN, MTU_MAX = 68, 65535
 RAM_MIN_BYTES, RAM_MAX_BYTES = 64 << 10, 4 << 30
 
@@ -172,6 +177,23 @@ class Uplink(_Part, frozen=True):
     mtu: Mtu = 1500
 
 
+class VhostUser(_Part, frozen=True):
+    """A socket where a virtual machine or a DPDK application connects its network card to a switch."""
+
+    switch: Annotated[str, Meta(description="Name of a switch of this lab.")]
+    socket: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="`auto`: in the lab's run directory, or a path (from the lab file's folder).",
+        ),
+    ] = AUTO
+    mac: Annotated[str, Meta(description="Address of the card; the virtual machine's own choice when left out.")] | None = (
+        None
+    )
+    mtu: Mtu = 1500
+
+
 class LabDevice(_Part, frozen=True):
     """A device other than a NIC, put on the buses of Python guests."""
 
@@ -183,13 +205,14 @@ class LabDevice(_Part, frozen=True):
 
 
 class Topology(_Part, frozen=True):
-    """A lab: switches, guests on them, devices they use, and uplinks to the machine's own network."""
+    """A lab: switches, guests on them, devices they use, uplinks to the machine's own network, sockets for others."""
 
     name: Name
     switches: dict[str, Switch | None] = {}
     guests: dict[str, Guest] = {}
     devices: dict[str, LabDevice] = {}
     uplinks: list[Uplink] = []
+    vhost_user: dict[str, VhostUser] = msgspec.field(default_factory=dict, name="vhost-user")
     host: Host = Host()
     metrics: Metrics | None = None
 
@@ -225,7 +248,7 @@ def json_schema() -> dict[str, Any]:
     schema = msgspec.json.schema(Topology)
     components = schema.pop("$defs")
     top = components.pop("Topology")
-    for part in ("switches", "guests", "devices"):
+    for part in ("switches", "guests", "devices", "vhost-user"):
         top["properties"][part]["propertyNames"] = {"pattern": NAME_PATTERN}
     top["patternProperties"] = {"^x-": {"description": "Ignored: a place for anchors and notes."}}
     return {
@@ -248,6 +271,11 @@ def _with_variables(schema: Any) -> Any:  # noqa: ANN401 -- JSON
         return changed
     about = {key: changed.pop(key) for key in ("description", "default") if key in changed}
     return {**about, "anyOf": [changed, {"type": "string", "pattern": r"^\$\{.*\}$"}]}
+
+
+def socket_path(source: Source, port: VhostUser) -> Path:
+    """Return where a socket is that is not ``auto``: its path counts from the lab file's folder."""
+    return Path(source.file).resolve().parent / port.socket
 
 
 def guest_names(name: str, guest: Guest) -> list[str]:
@@ -321,6 +349,10 @@ class _Reader:
         parts["devices"] = {
             name: self._named("device", ("devices", name), name, value, LabDevice)
             for name, value in self._mapping("devices", data)
+        }
+        parts["vhost_user"] = {
+            name: self._named("vhost-user", ("vhost-user", name), name, value, VhostUser)
+            for name, value in self._mapping("vhost-user", data)
         }
         uplinks = data.get("uplinks") or []
         if isinstance(uplinks, list):
@@ -457,6 +489,9 @@ class _Checker:
             taps.setdefault(uplink.tap, line)
             if uplink.ip is not None:
                 self._address((*place, "ip"), uplink.ip, [f"uplink {uplink.tap}"], uplink.switch)
+        sockets: dict[Path, int] = {}
+        for name, port in self.topology.vhost_user.items():
+            self._vhost_user(("vhost-user", name), name, port, sockets)
         return self.found
 
     def _add(self, place: Place, what: str, fix: str) -> None:
@@ -493,6 +528,26 @@ class _Checker:
         self._nics(place, name, guest)
         if isinstance(guest, TrafficGuest) and guest.send is not None:
             self._send((*place, "send"), name, guest, guest.send)
+
+    def _vhost_user(self, place: Place, name: str, port: VhostUser, sockets: dict[Path, int]) -> None:
+        self._switch((*place, "switch"), port.switch)
+        taken = {uplink.tap: ("uplinks", index) for index, uplink in enumerate(self.topology.uplinks)}
+        other = ("guests", self.expanded[name]) if name in self.expanded else taken.get(name)
+        if other is not None:
+            line = self.source.line_of(other)
+            self._add(place, f"duplicate name `{name}`, also on line {line}", "rename one of the two")
+        if port.mac is not None and self._is_station((*place, "mac"), port.mac):
+            self._claim_mac((*place, "mac"), port.mac.lower(), name)
+        if port.socket == AUTO:
+            return
+        socket, line = socket_path(self.source, port), self.source.line_of((*place, "socket"))
+        if len(os.fsencode(socket)) > SOCKET_PATH_MAX_BYTES:
+            what = f"the path {socket} is longer than {SOCKET_PATH_MAX_BYTES} bytes"
+            self._add((*place, "socket"), what, "use a shorter one, or `auto`")
+        if socket in sockets:
+            what = f"duplicate socket `{port.socket}`, first on line {sockets[socket]}"
+            self._add((*place, "socket"), what, "use another path, or `auto`")
+        sockets.setdefault(socket, line)
 
     def _device(self, place: Place, name: str, device: LabDevice) -> None:
         for index, wanted in enumerate(device.guests or []):
@@ -578,15 +633,26 @@ class _Checker:
             otherwise = f"declare it: `switches: {{{switch}: {{}}}}`"
             self._add(place, f"unknown switch `{switch}`", did_you_mean(switch, known, otherwise=otherwise))
 
+    def _is_station(self, at: Place, mac: str) -> bool:
+        """Check that an address can be one card's."""
+        if not re.match(r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$", mac):
+            self._add(at, f"impossible MAC address `{mac}`", "write it as 02:00:00:00:00:0a")
+            return False
+        if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+            self._add(at, f"`{mac}` is not a station's address", "use an even first octet, such as 02")
+            return False
+        return True
+
+    def _claim_mac(self, at: Place, mac: str, owner: str) -> None:
+        line = self.source.line_of(at)
+        if mac in self.macs:
+            other, other_line = self.macs[mac]
+            self._add(at, f"`{mac}` is also the MAC of `{other}` on line {other_line}", "change one of the two")
+        self.macs.setdefault(mac, (owner, line))
+
     def _mac(self, at: Place, name: str, guest: Guest, nic: Nic, nic_name: str) -> None:
         if nic.mac is not None:
-            if not re.match(r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$", nic.mac):
-                self._add((*at, "mac"), f"impossible MAC address `{nic.mac}`", "write it as 02:00:00:00:00:0a")
-                return
-            if int(nic.mac[:2], 16) & 1 or nic.mac == "00:00:00:00:00:00":
-                self._add(
-                    (*at, "mac"), f"`{nic.mac}` is not a station's address", "use an even first octet, such as 02"
-                )
+            if not self._is_station((*at, "mac"), nic.mac):
                 return
             if (guest.count or 1) > 1:
                 self._add(
@@ -597,13 +663,7 @@ class _Checker:
                 return
         for full in guest_names(name, guest):
             mac = nic.mac.lower() if nic.mac is not None else derive_mac(self.topology.name, full, nic_name)
-            line = self.source.line_of((*at, "mac"))
-            if mac in self.macs:
-                other, other_line = self.macs[mac]
-                self._add(
-                    (*at, "mac"), f"`{mac}` is also the MAC of `{other}` on line {other_line}", "change one of the two"
-                )
-            self.macs.setdefault(mac, (full, line))
+            self._claim_mac((*at, "mac"), mac, full)
 
     def _address(self, place: Place, ip: str, owners: Sequence[str], switch: str) -> None:
         """Check the range that begins at ``ip``, one address for each owner, and claim it on its switch."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import zmq
 
@@ -18,6 +19,7 @@ from vbnet.bus.admin import AdminFailure, AdminResult, Verb
 from vbnet.bus.limits import Limits
 from vbnet.bus.messages import DevAdd, DevDrop, plain_fields
 from vbnet.bus.model import DeviceRecord
+from vbnet.bus.rundir import RunDir
 from vbnet.bus.topics import BY_LABS, TOPICS
 from vbnet.bus.transport import ZmqPort
 from vbnet.errors import BusyError, NotFoundError, TooLargeError, UsageError, VbnetError, refusal_name
@@ -30,6 +32,8 @@ from vbnet.hostnode.wedged import wedged_levels
 from vbnet.units import SECOND_NS
 
 __all__ = ["AdminDesk"]
+
+_NO_MAC: Final = "00:00:00:00:00:00"
 
 
 @dataclass(slots=True)
@@ -55,6 +59,7 @@ class AdminDesk:
         services: the fabric, the clock and the event stream.
         facts: for ``node.info``.
         limits: longest message.
+        run_dir: where sockets for front ends are made.
         shutdown: ends the node soon after it was called.
     """
 
@@ -64,6 +69,7 @@ class AdminDesk:
         services: HostServices,
         facts: NodeFacts,
         limits: Limits,
+        run_dir: RunDir,
         shutdown: Callable[[], None],
     ) -> None:
         self._book = book
@@ -71,6 +77,7 @@ class AdminDesk:
         self._services = services
         self._facts = facts
         self._limits = limits
+        self._run_dir = run_dir
         self._shutdown = shutdown
         self._ports: list[ZmqPort] = []
         self._verbs: dict[type[Any], Callable[[Any], object]] = {
@@ -95,6 +102,7 @@ class AdminDesk:
             admin.SwitchMacs: lambda verb: [dict(row) for row in services.need_fabric().macs(verb.name)],
             admin.PortList: lambda _: [dict(row) for row in services.fabric.ports()] if services.fabric else [],
             admin.PortAdd: self._port_add,
+            admin.PortListen: self._port_listen,
             admin.PortRemove: lambda verb: services.need_fabric().port_remove(verb.id),
             admin.SignalList: lambda _: services.signals.rows(),
             admin.SignalCreate: lambda verb: services.signals.create(OPERATOR, verb.name, verb.priority),
@@ -297,6 +305,11 @@ class AdminDesk:
             return fabric.port_add_tap(verb.switch, verb.tap, fd, verb.mtu)
         finally:
             os.close(fd)
+
+    def _port_listen(self, verb: admin.PortListen) -> int:
+        mac = verb.mac if verb.mac is not None else _NO_MAC
+        socket = Path(verb.socket) if verb.socket is not None else self._run_dir.front_end_socket(verb.name)
+        return self._services.need_fabric().port_add_vhost_user(verb.switch, verb.name, socket, mac=mac, mtu=verb.mtu)
 
     def _signal_route(self, verb: admin.SignalRoute) -> None:
         signals = self._services.signals

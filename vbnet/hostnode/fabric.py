@@ -8,6 +8,7 @@ another one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -89,6 +90,20 @@ class Fabric(Protocol):
             fd: of the TAP.
             mtu: longest IP packet, in bytes.
             guest: whose it is, for its counters; "": the machine's own.
+        """
+
+    def port_add_vhost_user(self, switch: str, name: str, socket: Path, *, mac: str = ..., mtu: int = ...) -> int:
+        """Listen on a socket for front ends of vhost-user, whose network card is a port; gives the port's id.
+
+        Args:
+            switch: name of the switch.
+            name: of the port, unique.
+            socket: absolute path, at most 107 bytes; made for its owner only, removed with the port.
+            mac: of the card, told to front ends and known to the switch from the start; zeroes for none.
+            mtu: largest packet, bytes.
+
+        Raises:
+            ExistsError: the name is taken, or something is at the path that is no socket, or that is listened on.
         """
 
     def port_remove(self, port: int, /) -> None:

@@ -16,7 +16,7 @@ from vbnet.errors import REFUSALS
 from vbnet.hostnode.rows import Row, open_row
 from vbnet.metric import Metric, MetricBlock, MetricKind
 
-__all__ = ["BLOCKS", "BUS", "DEVICE", "GUEST", "GUEST_STATES", "HOST", "SWITCH", "WORKER", "GuestRows", "Tally"]
+__all__ = ["BLOCKS", "BUS", "DEVICE", "GUEST", "GUEST_STATES", "HOST", "SWITCH", "VHOST_USER", "WORKER", "GuestRows", "Tally"]
 
 _OTHER: Final = "other"
 _VERBS: Final = ("Hello", "Ready", "Open", "Close", "Call", "Shm", "Signal", "Negotiate", "Alive", "Bye", "List")
@@ -263,7 +263,39 @@ CAPTURE: Final = MetricBlock(
 )
 """All captures, or all traces, of a port: blocks of the same labels are added up."""
 
-BLOCKS: Final = (HOST, GUEST, BUS, DEVICE, WORKER, SWITCH, CAPTURE)
+_REFUSED_FRONT_ENDS: Final = {
+    "message": "a message is none of the protocol, or of what was not agreed on",
+    "content": "a message asked for what cannot be",
+    "machine": "this machine had no memory or descriptor for what was asked",
+    "partial": "it went in the middle of a message",
+}
+
+VHOST_USER: Final = MetricBlock(
+    "vhost_user",
+    ("device", "switch"),
+    {
+        "connections": _one(
+            "vbnet_vhost_user_connections_total", "connections", "Front ends that connected to a port's socket."
+        ),
+        "is_connected": _one(
+            "vbnet_vhost_user_connected", "connections", "1: a front end is connected now.", MetricKind.GAUGE
+        ),
+        "messages": _one("vbnet_vhost_user_messages_total", "messages", "Messages of front ends that were done."),
+        **{
+            f"refused_{reason}": Metric(
+                "vbnet_vhost_user_refused_total",
+                "connections",
+                "Connections of front ends that were ended.",
+                fixed={"reason": reason},
+                detail=detail,
+            )
+            for reason, detail in _REFUSED_FRONT_ENDS.items()
+        },
+    },
+)
+"""The socket of a port that virtual machines and DPDK applications connect to."""
+
+BLOCKS: Final = (HOST, GUEST, BUS, DEVICE, WORKER, SWITCH, CAPTURE, VHOST_USER)
 
 
 class Tally:

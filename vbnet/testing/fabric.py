@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vbnet.errors import BusyError, ExistsError, NotFoundError, PeerFault
@@ -88,6 +89,12 @@ class FakeFabric:
         del guest
         os.fstat(fd)
         return self.add_port(switch, name, "tap", mtu=mtu)
+
+    def port_add_vhost_user(
+        self, switch: str, name: str, socket: Path, *, mac: str = "00:00:00:00:00:00", mtu: int = 1500
+    ) -> int:
+        """Remember a port that waits for front ends; nobody listens."""
+        return self.add_port(switch, name, "vhost-user", mac=mac, mtu=mtu, device=str(socket), is_served=False)
 
     def add_port(self, switch: str, name: str, kind: str, **facts: object) -> int:
         """Remember a port of any kind."""

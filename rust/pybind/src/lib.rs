@@ -34,6 +34,7 @@ mod venet;
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("VHOST_USER_COUNTERS", vbnet_core::fabric::VhostUserCounter::NAMES.to_vec())?;
     module.add("FAULT_REASONS", vbnet_core::error::Fault::REASONS.to_vec())?;
     module.add_function(wrap_pyfunction!(memory::wire_table, module)?)?;
     module.add_class::<memory::Ram>()?;

@@ -14,7 +14,7 @@ from vbnet.devices.sched.metrics import SCHED
 from vbnet.devices.timer.metrics import TIMER
 from vbnet.devices.venet.metrics import LATENCY, PORT, SINK, SOURCE
 from vbnet.errors import UsageError
-from vbnet.hostnode.metrics import CAPTURE, SWITCH, WORKER
+from vbnet.hostnode.metrics import CAPTURE, SWITCH, VHOST_USER, WORKER
 from vbnet.metric import HISTOGRAM_WORDS, Metric, MetricBlock, MetricCatalogue, MetricKind
 from vbnet.telemetry.catalogue import installed, known
 
@@ -30,6 +30,7 @@ from vbnet.telemetry.catalogue import installed, known
         (_native.SWITCH_COUNTERS, SWITCH),
         (_native.WORKER_COUNTERS, WORKER),
         (_native.CAPTURE_COUNTERS, CAPTURE),
+        (_native.VHOST_USER_COUNTERS, VHOST_USER),
         (_native.LINE_COUNTERS, SIGNAL),
         (_native.OUTBOX_COUNTERS, OUTBOX),
         (_native.TIMER_COUNTERS, TIMER),
