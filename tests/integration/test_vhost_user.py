@@ -73,7 +73,7 @@ def test_packets_go_round_between_two_applications_and_none_is_lost(
 
 
 def test_application_answers_a_guest_frame_by_frame(net: Net, listen: Callable[[str], Path]) -> None:
-    """A venet guest sends frames of many lengths to testpmd, which swaps their addresses: each comes back, unchanged."""
+    """A venet guest sends frames of many lengths to testpmd, which swaps addresses: each comes back unchanged."""
     station = net.station()
     socket = listen("vm")
     lengths = [60, 61, 64, 100, 512, 1000, 1513, 1514]

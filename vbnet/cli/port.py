@@ -17,8 +17,8 @@ _AUTO: Final = "auto"
 """A socket in the run directory."""
 
 app = output.application(
-    "List, add and remove switch ports. Ports of guests come and go with their devices; TAPs of this machine, and sockets "
-    "for virtual machines and DPDK applications (vhost-user), are added here.",
+    "List, add and remove switch ports. Ports of guests come and go with their devices; TAPs of this machine, and "
+    "sockets for virtual machines and DPDK applications (vhost-user), are added here.",
     [
         ("vbnet port list", "all ports"),
         ("vbnet port stats", "what each port counted, drops by reason"),
@@ -83,6 +83,7 @@ def add(
     name: Annotated[
         str, typer.Argument(help="Name of a TAP that is there; with --vhost-user, of the new port.", show_default=False)
     ],
+    *,
     mtu: Annotated[int, typer.Option(min=68, max=65535, help="Largest IP packet in bytes.")] = 1500,
     vhost_user: Annotated[
         str | None,
@@ -96,7 +97,6 @@ def add(
     mac: Annotated[
         str | None, typer.Option(help="With --vhost-user: address of the network card.", show_default=False)
     ] = None,
-    *,
     how: FormatOption = Format.table,
 ) -> None:
     """Join a TAP of the host node's machine to a switch, or listen for front ends of vhost-user."""

@@ -21,8 +21,8 @@ app = output.application(
     "List the guests of running labs, of one or of all.\n\nWorks from any shell, also when a lab's supervisor "
     "was killed: "
     "such guests are shown as dead, and `vbnet down` or `vbnet clean` removes what is left. A guest is wedged when a "
-    "handler of its signals does not return; the detail says which. Virtual machines and DPDK applications of the lab's "
-    "`vhost-user` are not started by it: they are `connected` or `waiting`, and the detail has the socket.",
+    "handler of its signals does not return; the detail says which. Virtual machines and DPDK applications of the "
+    "lab's `vhost-user` are not started by it: they are `connected` or `waiting`, and the detail has the socket.",
     [("vbnet ps", "guests of all labs"), ("vbnet ps demo --format json", "of one, for a program")],
 )
 

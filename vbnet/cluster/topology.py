@@ -188,9 +188,7 @@ class VhostUser(_Part, frozen=True):
             description="`auto`: in the lab's run directory, or a path (from the lab file's folder).",
         ),
     ] = AUTO
-    mac: Annotated[str, Meta(description="Address of the card; the virtual machine's own choice when left out.")] | None = (
-        None
-    )
+    mac: Annotated[str, Meta(description="Address of the card; its own choice when left out.")] | None = None
     mtu: Mtu = 1500
 
 

@@ -69,6 +69,7 @@ class AdminDesk:
         services: HostServices,
         facts: NodeFacts,
         limits: Limits,
+        *,
         run_dir: RunDir,
         shutdown: Callable[[], None],
     ) -> None:

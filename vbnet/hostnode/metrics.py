@@ -16,7 +16,19 @@ from vbnet.errors import REFUSALS
 from vbnet.hostnode.rows import Row, open_row
 from vbnet.metric import Metric, MetricBlock, MetricKind
 
-__all__ = ["BLOCKS", "BUS", "DEVICE", "GUEST", "GUEST_STATES", "HOST", "SWITCH", "VHOST_USER", "WORKER", "GuestRows", "Tally"]
+__all__ = [
+    "BLOCKS",
+    "BUS",
+    "DEVICE",
+    "GUEST",
+    "GUEST_STATES",
+    "HOST",
+    "SWITCH",
+    "VHOST_USER",
+    "WORKER",
+    "GuestRows",
+    "Tally",
+]
 
 _OTHER: Final = "other"
 _VERBS: Final = ("Hello", "Ready", "Open", "Close", "Call", "Shm", "Signal", "Negotiate", "Alive", "Bye", "List")

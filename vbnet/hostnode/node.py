@@ -224,7 +224,7 @@ class HostNode:
             curve = CurveServer(context, keys)
             undo.callback(curve.close)
         facts = self._facts(address)
-        admin = AdminDesk(self.book, self._services, facts, limits, run_dir, self.ask_stop)
+        admin = AdminDesk(self.book, self._services, facts, limits, run_dir=run_dir, shutdown=self.ask_stop)
         undo.callback(admin.close, _LINGER_MS)
         doors = [_Doors(context, run_dir, None)]
         if address is not None:

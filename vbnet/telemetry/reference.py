@@ -27,6 +27,7 @@ _OWNERS = {
     "device": "a device of any type",
     "worker": "a thread that moves frames; at most 64",
     "switch": "a switch",
+    "vhost_user": "a socket for front ends",
     "capture": "a port that is captured, or traced; at most 64 captures and traces at once",
     "port": "a port of a switch, or a loopback; a TAP of the machine itself has no guest",
     "port_latency": "a port with rings, while three quarters of the counters file have room; samples",

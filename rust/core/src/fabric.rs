@@ -335,13 +335,7 @@ impl Fabric {
     ///
     /// [`Error::Usage`]: a name, an address, the path or the MTU cannot be. [`Error::Exists`]: the name is taken, or
     /// something is at the path. [`Error::Busy`]: the address is taken. [`Error::Machine`]: the socket cannot be had.
-    pub fn port_add_vhost_user(
-        &self,
-        switch: &str,
-        name: &str,
-        socket: &Path,
-        params: VenetParams,
-    ) -> Result<PortId> {
+    pub fn port_add_vhost_user(&self, switch: &str, name: &str, socket: &Path, params: VenetParams) -> Result<PortId> {
         params.check()?;
         let bound = Bound::new(socket)?;
         let device = Some(socket.display().to_string());

@@ -12,8 +12,8 @@ use vbnet_core::fabric::Param;
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::PortCounter;
 use vhost_front::{
-    EVENT_INDEX, FEATURES, FrontEnd, GUEST, HEADER, INDIRECT, NEXT, PROTOCOL, Queue, SET_VRING_ENABLE, SIZE,
-    VERSION_1, WRITE, add_port, describe, start_queue, words,
+    EVENT_INDEX, FEATURES, FrontEnd, GUEST, HEADER, INDIRECT, NEXT, PROTOCOL, Queue, SET_VRING_ENABLE, SIZE, VERSION_1,
+    WRITE, add_port, describe, start_queue, words,
 };
 
 /// Two front ends on the switch; the first has told where it is.

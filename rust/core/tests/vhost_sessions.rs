@@ -22,11 +22,10 @@ use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::{PortCounter, PortEvent, PortPart};
 use vbnet_core::shm::doorbell::Doorbell;
 use vhost_front::{
-    FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER,
-    INDIRECT, MEMORY, Memory, NEXT, PROTOCOL, RESET_DEVICE, SET_FEATURES, SET_MEM_TABLE,
-    SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
-    SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, counted, longs, memfd, socket_path, table,
-    wait_until_alone, words,
+    Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, GUEST,
+    HEADER, INDIRECT, MEMORY, Memory, NEXT, PROTOCOL, RESET_DEVICE, SET_FEATURES, SET_MEM_TABLE, SET_PROTOCOL_FEATURES,
+    SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM,
+    SIZE, USER, WRITE, Wire, add_port, counted, longs, memfd, socket_path, table, wait_until_alone, words,
 };
 
 fn told(lab: &Lab, part: PortPart) -> PortEvent {
@@ -513,7 +512,7 @@ fn assert_quarantined(name: &str, reason: &str, part: PortPart, harm: impl FnOnc
 #[test]
 fn queue_of_frames_that_breaks_a_rule_is_quarantined() {
     let header = HEADER as u32;
-    let cases: [(&str, &str, (u64, u32, u16, u16)); 9] = [
+    let cases: [(&str, &str, Entry); 9] = [
         ("no header", "too_short", (GUEST + 0x10_0000, 1, 0, 0)),
         ("a header and nothing else, CVE-2022-2132", "too_short", (GUEST + 0x10_0000, header, 0, 0)),
         ("a runt", "too_short", (GUEST + 0x10_0000, header + 13, 0, 0)),
@@ -560,7 +559,7 @@ fn offload_that_was_not_agreed_on_is_quarantined() {
 
 #[test]
 fn queue_of_buffers_that_breaks_a_rule_is_quarantined() {
-    let cases: [(&str, &str, (u64, u32, u16, u16)); 5] = [
+    let cases: [(&str, &str, Entry); 5] = [
         ("shorter than a header, CVE-2026-86566", "too_short", (GUEST + 0x10_0000, 11, WRITE, 0)),
         ("to read", "wrong_direction", (GUEST + 0x10_0000, 2000, 0, 0)),
         ("outside of memory", "outside_memory", (GUEST + MEMORY - 100, 2000, WRITE, 0)),

@@ -123,3 +123,23 @@ def test_a_bus_that_guests_share_is_made_once() -> None:
     )
 
     assert ["switch.create", "bus.create", "device.create", "device.plug"] == [item.verb for item in plan.requests]
+
+
+def test_a_socket_for_front_ends_is_a_request_behind_all_others() -> None:
+    """Auto leaves the path to the host node; another counts from the lab file's folder."""
+    text = (
+        "name: t\nswitches: {lan: }\nvhost-user:\n  vm: {switch: lan}\n"
+        "  far: {switch: lan, socket: run/far.sock, mac: '02:00:00:00:00:0A', mtu: 9000}\n"
+    )
+
+    requests = make_plan(parse_topology(text, "/labs/lab.yaml", {})).requests
+
+    assert [item.verb for item in requests] == ["switch.create", "port.listen", "port.listen"]
+    assert {"switch": "lan", "name": "vm", "socket": None, "mac": None, "mtu": 1500} == requests[1].args
+    assert {
+        "switch": "lan",
+        "name": "far",
+        "socket": "/labs/run/far.sock",
+        "mac": "02:00:00:00:00:0a",
+        "mtu": 9000,
+    } == requests[2].args

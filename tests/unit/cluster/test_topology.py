@@ -253,6 +253,32 @@ def test_an_uplink_may_not_take_a_guests_address() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("ports", "said"),
+    [
+        ("  vm: {switch: wan}\n", "7: unknown switch `wan`; did you mean `lan`?"),
+        ("  vm: {switch: lan, sock: x}\n", "7: unknown key `sock`; did you mean `socket`?"),
+        ("  VM: {switch: lan}\n", "7: impossible vhost-user name `VM`; use lower-case letters, digits and hyphens"),
+        ("  a: {switch: lan}\n", "7: duplicate name `a`, also on line 5; rename one of the two"),
+        ("  vm: {switch: lan, mac: '01:00:00:00:00:01'}\n", "7: `01:00:00:00:00:01` is not a station's address"),
+        ("  vm: {switch: lan, mac: '02:00:00:00:00:01'}\n", "7: `02:00:00:00:00:01` is also the MAC of `a` on line 5"),
+        (f"  vm: {{switch: lan, socket: {'x' * 120}}}\n", "7: the path /"),
+        (
+            "  vm: {switch: lan, socket: a.sock}\n  wm: {switch: lan, socket: ./a.sock}\n",
+            "8: duplicate socket `./a.sock`, first on line 7",
+        ),
+    ],
+    ids=["switch", "key", "name", "guest's name", "group's MAC", "guest's MAC", "long path", "same path"],
+)
+def test_a_socket_for_front_ends_that_cannot_be_is_told(ports: str, said: str) -> None:
+    """Switches exist, names, addresses and paths are one port's each."""
+    text = f"{HEAD}  a: {{kind: python, run: 'os:getpid', nics: [{{switch: lan, mac: '02:00:00:00:00:01'}}]}}\n"
+
+    found = problems(f"{text}vhost-user:\n{ports}")
+
+    assert [True] == [problem.startswith(f"lab.yaml:{said}") for problem in found], found
+
+
 def test_a_tap_given_twice_is_told() -> None:
     """One TAP is one port."""
     text = "name: t\nswitches: {lan: }\nuplinks:\n  - {switch: lan, tap: vb0}\n  - {switch: lan, tap: vb0}\n"

@@ -116,6 +116,7 @@ async def test_a_device_may_refuse_a_plug(run_root: Path) -> None:
         (admin.GuestReset("none"), NotFoundError),
         (admin.SwitchDelete("none"), NotFoundError),
         (admin.PortAdd("none", "nosuchtap0"), NotFoundError),
+        (admin.PortListen("none", "vm"), NotFoundError),
     ],
     ids=lambda value: (
         type(value).__name__ if isinstance(value, object) and not isinstance(value, type) else value.__name__

@@ -333,11 +333,7 @@ impl VhostUserPort {
     ///
     /// `piece` was loaded in this turn, and `start` is its start.
     #[inline]
-    pub(crate) unsafe fn claim(
-        &mut self,
-        start: &FrameStart,
-        piece: &Piece,
-    ) -> std::result::Result<*mut u8, Refusal> {
+    pub(crate) unsafe fn claim(&mut self, start: &FrameStart, piece: &Piece) -> std::result::Result<*mut u8, Refusal> {
         let Self { rings: Some(rings), pieces, chains, given, frame_limit, .. } = self else {
             return Err(Refusal::LinkDown);
         };

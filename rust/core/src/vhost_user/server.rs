@@ -96,7 +96,8 @@ impl Bound {
             )));
         }
         make_room(path)?;
-        let listener = UnixListener::bind(path).map_err(|error| Error::machine("bind a socket for front ends", error))?;
+        let listener =
+            UnixListener::bind(path).map_err(|error| Error::machine("bind a socket for front ends", error))?;
         let prepared = listener
             .set_nonblocking(true)
             .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o600)))
@@ -187,7 +188,9 @@ impl Drop for Server {
         if let Some(stream) = &*self.shared.current.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        if self.ended.recv_timeout(2 * ANSWER_DEADLINE).is_err() && self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        if self.ended.recv_timeout(2 * ANSWER_DEADLINE).is_err()
+            && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        {
             return;
         }
         if let Some(thread) = self.thread.take() {

@@ -158,8 +158,7 @@ impl Session {
         let is_modern = state.features & bit(VIRTIO_F_VERSION_1) != 0;
         let is_mergeable = state.features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
         let header = if is_modern || is_mergeable { LONG_HEADER } else { SHORT_HEADER };
-        let mut rings =
-            Rings { tx: Vec::new(), rx: Vec::new(), header, is_mergeable, memory: state.memory.clone() };
+        let mut rings = Rings { tx: Vec::new(), rx: Vec::new(), header, is_mergeable, memory: state.memory.clone() };
         for index in 0..QUEUES {
             let Some(ring) = ready_ring(state, index)? else { continue };
             if index % 2 == 0 { rings.rx.push(ring) } else { rings.tx.push(ring) }
@@ -293,7 +292,8 @@ impl VhostUserBackendReqHandler for Session {
         let mut state = self.state();
         let surplus = features & !protocol_features().bits();
         if surplus != 0 {
-            let fault = Fault::BadHeader { what: "protocol features beyond those offered", found: surplus, expected: 0 };
+            let fault =
+                Fault::BadHeader { what: "protocol features beyond those offered", found: surplus, expected: 0 };
             return Err(refuse(&mut state, fault.into()));
         }
         Ok(())

@@ -187,9 +187,8 @@ impl GuestMemory {
     ///
     /// [`Error::NotFound`]: there is no such region.
     pub fn without(&self, at: RegionAt) -> Result<Self> {
-        let is_it = |region: &Arc<Region>| {
-            (region.at.guest, region.at.size, region.at.user) == (at.guest, at.size, at.user)
-        };
+        let is_it =
+            |region: &Arc<Region>| (region.at.guest, region.at.size, region.at.user) == (at.guest, at.size, at.user);
         if !self.regions.iter().any(is_it) {
             return Err(Error::NotFound(format!("there is no memory region at {:#x}", at.guest)));
         }

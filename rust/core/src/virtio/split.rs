@@ -491,13 +491,8 @@ mod tests {
 
         /// Writes a descriptor, byte by byte as the specification has it, into a table at `table`.
         fn describe(&self, table: u64, index: u64, address: u64, length: u32, flags: u16, next: u16) {
-            let bytes = [
-                &address.to_le_bytes()[..],
-                &length.to_le_bytes(),
-                &flags.to_le_bytes(),
-                &next.to_le_bytes(),
-            ]
-            .concat();
+            let bytes =
+                [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
             for (at, byte) in bytes.into_iter().enumerate() {
                 // SAFETY: tests keep tables within the first region.
                 unsafe { self.place(table + index * 16 + at as u64).write_volatile(byte) };

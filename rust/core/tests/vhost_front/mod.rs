@@ -54,6 +54,9 @@ pub const GUEST: u64 = 0x4000_0000;
 pub const USER: u64 = 0x7fff_0000_0000;
 pub const MEMORY: u64 = 4 << 20;
 
+/// A descriptor: address, length, flags, next.
+pub type Entry = (u64, u32, u16, u16);
+
 const QUEUE_BYTES: u64 = 0x2000;
 const BUFFERS: u64 = 0x10_0000;
 const BUFFER_BYTES: u64 = 4096;
@@ -224,13 +227,7 @@ pub struct Queue {
 
 impl Queue {
     pub fn new(index: u32) -> Self {
-        Self {
-            index,
-            kick: Doorbell::create().unwrap(),
-            call: Doorbell::create().unwrap(),
-            available: 0,
-            seen: 0,
-        }
+        Self { index, kick: Doorbell::create().unwrap(), call: Doorbell::create().unwrap(), available: 0, seen: 0 }
     }
 
     pub fn descriptors(&self) -> u64 {
@@ -250,7 +247,7 @@ impl Queue {
         BUFFERS + u64::from(self.index) * u64::from(SIZE) * BUFFER_BYTES + u64::from(index) * BUFFER_BYTES
     }
 
-    pub fn describe(&self, memory: &Memory, index: u16, entry: (u64, u32, u16, u16)) {
+    pub fn describe(&self, memory: &Memory, index: u16, entry: Entry) {
         describe(memory, self.descriptors(), index, entry);
     }
 
@@ -281,10 +278,9 @@ impl Queue {
     }
 }
 
-/// Writes a descriptor (address, length, flags, next) into the table at `table`.
-pub fn describe(memory: &Memory, table: u64, index: u16, (address, length, flags, next): (u64, u32, u16, u16)) {
-    let bytes =
-        [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
+/// Writes a descriptor into the table at `table`.
+pub fn describe(memory: &Memory, table: u64, index: u16, (address, length, flags, next): Entry) {
+    let bytes = [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
     memory.write(table + 16 * u64::from(index), &bytes);
 }
 
