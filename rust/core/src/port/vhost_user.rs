@@ -332,7 +332,8 @@ impl VhostUserPort {
     /// # Safety
     ///
     /// `piece` was loaded in this turn, and `start` is its start.
-    #[inline]
+    // Not in line: the loop over frames is tuned for guests' rings.
+    #[inline(never)]
     pub(crate) unsafe fn claim(&mut self, start: &FrameStart, piece: &Piece) -> std::result::Result<*mut u8, Refusal> {
         let Self { rings: Some(rings), pieces, chains, given, frame_limit, .. } = self else {
             return Err(Refusal::LinkDown);
