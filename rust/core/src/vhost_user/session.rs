@@ -10,7 +10,7 @@
 //! value for each thing that can be said, a later one replaces it and closes what it held; numbers are checked before they
 //! are places; and an eventfd is believed after the kernel said that it is one. What was refused ends the connection, for a
 //! front end that goes on as if it had been heard would be harder to understand than one that has to begin anew.
-//! Source: vhost-user protocol, "Front-end message types"; `docs/decisions/0020-vhost-user-memory-and-eventfds.md`.
+//! Source: vhost-user protocol, "Front-end message types"; `docs/decisions/0021-vhost-user-memory-and-eventfds.md`.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
