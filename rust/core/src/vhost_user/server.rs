@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -38,6 +39,8 @@ use crate::shm::doorbell::Doorbell;
 use crate::worker::forward::EventSink;
 use crate::worker::{ANSWER_DEADLINE, WorkerDoor};
 
+/// How long to wait after a front end could not be let in.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Longest path of a socket.
 pub const PATH_BYTES_MAX: usize = 107;
 
@@ -213,7 +216,15 @@ fn serve(bound: &Bound, shared: &Shared, params: &ServerParams) {
             Err(_) => return,
             Ok(_) => {}
         }
-        let Ok((stream, _)) = bound.listener.accept() else { continue };
+        let stream = match bound.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(_) => {
+                // No descriptor is left, or the front end went: not at once again.
+                let _ = shared.bell.wait(Some(ACCEPT_AGAIN));
+                continue;
+            }
+        };
         params.block.add(VhostUserCounter::Connections as usize, 1);
         params.block.set(VhostUserCounter::IsConnected as usize, 1);
         if let Err(error) = converse(stream, shared, params) {

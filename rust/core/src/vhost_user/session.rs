@@ -15,6 +15,8 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -42,6 +44,11 @@ use crate::worker::{Command, WorkerDoor};
 /// Most pairs of queues of one port.
 pub const PAIRS_MAX: usize = 8;
 const QUEUES: usize = 2 * PAIRS_MAX;
+/// So often rings may be taken from the worker in such a time: many times what setting up every queue takes.
+const STOPS_A_WINDOW: u32 = 1000;
+const WINDOW: Duration = Duration::from_secs(1);
+/// What each message has to wait that takes them more often.
+const BRAKE: Duration = Duration::from_millis(1);
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -89,6 +96,9 @@ struct State {
     queues: [Queue; QUEUES],
     /// The worker has rings of this session.
     runs: bool,
+    /// How often rings were taken back since then.
+    stops: u32,
+    since: Option<Instant>,
     /// Why the last message was refused.
     refusal: Option<Error>,
 }
@@ -137,11 +147,19 @@ impl Session {
         outcome.map_err(|error| refuse(&mut state, error))
     }
 
-    /// Takes the rings back; where each was is its base from now on.
+    /// Takes the rings back; where each was is its base from now on. A front end that has it done without end is slowed
+    /// down, for the worker serves others.
     fn stop(&self, state: &mut State) -> Result<()> {
         if !state.runs {
             return Ok(());
         }
+        let elapsed = state.since.get_or_insert_with(Instant::now).elapsed();
+        if elapsed >= WINDOW {
+            (state.since, state.stops) = (Some(Instant::now()), 0);
+        } else if state.stops >= STOPS_A_WINDOW {
+            thread::sleep(BRAKE);
+        }
+        state.stops += 1;
         let rings = self.door.ask(|reply| Command::SetRings(self.port, None, reply))??;
         state.runs = false;
         for ring in rings.into_iter().flat_map(|rings| rings.tx.into_iter().chain(rings.rx)) {
