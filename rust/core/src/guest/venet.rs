@@ -197,6 +197,7 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
         ring: Producer::new(rx),
         pool: BufferPool::new(layout.buffers_offset, stride, limit, layout.buffers),
         posted: vec![0; layout.rx_slots as usize].into_boxed_slice(),
+        broken: None,
         limit,
         bells: None,
         totals: Totals::default(),
@@ -660,6 +661,8 @@ pub struct Receiver {
     pool: BufferPool,
     /// Buffer posted in each slot.
     posted: Box<[u32]>,
+    /// How the host broke the ring, until somebody is told.
+    broken: Option<Fault>,
     limit: u32,
     bells: Option<Bells>,
     totals: Totals,
@@ -703,22 +706,30 @@ impl Receiver {
         }
     }
 
-    /// The frame in the `ahead`-th returned slot, checked against what was posted there.
-    #[inline]
-    fn returned(&self, ahead: u32) -> std::result::Result<Held, Fault> {
+    /// The frame in the `ahead`-th returned slot, checked against what was posted there. `None`: the host broke the ring,
+    /// and `broken` says how. Small, unlike a [`Fault`]: a loop over frames keeps it in registers.
+    #[inline(always)]
+    fn returned(&mut self, ahead: u32) -> Option<Held> {
         let slot = self.ring.reap_index().wrapping_add(ahead) as usize & (self.posted.len() - 1);
         let buffer = self.posted[slot];
         let offset = self.pool.offset(buffer);
         let found = self.ring.peek(ahead);
         if found.offset != offset || found.length > self.limit || found.flags != 0 {
-            return Err(Fault::ForeignCompletion {
-                offset: found.offset,
-                length: found.length,
-                posted_offset: offset,
-                posted_length: self.limit,
-            });
+            self.refuse(found, offset);
+            return None;
         }
-        Ok(Held { buffer, offset, length: found.length })
+        Some(Held { buffer, offset, length: found.length })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, found: Descriptor, posted_offset: u32) {
+        self.broken = Some(Fault::ForeignCompletion {
+            offset: found.offset,
+            length: found.length,
+            posted_offset,
+            posted_length: self.limit,
+        });
     }
 
     /// Returned slots. What the host stamped is on the line of its index, so it is looked at together with that.
@@ -750,17 +761,10 @@ impl Receiver {
             prefetch(&self.ram, self.pool.offset(self.posted[slot]));
         }
         let (mut done, mut frames, mut bytes) = (0, 0, 0);
-        let mut verdict = Ok(());
         self.ring.answer(ready, monotonic_ns);
         while done < ready {
-            let held = match self.returned(done) {
-                Ok(held) => held,
-                Err(fault) => {
-                    // Frames before the lie were handed over: they must not come up again.
-                    verdict = Err(fault);
-                    break;
-                }
-            };
+            // Frames before a lie were handed over: they must not come up again.
+            let Some(held) = self.returned(done) else { break };
             // A buffer that comes back empty was flushed, not received into.
             if held.length != 0 {
                 let place = self.ram.at(held.offset, held.length as usize)?;
@@ -776,8 +780,10 @@ impl Receiver {
         self.totals.bytes += bytes;
         self.totals.frames += u64::from(frames);
         self.announce()?;
-        verdict?;
-        Ok(frames)
+        match self.broken.take() {
+            None => Ok(frames),
+            Some(fault) => Err(fault.into()),
+        }
     }
 
     /// Takes up to `max` waiting frames without copying them. Their buffers are the caller's until
@@ -791,7 +797,7 @@ impl Receiver {
         self.ring.answer(ready, monotonic_ns);
         let mut frames = 0;
         for _ in 0..ready {
-            let frame = self.returned(0)?;
+            let Some(frame) = self.returned(0) else { break };
             self.ring.reap(1);
             if frame.length == 0 {
                 self.post(frame.buffer);
@@ -804,7 +810,10 @@ impl Receiver {
         }
         self.refill();
         self.announce()?;
-        Ok(frames)
+        match self.broken.take() {
+            None => Ok(frames),
+            Some(fault) => Err(fault.into()),
+        }
     }
 
     /// Returns a held buffer and posts it again.
