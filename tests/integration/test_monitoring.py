@@ -41,6 +41,8 @@ guests:
   deaf: {kind: python, run: "busy.py:deaf", nics: [{switch: lan}]}
   alice: {kind: python, run: "busy.py:alice"}
   bob: {kind: python, run: "busy.py:bob"}
+vhost-user:
+  machine: {switch: lan}
 devices:
   irq: {type: intc, guests: [alice, bob]}
   fast: {type: fastcall, guests: [alice, bob]}
