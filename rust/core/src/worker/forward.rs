@@ -250,16 +250,23 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             if loaded == 0 {
                 break;
             }
-            let (done, cost) = self.move_on(slot, loaded, budget - turn.cost);
-            bytes += self.batch.pieces[..done].iter().map(|piece| u64::from(piece.length)).sum::<u64>();
-            turn.frames += done as u32;
-            turn.cost += cost;
+            let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
             let Some(port) = port_at(&mut self.ports, slot) else { break };
             let End::Venet(venet) = &mut port.end else { break };
-            wants_call |= venet.give_back(done as u32);
+            wants_call |= venet.give_back(done);
         }
         self.end_turn(slot, turn, bytes, budget, wants_call);
         turn
+    }
+
+    /// Moves loaded frames on within what is left of the budget, and adds them to the turn; how many.
+    #[inline(always)]
+    fn take_on(&mut self, slot: PortSlot, loaded: usize, budget: u32, turn: &mut Turn, bytes: &mut u64) -> u32 {
+        let (done, cost) = self.move_on(slot, loaded, budget - turn.cost);
+        *bytes += self.batch.pieces[..done].iter().map(|piece| u64::from(piece.length)).sum::<u64>();
+        turn.frames += done as u32;
+        turn.cost += cost;
+        done as u32
     }
 
     /// Counts, calls the guest, and reports what broke.
@@ -301,13 +308,10 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             if loaded == 0 {
                 break;
             }
-            let (done, cost) = self.move_on(slot, loaded, budget - turn.cost);
-            bytes += self.batch.pieces[..done].iter().map(|piece| u64::from(piece.length)).sum::<u64>();
-            turn.frames += done as u32;
-            turn.cost += cost;
+            let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
             let Some(port) = port_at(&mut self.ports, slot) else { break };
             let End::VhostUser(vhost) = &mut port.end else { break };
-            if vhost.give_back(done as u32) {
+            if vhost.give_back(done) {
                 vhost.call_tx(&self.ringer);
                 tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
             }
