@@ -220,6 +220,8 @@ class _Builder:
         if is_one_variable or (text != node.value and getattr(node, "style", None) is None):
             # A value that is nothing but a variable has the type of what replaces it, though `{...}` may force quotes.
             tag = str(_Loader("").resolve(yaml.ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call] # untyped stub
+            if not text and getattr(node, "style", None) is not None:
+                tag = node.tag  # quotes around nothing are an empty text, as they are without a variable
         match tag.rpartition(":")[2]:
             case "null":
                 return None

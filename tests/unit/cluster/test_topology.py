@@ -378,6 +378,13 @@ def test_variables_are_replaced_from_the_environment() -> None:
     assert (found.count, found.nics[0].switch, found.nics[0].ip) == (3, "lan", "10.0.0.1/24")
 
 
+def test_nothing_in_quotes_is_an_empty_text() -> None:
+    """Written so, or left by a variable."""
+    text = f"{HEAD}  a: {{kind: stack, env: {{ONE: '', TWO: '${{NOT_THERE:-}}'}}}}\n"
+
+    assert {"ONE": "", "TWO": ""} == parsed(text).topology.guests["a"].env
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
