@@ -7,6 +7,7 @@ import pytest
 from vbnet.cluster.source import TopologyError
 from vbnet.cluster.topology import (
     LabFile,
+    PythonGuest,
     address_at,
     derive_mac,
     device_guests,
@@ -380,9 +381,12 @@ def test_variables_are_replaced_from_the_environment() -> None:
 
 def test_nothing_in_quotes_is_an_empty_text() -> None:
     """Written so, or left by a variable."""
-    text = f"{HEAD}  a: {{kind: stack, env: {{ONE: '', TWO: '${{NOT_THERE:-}}'}}}}\n"
+    text = f"{HEAD}  a: {{kind: python, run: 'os:getpid', env: {{ONE: '', TWO: '${{NOT_THERE:-}}'}}}}\n"
 
-    assert {"ONE": "", "TWO": ""} == parsed(text).topology.guests["a"].env
+    guest = parsed(text).topology.guests["a"]
+
+    assert isinstance(guest, PythonGuest)
+    assert {"ONE": "", "TWO": ""} == guest.env
 
 
 @pytest.mark.parametrize(
