@@ -278,17 +278,17 @@ class HostNode:
         self._log.say_left_out()
 
     def _look(self) -> None:
-        """Once a second: whose handlers do not return."""
+        """Once a second: whose handlers do not return. Guests without a controller cost nothing here."""
         if self._stopped.is_set():
             return
         self._clock.call_later(WEDGED_NS, self._look)
         self.tally.beat(WEDGED_NS)
-        self._wedges.look(session.name for session in self.book.all())
-        wedged = self._wedges.guests()
-        for session in self.book.all():
-            if session.is_wedged is not (session.name in wedged):
-                session.is_wedged = session.name in wedged
-                session.show_state()
+        if changed := self._wedges.look(self._services.signals.controlled()):
+            wedged = self._wedges.guests()
+            for session in self.book.all():
+                if session.name in changed:
+                    session.is_wedged = session.name in wedged
+                    session.show_state()
 
     def _take_faults(self) -> None:
         if self._fabric is None:

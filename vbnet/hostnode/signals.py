@@ -409,6 +409,10 @@ class SignalBook:
         """Whether signals can be led to vectors of a guest."""
         return guest in self._controllers or guest in self._apics
 
+    def controlled(self) -> list[str]:
+        """Guests with a controller whose levels can be looked at."""
+        return list(self._controllers)
+
     def controller_of(self, guest: str) -> int:
         """The number of a guest's controller; raises NotFoundError when it has none."""
         try:

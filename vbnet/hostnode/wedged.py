@@ -47,8 +47,9 @@ class WedgeWatch:
         """Those with a wedged handler, at the last look."""
         return {guest for guest, _, _ in self._known}
 
-    def look(self, guests: Iterable[str]) -> None:
-        """Look at every guest that has a controller."""
+    def look(self, guests: Iterable[str]) -> set[str]:
+        """Look at these guests, all that have a controller; those that became wedged or are not any more."""
+        before = self.guests()
         found: set[tuple[str, int, int]] = set()
         for guest in guests:
             for level in self._levels(guest):
@@ -67,3 +68,4 @@ class WedgeWatch:
         for guest, vcpu, priority in sorted(self._known - found):
             self._publish("guest.unwedged", guest=guest, vcpu=vcpu, priority=priority)
         self._known = found
+        return before ^ self.guests()

@@ -152,10 +152,9 @@ def test_a_wedged_handler_is_told_once_when_it_begins_and_once_when_it_ends(told
     levels = {"web": [WedgedLevel(1, 2, 33, 1.5, 4)], "db": []}
     watch = WedgeWatch(lambda guest: levels[guest], told.publish)
 
-    watch.look(["web", "db"])
-    watch.look(["web", "db"])
-    watch.look(["db"])
+    changed = [watch.look(guests) for guests in (["web", "db"], ["web", "db"], ["db"])]
 
+    assert [{"web"}, set(), {"web"}] == changed
     place = {"guest": "web", "vcpu": 1, "priority": 2}
     assert [
         ("guest.wedged", {**place, "vector": 33, "since_s": 1.5, "pending": 4}),
