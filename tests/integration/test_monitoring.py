@@ -53,7 +53,7 @@ devices:
 """
 TAIL = 0x80
 """Of a ring, as docs/wire/ring.md has it."""
-QUICK = Limits(heartbeat_s=0.5)
+QUICK = Limits(heartbeat_s=0.5, heartbeat_misses=3)
 SETTLED_S = 40.0
 
 

@@ -86,8 +86,8 @@ class Limits:
     refusals_burst: int = 64
     refusals_per_second: float = 16.0
     token_lifetime_s: float = 10.0
-    heartbeat_s: float = 5.0
-    heartbeat_misses: int = 3
+    heartbeat_s: float = 7.5
+    heartbeat_misses: int = 2
     outbound_messages: int = 16384
     channels: int = 4096
     drives_per_connection: int = 64
