@@ -265,12 +265,11 @@ class HostNode:
             self._undo.callback(watch.close)
 
     def _beat(self) -> None:
-        """Once a heartbeat: who is silent, who never attached, and what was too often to be told one by one."""
+        """Once a heartbeat: who is silent, and what was too often to be told one by one."""
         limits = self._options.limits
         if self._stopped.is_set():
             return
         self._clock.call_later(seconds_to_ns(limits.heartbeat_s), self._beat)
-        self.book.expire_tokens()
         for desk in self._desks:
             desk.watch()
         self._refusals.tell()
@@ -278,11 +277,12 @@ class HostNode:
         self._log.say_left_out()
 
     def _look(self) -> None:
-        """Once a second: whose handlers do not return. Guests without a controller cost nothing here."""
+        """Once a second: who never attached, whose handlers do not return. Other guests cost nothing here."""
         if self._stopped.is_set():
             return
         self._clock.call_later(WEDGED_NS, self._look)
         self.tally.beat(WEDGED_NS)
+        self.book.expire_tokens()
         if changed := self._wedges.look(self._services.signals.controlled()):
             wedged = self._wedges.guests()
             for session in self.book.all():

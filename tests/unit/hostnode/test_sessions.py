@@ -484,11 +484,11 @@ async def test_a_silent_process_is_stuck_then_heard_again(run_root: Path) -> Non
         node = await GuestNode.connect(lab.run_dir, clock=guest_clock)
         guest = await node.join("web", "lan", ram_bytes=0)
 
-        for _ in range(3):
-            clock.advance(5.0)
+        for _ in range(2):
+            clock.advance(7.5)
         assert lab.host.book.find("web").state == "ready"
         node._link.send = lambda _data: None  # type: ignore[method-assign, assignment]
-        clock.advance(5.0)
+        clock.advance(7.5)
         assert lab.host.book.find("web").state == "stuck"
         del node._link.send
 
@@ -505,7 +505,7 @@ async def test_a_probe_is_answered(run_root: Path) -> None:
         await node.join("web", ram_bytes=0)
 
         for _ in range(4):
-            clock.advance(5.0)
+            clock.advance(7.5)
         await eventually(lambda: lab.host.book.find("web").state == "ready")
 
         await node.close()
@@ -522,8 +522,8 @@ async def test_heartbeats_keep_a_process_well(run_root: Path) -> None:
         peer = lab.host.book.find("a").peer
 
         for _ in range(10):
-            clock.advance(5.0)
-            guest_clock.advance(5.0)
+            clock.advance(7.5)
+            guest_clock.advance(7.5)
             await eventually(lambda: peer.last_heard_ns == clock.now_ns())
 
         assert guest_clock.pending == 1
