@@ -42,8 +42,21 @@ def port_of(net: Net, socket: Path) -> str:
         ("mrg_rxbuf=0", ()),
         ("in_order=0,mrg_rxbuf=0", ("--txd=64", "--rxd=64")),
         ("queues=2", ("--rxq=2", "--txq=2")),
+        ("packed_vq=1", ()),
+        ("packed_vq=1,mrg_rxbuf=0", ()),
+        ("packed_vq=1,in_order=0", ("--txd=64", "--rxd=64")),
+        ("packed_vq=1,queues=2", ("--rxq=2", "--txq=2")),
     ],
-    ids=["mergeable", "not mergeable", "short queues", "two pairs"],
+    ids=[
+        "mergeable",
+        "not mergeable",
+        "short queues",
+        "two pairs",
+        "packed",
+        "packed, not mergeable",
+        "packed, short queues",
+        "packed, two pairs",
+    ],
 )
 def test_packets_go_round_between_two_applications_and_none_is_lost(
     net: Net, listen: Callable[[str], Path], card: str, arguments: tuple[str, ...]
@@ -72,13 +85,14 @@ def test_packets_go_round_between_two_applications_and_none_is_lost(
     assert 0 <= counters[1]["receive_frames"] - seen[1].rx_packets <= 64
 
 
-def test_application_answers_a_guest_frame_by_frame(net: Net, listen: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("card", ["", "packed_vq=1"], ids=["split", "packed"])
+def test_application_answers_a_guest_frame_by_frame(net: Net, listen: Callable[[str], Path], card: str) -> None:
     """A venet guest sends frames of many lengths to testpmd, which swaps addresses: each comes back unchanged."""
     station = net.station()
     socket = listen("vm")
     lengths = [60, 61, 64, 100, 512, 1000, 1513, 1514]
     mac = bytes.fromhex(MACS[0].replace(":", ""))
-    with TestPmd(socket, MACS[0], "macswap") as program:
+    with TestPmd(socket, MACS[0], "macswap", card) as program:
         program.command("start")
         for start in range(0, 512, 8):
             frames = [ethernet(mac, station.mac, length, start + at) for at, length in enumerate(lengths)]
@@ -89,14 +103,17 @@ def test_application_answers_a_guest_frame_by_frame(net: Net, listen: Callable[[
         assert [] == station.nic.recv(1, 0)
 
 
-def test_application_that_ends_and_starts_again_finds_its_port(net: Net, listen: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("card", ["", "packed_vq=1"], ids=["split", "packed"])
+def test_application_that_ends_and_starts_again_finds_its_port(
+    net: Net, listen: Callable[[str], Path], card: str
+) -> None:
     """Ended by its own word and by force, testpmd connects anew, and the guest reaches it."""
     station = net.station()
     socket = listen("vm")
     name = port_of(net, socket)
     mac = bytes.fromhex(MACS[0].replace(":", ""))
     for farewell in ("quit", "", "quit"):
-        program = TestPmd(socket, MACS[0], "macswap")
+        program = TestPmd(socket, MACS[0], "macswap", card)
         try:
             program.command("start")
             station.nic.send([ethernet(mac, station.mac, 100, 7)])

@@ -49,10 +49,10 @@
 //! | `SC-2 whole or again` | an odd number before the words / the words before the second look | `Record::publish` | `Record::sample` |
 //! | `CP-1 record visible` | a captured frame before `tail` | `CaptureRing::push` | `CaptureReader::refresh` |
 //! | `CP-2 room returned` | the reader's copies before `head` | `CaptureReader::give_back` | `CaptureRing::has_room` |
-//! | `VQ-1 chains visible` | a driver's descriptors and ring before its index | the driver | `SplitQueue::refresh` |
-//! | `VQ-2 used visible` | used entries and buffers before our index | `SplitQueue::publish` | the driver |
-//! | `VQ-3 call or see` | our index before the driver's wish / its wish before our index | `SplitQueue::publish` | the driver |
-//! | `VQ-4 kick or see` | our wish before the driver's index / its index before our wish | `SplitQueue::arm` | the driver |
+//! | `VQ-1 chains visible` | a driver's chains before its index or flags | the driver | `SplitQueue::refresh`, `PackedQueue::available` |
+//! | `VQ-2 used visible` | used entries and buffers before our index or flags | `complete` of both queues | the driver |
+//! | `VQ-3 call or see` | our index or flags before the driver's wish / its wish before them | `complete` of both queues | the driver |
+//! | `VQ-4 kick or see` | our wish before the driver's index or flags / those before our wish | `arm` of both queues | the driver |
 //! | `SB-1 range whole` | a guarded range's end before its start | `Guarded::watch` | the SIGBUS handler |
 //! | `WD-1 ring or sleep` | a worker's note that it rings, before the watchdog sleeps | `Ringer::ring` | `Watchdog` |
 

@@ -12,100 +12,112 @@ use vbnet_core::fabric::Param;
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::PortCounter;
 use vhost_front::{
-    EVENT_INDEX, FEATURES, FrontEnd, GUEST, HEADER, INDIRECT, NEXT, PROTOCOL, Queue, SET_VRING_ENABLE, SIZE, VERSION_1,
-    WRITE, add_port, describe, start_queue, words,
+    EVENT_INDEX, FEATURES, FrontEnd, GUEST, HEADER, INDIRECT, KINDS, MERGEABLE, NEXT, PACKED, Queue, SET_VRING_ENABLE,
+    SIZE, WRITE, add_port, start_queue, words,
 };
 
 /// Two front ends on the switch; the first has told where it is.
-fn pair(lab: &Lab) -> (FrontEnd, FrontEnd) {
+fn pair(lab: &Lab, features: u64) -> (FrontEnd, FrontEnd) {
     let (a, b) = (add_port(lab, "a"), add_port(lab, "b"));
-    (FrontEnd::new(&a), FrontEnd::new(&b))
+    (FrontEnd::with(&a, features), FrontEnd::with(&b, features))
 }
 
 #[test]
 fn frames_of_every_length_pass_between_two_front_ends() {
-    let lab = Lab::new(0);
-    let (mut a, mut b) = pair(&lab);
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (mut a, mut b) = pair(&lab, features);
 
-    for length in [14, 15, 52, 59, 60, 63, 64, 65, 128, 1000, 1514, 1518] {
-        let there = frame(mac(2), mac(1), length, 3);
-        a.send(&there);
-        assert_eq!(there, b.receive(), "{length}");
-        let back = frame(mac(1), mac(2), length, 5);
-        b.send(&back);
-        assert_eq!(back, a.receive(), "{length}");
+        for length in [14, 15, 52, 59, 60, 63, 64, 65, 128, 1000, 1514, 1518] {
+            let there = frame(mac(2), mac(1), length, 3);
+            a.send(&there);
+            assert_eq!(there, b.receive(), "{length}");
+            let back = frame(mac(1), mac(2), length, 5);
+            b.send(&back);
+            assert_eq!(back, a.receive(), "{length}");
+        }
     }
 }
 
 #[test]
 fn frames_pass_between_a_front_end_and_a_venet_guest() {
-    let mut lab = Lab::new(1);
-    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
+    for features in KINDS {
+        let mut lab = Lab::new(1);
+        let mut front = FrontEnd::with(&add_port(&lab, "vm"), features);
 
-    for length in [14, 64, 700, 1514] {
-        let there = frame(MacAddress::BROADCAST, mac(1), length, 7);
-        front.send(&there);
-        assert_eq!(there, lab.guests[0].receive());
-        let back = frame(mac(1), mac(2), length, 9);
-        lab.guests[0].send(&back);
-        assert_eq!(back, front.receive());
+        for length in [14, 64, 700, 1514] {
+            let there = frame(MacAddress::BROADCAST, mac(1), length, 7);
+            front.send(&there);
+            assert_eq!(there, lab.guests[0].receive());
+            let back = frame(mac(1), mac(2), length, 9);
+            lab.guests[0].send(&back);
+            assert_eq!(back, front.receive());
+        }
     }
 }
 
 #[test]
 fn thousands_of_frames_arrive_once_and_in_order() {
-    let lab = Lab::new(0);
-    let (mut a, mut b) = pair(&lab);
-    let mut received = Vec::new();
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (mut a, mut b) = pair(&lab, features);
+        let mut received = Vec::new();
 
-    for number in 0..5000_u32 {
-        let mut sent = frame(MacAddress::BROADCAST, mac(1), 80, 0);
-        sent[14..18].copy_from_slice(&number.to_le_bytes());
-        a.send(&sent);
-        // Never more under way than the receiver has buffers for.
-        if number % 32 == 31 {
-            eventually(|| {
-                received.extend(b.received());
-                received.len() as u32 == number + 1
-            });
+        for number in 0..5000_u32 {
+            let mut sent = frame(MacAddress::BROADCAST, mac(1), 80, 0);
+            sent[14..18].copy_from_slice(&number.to_le_bytes());
+            a.send(&sent);
+            // Never more under way than the receiver has buffers for.
+            if number % 32 == 31 {
+                eventually(|| {
+                    received.extend(b.received());
+                    received.len() as u32 == number + 1
+                });
+            }
         }
-    }
-    eventually(|| {
-        received.extend(b.received());
-        received.len() == 5000
-    });
+        eventually(|| {
+            received.extend(b.received());
+            received.len() == 5000
+        });
 
-    let numbers = received.iter().map(|frame| u32::from_le_bytes(frame[14..18].try_into().unwrap()));
-    assert!(numbers.eq(0..5000));
+        let numbers = received.iter().map(|frame| u32::from_le_bytes(frame[14..18].try_into().unwrap()));
+        assert!(numbers.eq(0..5000));
+    }
 }
 
 /// Header and frame apart, a frame in many pieces, an indirect table: each arrives as it was.
 #[test]
 fn frame_in_several_buffers_arrives_whole() {
-    let lab = Lab::new(0);
-    let (mut a, mut b) = pair(&lab);
-    let sent = frame(MacAddress::BROADCAST, mac(1), 900, 11);
-    let bytes = [&[0; HEADER][..], &sent].concat();
-    for cuts in [vec![12], vec![5], vec![12, 13, 26, 100], (1..60).collect::<Vec<_>>()] {
-        for is_indirect in [false, true] {
-            let mut start = 0;
-            let ends: Vec<usize> = cuts.iter().copied().chain([bytes.len()]).collect();
-            let table = if is_indirect { 0x9_0000 } else { a.tx.descriptors() };
-            for (index, &end) in ends.iter().enumerate() {
-                let place = a.tx.buffer(index as u16) + 7;
-                a.memory.write(place, &bytes[start..end]);
-                let next = if index + 1 < ends.len() { NEXT } else { 0 };
-                let entry = (GUEST + place, (end - start) as u32, next, index as u16 + 1);
-                describe(&a.memory, table, index as u16, entry);
-                start = end;
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (mut a, mut b) = pair(&lab, features);
+        let sent = frame(MacAddress::BROADCAST, mac(1), 900, 11);
+        let bytes = [&[0; HEADER][..], &sent].concat();
+        for cuts in [vec![12], vec![5], vec![12, 13, 26, 100], (1..60).collect::<Vec<_>>()] {
+            for is_indirect in [false, true] {
+                let mut start = 0;
+                let ends: Vec<usize> = cuts.iter().copied().chain([bytes.len()]).collect();
+                let table = 0x9_0000;
+                for (index, &end) in ends.iter().enumerate() {
+                    let place = a.tx.buffer(index as u16) + 7;
+                    a.memory.write(place, &bytes[start..end]);
+                    let next = if index + 1 < ends.len() { NEXT } else { 0 };
+                    let entry = (GUEST + place, (end - start) as u32, next, index as u16 + 1);
+                    if is_indirect {
+                        a.tx.describe_in(&a.memory, table, index as u16, entry);
+                    } else {
+                        a.tx.describe(&a.memory, index as u16, entry);
+                    }
+                    start = end;
+                }
+                if is_indirect {
+                    let entry = (GUEST + table, 16 * ends.len() as u32, INDIRECT, 0);
+                    a.tx.describe(&a.memory, 0, entry);
+                }
+                a.offer_tx(0);
+                assert_eq!(sent, b.receive(), "{cuts:?} {is_indirect}");
+                a.drain();
             }
-            if is_indirect {
-                let entry = (GUEST + table, 16 * ends.len() as u32, INDIRECT, 0);
-                a.tx.describe(&a.memory, 0, entry);
-            }
-            a.offer_tx(0);
-            assert_eq!(sent, b.receive(), "{cuts:?} {is_indirect}");
-            a.drain();
         }
     }
 }
@@ -113,65 +125,71 @@ fn frame_in_several_buffers_arrives_whole() {
 /// A frame that no buffer holds goes into as many as it takes, and the first header says into how many.
 #[test]
 fn long_frame_is_spread_over_mergeable_buffers() {
-    let lab = Lab::new(0);
-    let (a_path, b_path) = (add_port(&lab, "a"), add_port(&lab, "b"));
-    let (mut a, mut b) = (FrontEnd::new(&a_path), FrontEnd::bare(&b_path, FEATURES));
-    b.start();
-    for (index, length) in [100, 700, 64, 1000].into_iter().enumerate() {
-        b.post_one(index as u16, length);
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (a_path, b_path) = (add_port(&lab, "a"), add_port(&lab, "b"));
+        let (mut a, mut b) = (FrontEnd::with(&a_path, features), FrontEnd::bare(&b_path, features));
+        b.start();
+        for (index, length) in [100, 700, 64, 1000].into_iter().enumerate() {
+            b.post_one(index as u16, length);
+        }
+        let sent = frame(MacAddress::BROADCAST, mac(1), 1500, 13);
+
+        a.send(&sent);
+        let mut parts = Vec::new();
+        eventually(|| {
+            parts.extend(b.rx.used(&b.memory));
+            parts.len() == 4
+        });
+
+        let lengths: Vec<u32> = parts.iter().map(|&(_, written)| written).collect();
+        assert_eq!(vec![100, 700, 64, 648], lengths);
+        let whole: Vec<u8> =
+            parts.iter().flat_map(|&(head, written)| b.memory.read(b.rx.buffer(head), written as usize)).collect();
+        assert_eq!([4, 0], whole[10..HEADER]);
+        assert_eq!(sent, whole[HEADER..]);
     }
-    let sent = frame(MacAddress::BROADCAST, mac(1), 1500, 13);
-
-    a.send(&sent);
-    let mut parts = Vec::new();
-    eventually(|| {
-        parts.extend(b.rx.used(&b.memory));
-        parts.len() == 4
-    });
-
-    let lengths: Vec<u32> = parts.iter().map(|&(_, written)| written).collect();
-    assert_eq!(vec![100, 700, 64, 648], lengths);
-    let whole: Vec<u8> =
-        parts.iter().flat_map(|&(head, written)| b.memory.read(b.rx.buffer(head), written as usize)).collect();
-    assert_eq!([4, 0], whole[10..HEADER]);
-    assert_eq!(sent, whole[HEADER..]);
 }
 
 /// While too few buffers are posted the frame is dropped whole, and what was posted stays.
 #[test]
 fn frame_without_enough_buffers_is_dropped_and_counted() {
-    let lab = Lab::new(0);
-    let (a_path, b_path) = (add_port(&lab, "a"), add_port(&lab, "b"));
-    let (mut a, mut b) = (FrontEnd::new(&a_path), FrontEnd::bare(&b_path, FEATURES));
-    b.start();
-    b.post_one(0, 500);
-    let (long, short) = (frame(mac(2), mac(1), 1000, 1), frame(mac(2), mac(1), 400, 2));
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (a_path, b_path) = (add_port(&lab, "a"), add_port(&lab, "b"));
+        let (mut a, mut b) = (FrontEnd::with(&a_path, features), FrontEnd::bare(&b_path, features));
+        b.start();
+        b.post_one(0, 500);
+        let (long, short) = (frame(mac(2), mac(1), 1000, 1), frame(mac(2), mac(1), 400, 2));
 
-    a.send(&long);
-    a.send(&short);
+        a.send(&long);
+        a.send(&short);
 
-    assert_eq!(short, b.receive());
-    assert_eq!(1, lab.count_of("b", PortCounter::ReceiveDropNoRoom));
+        assert_eq!(short, b.receive());
+        assert_eq!(1, lab.count_of("b", PortCounter::ReceiveDropNoRoom));
+    }
 }
 
 /// CVE-2022-2132 and others: without mergeable buffers, a buffer that is too small is left alone.
 #[test]
 fn buffer_that_is_too_small_stays_posted() {
-    let lab = Lab::new(0);
-    let (a_path, b_path) = (add_port(&lab, "a"), add_port(&lab, "b"));
-    let (mut a, mut b) = (FrontEnd::new(&a_path), FrontEnd::bare(&b_path, VERSION_1 | PROTOCOL));
-    b.start();
-    b.post_one(0, 60);
-    b.post_one(1, 2000);
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (a_path, b_path) = (add_port(&lab, "a"), add_port(&lab, "b"));
+        let (mut a, mut b) = (FrontEnd::with(&a_path, features), FrontEnd::bare(&b_path, features & !MERGEABLE));
+        b.start();
+        b.post_one(0, 60);
+        b.post_one(1, 2000);
 
-    a.send(&frame(mac(2), mac(1), 64, 1));
-    a.drain();
-    lab.barrier();
-    a.send(&frame(mac(2), mac(1), 40, 2));
-    let received = b.receive();
+        a.send(&frame(mac(2), mac(1), 64, 1));
+        a.drain();
+        lab.barrier();
+        a.send(&frame(mac(2), mac(1), 40, 2));
+        let received = b.receive();
 
-    assert_eq!(frame(mac(2), mac(1), 40, 2), received);
-    assert_eq!(1, lab.count_of("b", PortCounter::ReceiveDropBufferTooSmall));
+        assert_eq!(frame(mac(2), mac(1), 40, 2), received);
+        assert_eq!(1, lab.count_of("b", PortCounter::ReceiveDropBufferTooSmall));
+    }
 }
 
 /// A driver of the time before virtio 1, without mergeable buffers: two bytes less in front of each frame.
@@ -199,7 +217,7 @@ fn short_header_is_spoken_with_who_agreed_on_it() {
 #[test]
 fn frame_longer_than_the_mtu_is_dropped_and_counted() {
     let lab = Lab::new(0);
-    let (mut a, mut b) = pair(&lab);
+    let (mut a, mut b) = pair(&lab, FEATURES);
     let id = lab.fabric.ports().unwrap()[0].id;
 
     a.send(&frame(mac(2), mac(1), 1519, 1));
@@ -217,17 +235,19 @@ fn frame_longer_than_the_mtu_is_dropped_and_counted() {
 /// A driver that sleeps is called; a port that is idle sleeps, and wakes by a kick.
 #[test]
 fn both_sides_may_sleep() {
-    let lab = Lab::new(0);
-    let (mut a, mut b) = pair(&lab);
-    b.rx.call.quiet();
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (mut a, mut b) = pair(&lab, features);
+        b.rx.call.quiet();
 
-    for number in 0..20 {
-        eventually(|| lab.count_of("a", PortCounter::Parks) > number);
-        a.send(&frame(mac(2), mac(1), 64, number as u8));
-        assert!(b.rx.call.wait(Some(DEADLINE)).unwrap());
-        assert_eq!(1, b.received().len());
+        for number in 0..20 {
+            eventually(|| lab.count_of("a", PortCounter::Parks) > number);
+            a.send(&frame(mac(2), mac(1), 64, number as u8));
+            assert!(b.rx.call.wait(Some(DEADLINE)).unwrap());
+            assert_eq!(1, b.received().len());
+        }
+        assert!(lab.count_of("a", PortCounter::Wakeups) != 0);
     }
-    assert!(lab.count_of("a", PortCounter::Wakeups) != 0);
 }
 
 /// With an event index the driver is called when its index is reached, and kicks when ours is.
@@ -268,48 +288,90 @@ fn event_index_says_who_wants_to_hear_of_what() {
     eventually(|| b.memory.word(avail_event).load(Ordering::Relaxed) == 1);
 }
 
+/// As above, of a packed queue: a place in the ring instead of an index, in one word with what is wanted.
+#[test]
+fn place_in_a_packed_ring_says_who_wants_to_hear_of_what() {
+    let lab = Lab::new(0);
+    let (a_path, b_path) = (add_port(&lab, "a"), add_port(&lab, "b"));
+    let mut a = FrontEnd::new(&a_path);
+    let mut b = FrontEnd::bare(&b_path, FEATURES | EVENT_INDEX | PACKED);
+    b.start();
+    b.post(SIZE);
+    lab.barrier();
+    b.rx.call.quiet();
+    // Not before five frames are there.
+    b.memory.word(b.rx.available_ring()).store(4 | 0x8000, Ordering::Relaxed);
+    b.memory.word(b.rx.available_ring() + 2).store(2, Ordering::Relaxed);
+
+    for number in 0..4 {
+        a.send(&frame(mac(2), mac(1), 64, number));
+        a.drain();
+    }
+    lab.barrier();
+    let early = b.rx.call.wait(Some(std::time::Duration::ZERO)).unwrap();
+    a.send(&frame(mac(2), mac(1), 64, 4));
+
+    assert!(!early);
+    assert!(b.rx.call.wait(Some(DEADLINE)).unwrap());
+    assert_eq!(5, b.received().len());
+    // The port sleeps: it says from which descriptor on it wants a kick, here the first of its first round.
+    let wish = b.tx.used_ring();
+    eventually(|| {
+        (b.memory.word(wish).load(Ordering::Relaxed), b.memory.word(wish + 2).load(Ordering::Relaxed)) == (0x8000, 2)
+    });
+    let sent = frame(mac(1), mac(2), 64, 7);
+    b.memory.write(b.tx.buffer(0), &[&[0; HEADER][..], &sent].concat());
+    b.tx.describe(&b.memory, 0, (GUEST + b.tx.buffer(0), (HEADER + 64) as u32, 0, 0));
+    b.tx.offer(&b.memory, 0);
+    b.tx.kick.ring().unwrap();
+    assert_eq!(sent, a.receive());
+    eventually(|| b.memory.word(wish).load(Ordering::Relaxed) == 0x8001);
+}
+
 /// Frames leave by any queue; those that come in go to the same queue for the same stations.
 #[test]
 fn second_pair_of_queues_works_like_the_first() {
-    let lab = Lab::new(0);
-    let (a_path, b_path) = (add_port(&lab, "a"), add_port(&lab, "b"));
-    let (mut a, mut b) = (FrontEnd::new(&a_path), FrontEnd::bare(&b_path, FEATURES | 1 << 22));
-    let (mut second_rx, mut second_tx) = (Queue::new(2), Queue::new(3));
-    b.start();
-    b.post(SIZE);
-    for index in 0..SIZE {
-        let address = GUEST + second_rx.buffer(index);
-        second_rx.describe(&b.memory, index, (address, 4096, WRITE, 0));
-        second_rx.offer(&b.memory, index);
-    }
-    start_queue(&mut b.wire, &second_rx, FEATURES);
-    start_queue(&mut b.wire, &second_tx, FEATURES);
-    let sent = frame(MacAddress::BROADCAST, mac(2), 100, 1);
-    b.memory.write(second_tx.buffer(0), &[&[0; HEADER][..], &sent].concat());
-    second_tx.describe(&b.memory, 0, (GUEST + second_tx.buffer(0), 112, 0, 0));
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (a_path, b_path) = (add_port(&lab, "a"), add_port(&lab, "b"));
+        let (mut a, mut b) = (FrontEnd::with(&a_path, features), FrontEnd::bare(&b_path, features | 1 << 22));
+        let (mut second_rx, mut second_tx) = (Queue::new(2, features), Queue::new(3, features));
+        b.start();
+        b.post(SIZE);
+        for index in 0..SIZE {
+            let address = GUEST + second_rx.buffer(index);
+            second_rx.describe(&b.memory, index, (address, 4096, WRITE, 0));
+            second_rx.offer(&b.memory, index);
+        }
+        start_queue(&mut b.wire, &second_rx, features);
+        start_queue(&mut b.wire, &second_tx, features);
+        let sent = frame(MacAddress::BROADCAST, mac(2), 100, 1);
+        b.memory.write(second_tx.buffer(0), &[&[0; HEADER][..], &sent].concat());
+        second_tx.describe(&b.memory, 0, (GUEST + second_tx.buffer(0), 112, 0, 0));
 
-    second_tx.offer(&b.memory, 0);
-    second_tx.kick_if_wanted(&b.memory);
-    let there = a.receive();
-    let (mut first, mut second) = (0, 0);
-    for number in 0..48 {
-        a.send(&frame(mac(2), mac(10 + number), 64, 0));
-    }
-    eventually(|| {
-        first += b.received().len();
-        second += std::iter::from_fn(|| second_rx.used(&b.memory)).count();
-        first + second == 48
-    });
+        second_tx.offer(&b.memory, 0);
+        second_tx.kick_if_wanted(&b.memory);
+        let there = a.receive();
+        let (mut first, mut second) = (0, 0);
+        for number in 0..48 {
+            a.send(&frame(mac(2), mac(10 + number), 64, 0));
+        }
+        eventually(|| {
+            first += b.received().len();
+            second += std::iter::from_fn(|| second_rx.used(&b.memory)).count();
+            first + second == 48
+        });
 
-    assert_eq!(sent, there);
-    assert!(first != 0 && second != 0, "{first} and {second}");
-    // With the second pair disabled everything comes by the first.
-    b.wire.done(SET_VRING_ENABLE, &words(&[2, 0]), &[]);
-    (0..16).for_each(|number| a.send(&frame(mac(2), mac(10 + number), 64, 0)));
-    eventually(|| {
-        first += b.received().len();
-        first + second == 64
-    });
+        assert_eq!(sent, there);
+        assert!(first != 0 && second != 0, "{first} and {second}");
+        // With the second pair disabled everything comes by the first.
+        b.wire.done(SET_VRING_ENABLE, &words(&[2, 0]), &[]);
+        (0..16).for_each(|number| a.send(&frame(mac(2), mac(10 + number), 64, 0)));
+        eventually(|| {
+            first += b.received().len();
+            first + second == 64
+        });
+    }
 }
 
 /// Whatever was agreed on, a flood reaches a front end and a guest alike.

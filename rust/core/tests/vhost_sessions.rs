@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{OFlags, fcntl_setfl, ftruncate};
 use switch_guest::{Lab, SWITCH, eventually, frame, mac};
@@ -23,9 +22,10 @@ use vbnet_core::port::{PortCounter, PortEvent, PortPart};
 use vbnet_core::shm::doorbell::Doorbell;
 use vhost_front::{
     Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, GUEST,
-    HEADER, INDIRECT, MEMORY, Memory, NEXT, PROTOCOL, RESET_DEVICE, SET_FEATURES, SET_MEM_TABLE, SET_PROTOCOL_FEATURES,
-    SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM,
-    SIZE, USER, WRITE, Wire, add_port, counted, longs, memfd, socket_path, table, wait_until_alone, words,
+    HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, RESET_DEVICE, SET_FEATURES, SET_MEM_TABLE,
+    SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
+    SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, counted, describe, longs, memfd, socket_path,
+    table, wait_until_alone, words,
 };
 
 fn told(lab: &Lab, part: PortPart) -> PortEvent {
@@ -76,61 +76,68 @@ fn second_front_end_waits_for_the_first() {
 /// Stopped and started over and over, with frames under way both ways: none is lost, none comes twice.
 #[test]
 fn stopped_queue_goes_on_where_it_was() {
-    let mut lab = Lab::new(1);
-    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
-    let mut sent = 0_u8;
-    let mut received = Vec::new();
+    for features in KINDS {
+        let mut lab = Lab::new(1);
+        let mut front = FrontEnd::with(&add_port(&lab, "vm"), features);
+        let mut sent = 0_u8;
+        let mut received = Vec::new();
 
-    for round in 0..20 {
-        for _ in 0..5 {
+        for round in 0..20 {
+            for _ in 0..5 {
+                front.send(&frame(MacAddress::BROADCAST, mac(1), 64, sent));
+                sent += 1;
+            }
+            let base = front.stop_queue(1);
+            // What is made available now is for later.
             front.send(&frame(MacAddress::BROADCAST, mac(1), 64, sent));
             sent += 1;
+            lab.barrier();
+            while front.tx.used(&front.memory).is_some() {}
+            // Of a packed queue told twice: what is looked at next, and what is used next.
+            let told = if front.tx.packed.is_some() { base & 0xffff } else { base };
+            assert_eq!(told, front.tx.base());
+            assert!(front.tx.packed.is_none() || base >> 16 == base & 0xffff);
+            front.start_queue(1);
+            front.drain();
+            lab.barrier();
+            received.extend(lab.guests[0].received());
+            lab.guests[0].refill();
+            assert_eq!((round + 1) * 6, received.len());
         }
-        let base = front.stop_queue(1);
-        assert!(base <= u32::from(front.tx.available));
-        // What is made available now is for later.
-        front.send(&frame(MacAddress::BROADCAST, mac(1), 64, sent));
-        sent += 1;
-        lab.barrier();
-        assert_eq!(base, u32::from(front.memory.word(front.tx.used_ring() + 2).load(Ordering::Relaxed)));
-        front.start_queue(1);
-        front.drain();
-        lab.barrier();
-        received.extend(lab.guests[0].received());
-        lab.guests[0].refill();
-        assert_eq!((round + 1) * 6, received.len());
-    }
 
-    let expected: Vec<Vec<u8>> = (0..sent).map(|seed| frame(MacAddress::BROADCAST, mac(1), 64, seed)).collect();
-    assert_eq!(expected, received);
+        let expected: Vec<Vec<u8>> = (0..sent).map(|seed| frame(MacAddress::BROADCAST, mac(1), 64, seed)).collect();
+        assert_eq!(expected, received);
+    }
 }
 
 /// A front end that restarts with the memory and the queues it had goes on where the used rings say.
 #[test]
 fn reconnected_front_end_loses_and_doubles_nothing() {
-    let mut lab = Lab::new(1);
-    let path = add_port(&lab, "vm");
-    let mut front = FrontEnd::new(&path);
-    for seed in 0..7 {
-        front.send(&frame(MacAddress::BROADCAST, mac(1), 64, seed));
+    for features in KINDS {
+        let mut lab = Lab::new(1);
+        let path = add_port(&lab, "vm");
+        let mut front = FrontEnd::with(&path, features);
+        for seed in 0..7 {
+            front.send(&frame(MacAddress::BROADCAST, mac(1), 64, seed));
+        }
+        front.drain();
+
+        let FrontEnd { wire, memory, rx, tx, .. } = front;
+        drop(wire);
+        let back = frame(mac(1), mac(2), 64, 99);
+        let mut front = FrontEnd { memory, rx, tx, ..FrontEnd::bare(&path, features) };
+        let body = table(&[[GUEST, MEMORY, USER, 0]]);
+        front.wire.done(SET_MEM_TABLE, &body, &[front.memory.file.as_fd()]);
+        front.send(&frame(MacAddress::BROADCAST, mac(1), 64, 7));
+        front.start();
+        front.drain();
+        lab.barrier();
+        lab.guests[0].send(&back);
+
+        let expected: Vec<Vec<u8>> = (0..8).map(|seed| frame(MacAddress::BROADCAST, mac(1), 64, seed)).collect();
+        assert_eq!(expected, lab.guests[0].received());
+        assert_eq!(back, front.receive());
     }
-    front.drain();
-
-    let FrontEnd { wire, memory, rx, tx, .. } = front;
-    drop(wire);
-    let back = frame(mac(1), mac(2), 64, 99);
-    let mut front = FrontEnd { memory, rx, tx, ..FrontEnd::bare(&path, FEATURES) };
-    let body = table(&[[GUEST, MEMORY, USER, 0]]);
-    front.wire.done(SET_MEM_TABLE, &body, &[front.memory.file.as_fd()]);
-    front.send(&frame(MacAddress::BROADCAST, mac(1), 64, 7));
-    front.start();
-    front.drain();
-    lab.barrier();
-    lab.guests[0].send(&back);
-
-    let expected: Vec<Vec<u8>> = (0..8).map(|seed| frame(MacAddress::BROADCAST, mac(1), 64, seed)).collect();
-    assert_eq!(expected, lab.guests[0].received());
-    assert_eq!(back, front.receive());
 }
 
 #[test]
@@ -371,7 +378,7 @@ fn queue_that_cannot_be_is_refused() {
 /// QEMU work item 3879: features that were never offered.
 #[test]
 fn features_that_were_not_offered_are_refused() {
-    for bit in [0, 7, 17, 26, 34, 63] {
+    for bit in [0, 7, 17, 26, 37, 63] {
         assert_refused(&format!("feature {bit}"), CONTENT, |front| {
             front.wire.send(SET_FEATURES, 0, &longs(&[FEATURES | 1 << bit]), &[]);
         });
@@ -482,8 +489,19 @@ fn noise_ends_in_refusal() {
 /// Breaks a queue of a front end; the queue is quarantined and told of, others go on, and a front end that sets it up anew
 /// has it back.
 fn assert_quarantined(name: &str, reason: &str, part: PortPart, harm: impl FnOnce(&mut FrontEnd, &mut Lab)) {
+    assert_quarantined_of(FEATURES, name, reason, part, harm);
+}
+
+/// As above, of a kind of queue.
+fn assert_quarantined_of(
+    features: u64,
+    name: &str,
+    reason: &str,
+    part: PortPart,
+    harm: impl FnOnce(&mut FrontEnd, &mut Lab),
+) {
     let mut lab = Lab::new(2);
-    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
+    let mut front = FrontEnd::with(&add_port(&lab, "vm"), features);
 
     harm(&mut front, &mut lab);
     let event = told(&lab, part);
@@ -502,7 +520,7 @@ fn assert_quarantined(name: &str, reason: &str, part: PortPart, harm: impl FnOnc
     let Ok(path) = port.device.clone().ok_or(()) else { panic!("{name}") };
     drop(front);
     wait_until_alone(&lab, "vm");
-    let mut next = FrontEnd::new(Path::new(&path));
+    let mut next = FrontEnd::with(Path::new(&path), features);
     let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
     lab.guests[0].refill();
     next.send(&sent);
@@ -540,6 +558,65 @@ fn queue_of_frames_that_breaks_a_rule_is_quarantined() {
         front.tx.available = front.tx.available.wrapping_add(SIZE);
         front.offer_tx(0);
     });
+}
+
+/// Packed rings: what a descriptor says is checked as in split ones, and a chain may be as long as the ring.
+#[test]
+fn packed_queue_that_breaks_a_rule_is_quarantined() {
+    let header = HEADER as u32;
+    let cases: [(&str, &str, Entry); 8] = [
+        ("no header", "too_short", (GUEST + 0x10_0000, 1, 0, 0)),
+        ("a header and nothing else, CVE-2022-2132", "too_short", (GUEST + 0x10_0000, header, 0, 0)),
+        ("longer than any frame, CVE-2016-7422", "too_long", (GUEST + 0x10_0000, 0x2_0000, 0, 0)),
+        ("outside of memory, CVE-2018-1059", "outside_memory", (GUEST + MEMORY - 10, 100, 0, 0)),
+        ("length 0, CVE-2020-10725", "zero_length", (GUEST, 0, 0, 0)),
+        ("a buffer to write", "wrong_direction", (GUEST + 0x10_0000, 100, WRITE, 0)),
+        ("a table of half an entry", "bad_indirect", (GUEST, 24, INDIRECT, 0)),
+        ("a table too long, CVE-2011-2212", "chain_too_long", (GUEST, 16 * 1025, INDIRECT, 0)),
+    ];
+    for (name, reason, entry) in cases {
+        assert_quarantined_of(FEATURES | PACKED, name, reason, PortPart::Transmit, |front, _| {
+            front.tx.describe(&front.memory, 0, entry);
+            front.offer_tx(0);
+        });
+    }
+    assert_quarantined_of(FEATURES | PACKED, "a chain all round", "chain_too_long", PortPart::Transmit, |front, _| {
+        for index in (0..SIZE).rev() {
+            let ring = front.tx.descriptors();
+            describe(&front.memory, ring, index, (GUEST + 0x10_0000, 100, 0, 0x80 | NEXT));
+        }
+        front.tx.kick_if_wanted(&front.memory);
+    });
+    for (name, reason, entry) in [
+        ("shorter than a header, CVE-2026-86566", "too_short", (GUEST + 0x10_0000, 11, WRITE, 0)),
+        ("to read", "wrong_direction", (GUEST + 0x10_0000, 2000, 0, 0)),
+    ] {
+        assert_quarantined_of(FEATURES | PACKED, name, reason, PortPart::Receive, |front, lab| {
+            let FrontEnd { rx, memory, .. } = front;
+            for index in 0..SIZE {
+                let flags = entry.2 | 0x80;
+                describe(memory, rx.descriptors(), index, (entry.0, entry.1, index, flags));
+            }
+            lab.guests[0].send(&frame(MacAddress::BROADCAST, mac(9), 1000, 1));
+        });
+    }
+}
+
+/// A base that is in no ring of that size; a size that only a packed ring may have, for another.
+#[test]
+fn base_or_size_of_a_packed_queue_that_cannot_be_is_refused() {
+    for base in [0x8000 + u32::from(SIZE), 0x7fff, u32::MAX] {
+        let lab = Lab::new(0);
+        let path = add_port(&lab, "vm");
+        let mut front = FrontEnd::bare(&path, FEATURES | PACKED);
+        front.start();
+        front.wire.send(SET_VRING_BASE, 0, &words(&[0, base]), &[]);
+        front.wire.assert_hung_up();
+        assert_eq!("refused_content", told(&lab, PortPart::Control).reason);
+    }
+    let lab = Lab::new(0);
+    let mut front = FrontEnd::bare(&add_port(&lab, "vm"), FEATURES | PACKED);
+    front.wire.done(SET_VRING_NUM, &words(&[0, 48]), &[]);
 }
 
 /// An offload that was never agreed on (CVE-2024-11614 and others): flags, then a kind of segmentation.

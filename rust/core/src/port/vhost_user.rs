@@ -27,7 +27,7 @@ use crate::net::frame::{FRAME_BYTES_MAX, FrameStart, HEADER_BYTES, START_BYTES, 
 use crate::port::batch::Piece;
 use crate::shm::doorbell::Doorbell;
 use crate::virtio::memory::GuestMemory;
-use crate::virtio::split::{Direction, Segment, SplitQueue};
+use crate::virtio::queue::{Ahead, Chain, Direction, Queue, Segment, Used};
 use crate::worker::watchdog::Ringer;
 
 /// `virtio_net_hdr` with `num_buffers`: what is in front of each frame once version 1 or mergeable buffers were agreed on.
@@ -42,7 +42,7 @@ const GATHER_BYTES: usize = 256 << 10;
 /// One queue and the eventfds that belong to it.
 #[derive(Debug)]
 pub(crate) struct Ring {
-    pub queue: SplitQueue,
+    pub queue: Queue,
     pub kick: Doorbell,
     /// None: the driver polls.
     pub call: Option<Doorbell>,
@@ -50,11 +50,18 @@ pub(crate) struct Ring {
     pub index: usize,
     pub fault: Option<Fault>,
     is_told: bool,
+    /// Chains that were looked at.
+    ahead: Ahead,
+    /// Posted ones that were taken from there.
+    taken: usize,
+    /// Of those, the ones that were filled and that the driver has not been shown.
+    filled: Vec<Used>,
 }
 
 impl Ring {
-    pub(crate) const fn new(index: usize, queue: SplitQueue, kick: Doorbell, call: Option<Doorbell>) -> Self {
-        Self { queue, kick, call, index, fault: None, is_told: false }
+    pub(crate) fn new(index: usize, queue: Queue, kick: Doorbell, call: Option<Doorbell>) -> Self {
+        let filled = Vec::with_capacity(queue.size() as usize);
+        Self { queue, kick, call, index, fault: None, is_told: false, ahead: Ahead::default(), filled, taken: 0 }
     }
 
     /// Whether it works still.
@@ -74,19 +81,44 @@ impl Ring {
         }
     }
 
-    /// Whether there is a chain to take; a queue that is broken has none.
+    /// Looks at up to `wanted` more chains: how many. A queue that is broken has none.
     #[inline]
-    fn has_chain(&mut self) -> bool {
-        if self.queue.known() != 0 {
-            return true;
+    fn look(&mut self, direction: Direction, wanted: usize) -> usize {
+        self.queue.look(direction, wanted, &mut self.ahead).unwrap_or_else(|fault| {
+            self.end(fault);
+            0
+        })
+    }
+
+    /// The posted chain that is `ahead` places behind the next one to be filled.
+    #[inline]
+    fn posted(&mut self, ahead: usize) -> Result<Chain, Refusal> {
+        if let Some(chain) = self.ahead.chains.get(self.taken + ahead) {
+            return Ok(*chain);
         }
-        self.queue.refresh().map_or_else(
-            |fault| {
-                self.end(fault);
-                false
-            },
-            |ready| ready != 0,
-        )
+        self.look_further(ahead)
+    }
+
+    #[inline(never)]
+    fn look_further(&mut self, ahead: usize) -> Result<Chain, Refusal> {
+        if !self.works() {
+            return Err(Refusal::Quarantined);
+        }
+        if ahead == 0 {
+            self.ahead.clear();
+            self.taken = 0;
+        }
+        if self.look(Direction::ToDriver, BATCH) == 0 {
+            return Err(if self.works() { Refusal::NoRoom } else { Refusal::Quarantined });
+        }
+        Ok(self.ahead.chains[self.taken + ahead])
+    }
+
+    /// Notes that the next posted chain is filled.
+    #[inline]
+    fn fill(&mut self, chain: &Chain, written: u32) {
+        self.taken += 1;
+        self.filled.push(Used { written, ..chain.used });
     }
 }
 
@@ -104,10 +136,9 @@ pub(crate) struct Rings {
     pub memory: Arc<GuestMemory>,
 }
 
-/// A frame that was loaded: its chain's head.
+/// A frame that was loaded.
 #[derive(Clone, Copy, Debug, Default)]
 struct Loaded {
-    head: u16,
     source: usize,
     length: u32,
 }
@@ -125,12 +156,10 @@ pub(crate) struct VhostUserPort {
     given: (u64, u64),
     /// Where scattered frames are gathered, for as long as they are in hand.
     gathered: Box<[u8]>,
-    /// Pieces of the chain in hand, and chains of the frame in hand: kept for their room.
-    pieces: Vec<Segment>,
-    chains: Vec<(u16, u32)>,
 }
 
-// SAFETY: places in `loaded` and `pieces` are good within one turn of one thread, and never used after it.
+// SAFETY: places in `loaded` are good within one turn of one thread, and never used after it; those of chains that were looked
+// at are good for as long as their queue is, which is never without its memory.
 unsafe impl Send for VhostUserPort {}
 
 impl VhostUserPort {
@@ -144,8 +173,6 @@ impl VhostUserPort {
             loaded: [Loaded::default(); BATCH],
             given: (0, 0),
             gathered: vec![0; GATHER_BYTES].into_boxed_slice(),
-            pieces: Vec::new(),
-            chains: Vec::new(),
         }
     }
 
@@ -217,42 +244,33 @@ impl VhostUserPort {
     /// chain that breaks a rule ends its queue; the frames before it are still good.
     #[inline]
     pub(crate) fn load(&mut self, batch: &mut Batch, wanted: usize) -> usize {
-        let Self { rings: Some(rings), turn, from, loaded, gathered, pieces, frame_limit, .. } = self else { return 0 };
+        let Self { rings: Some(rings), turn, from, loaded, gathered, frame_limit, .. } = self else { return 0 };
         let header = rings.header;
         for _ in 0..rings.tx.len() {
             let number = *turn % rings.tx.len();
             *turn = number + 1;
             let ring = &mut rings.tx[number];
-            if !ring.works() || !ring.has_chain() {
+            if !ring.works() {
+                continue;
+            }
+            ring.ahead.clear();
+            ring.queue.rewind();
+            if ring.look(Direction::FromDriver, wanted) == 0 {
                 continue;
             }
             *from = number;
-            if (ring.queue.known() as usize) < wanted {
-                let _ = ring.queue.refresh().map_err(|fault| ring.end(fault));
-            }
-            let ready = (ring.queue.known() as usize).min(wanted);
-            let mut heads = 0;
-            for (ahead, entry) in loaded.iter_mut().enumerate().take(ready) {
-                match ring.queue.head(ahead as u32) {
-                    Ok(head) => entry.head = head,
-                    Err(fault) => {
-                        ring.end(fault);
-                        break;
-                    }
-                }
-                heads += 1;
-            }
             let mut room = &mut gathered[..];
             let mut found = 0;
-            for entry in &mut loaded[..heads] {
-                match find_frame(&mut ring.queue, entry, header, pieces, &mut room) {
-                    Ok(true) => found += 1,
-                    Ok(false) => break,
+            for (entry, chain) in loaded.iter_mut().zip(&ring.ahead.chains) {
+                match find_frame(chain, &ring.ahead, header, &mut room) {
+                    Ok(Some(frame)) => *entry = frame,
+                    Ok(None) => break,
                     Err(fault) => {
                         ring.end(fault);
                         break;
                     }
                 }
+                found += 1;
             }
             for (index, entry) in loaded[..found].iter().enumerate() {
                 let source = entry.source as *const u8;
@@ -284,10 +302,8 @@ impl VhostUserPort {
     #[inline]
     pub(crate) fn give_back(&mut self, count: u32) -> bool {
         let Some(ring) = self.rings.as_mut().and_then(|rings| rings.tx.get_mut(self.from)) else { return false };
-        for entry in &self.loaded[..count as usize] {
-            ring.queue.complete(entry.head, 0);
-        }
-        count != 0 && ring.queue.publish()
+        let chains = &ring.ahead.chains[..count as usize];
+        count != 0 && ring.queue.complete(chains.iter().map(|chain| chain.used))
     }
 
     /// Wakes the driver of the queue that frames were last taken from.
@@ -335,7 +351,7 @@ impl VhostUserPort {
     // Not in line: the loop over frames is tuned for guests' rings.
     #[inline(never)]
     pub(crate) unsafe fn claim(&mut self, start: &FrameStart, piece: &Piece) -> std::result::Result<*mut u8, Refusal> {
-        let Self { rings: Some(rings), pieces, chains, given, frame_limit, .. } = self else {
+        let Self { rings: Some(rings), given, frame_limit, .. } = self else {
             return Err(Refusal::LinkDown);
         };
         if !self.is_up {
@@ -347,27 +363,17 @@ impl VhostUserPort {
         let (header, is_mergeable) = (rings.header, rings.is_mergeable);
         let number = if rings.rx.len() > 1 { flow(start) % rings.rx.len() } else { 0 };
         let Some(ring) = rings.rx.get_mut(number) else { return Err(Refusal::LinkDown) };
-        if !ring.works() {
-            return Err(Refusal::Quarantined);
-        }
-        if !ring.has_chain() {
-            return Err(if ring.works() { Refusal::NoRoom } else { Refusal::Quarantined });
-        }
-        let head = ring.queue.head(0).map_err(|fault| refuse(ring, fault))?;
-        let needed = header + piece.length.max(START_BYTES as u32);
-        let target = match ring.queue.single(head, Direction::ToDriver) {
-            Some(Segment { place, bytes }) if bytes >= needed => {
-                // SAFETY: at least the header fits there, as just compared.
-                unsafe { write_header(place.as_ptr(), header, 1) };
-                ring.queue.complete(head, header + piece.length);
-                // SAFETY: more bytes than the header lie there.
-                unsafe { place.add(header as usize) }.as_ptr()
-            }
-            _ => {
-                // SAFETY: as promised by the caller.
-                unsafe { scatter(ring, (pieces, chains), header, is_mergeable, (start, piece)) }?;
-                std::ptr::null_mut()
-            }
+        let chain = ring.posted(0)?;
+        let target = if chain.pieces == 0 && chain.bytes >= header + piece.length.max(START_BYTES as u32) {
+            // SAFETY: at least the header fits there, as just compared.
+            unsafe { write_header(chain.place.as_ptr(), header, 1) };
+            ring.fill(&chain, header + piece.length);
+            // SAFETY: more bytes than the header lie there.
+            unsafe { chain.place.add(header as usize) }.as_ptr()
+        } else {
+            // SAFETY: as promised by the caller.
+            unsafe { scatter(ring, header, is_mergeable, (start, piece)) }?;
+            std::ptr::null_mut()
         };
         given.0 += 1;
         given.1 += u64::from(piece.length);
@@ -384,8 +390,8 @@ impl VhostUserPort {
         self.given = (0, 0);
         let Some(rings) = &mut self.rings else { return false };
         let mut is_called = false;
-        for ring in rings.rx.iter_mut().filter(|ring| ring.queue.unpublished() != 0) {
-            if ring.queue.publish() {
+        for ring in rings.rx.iter_mut().filter(|ring| !ring.filled.is_empty()) {
+            if ring.queue.complete(ring.filled.drain(..)) {
                 is_called = true;
                 ring.ring(ringer);
             }
@@ -400,53 +406,36 @@ impl fmt::Debug for VhostUserPort {
     }
 }
 
-/// Finds the frame of a chain and asks for its start; what is scattered is gathered in `room`. `Ok(false)`: no room is left.
+/// Finds the frame of a chain and asks for its start; what is scattered is gathered in `room`. `None`: no room is left.
 #[inline]
-fn find_frame(
-    queue: &mut SplitQueue,
-    entry: &mut Loaded,
-    header: u32,
-    pieces: &mut Vec<Segment>,
-    room: &mut &mut [u8],
-) -> Result<bool, Fault> {
-    let shortest = header + HEADER_BYTES;
-    if let Some(Segment { place, bytes }) = queue.single(entry.head, Direction::FromDriver)
-        && (shortest..=header + FRAME_BYTES_MAX).contains(&bytes)
-    {
-        prefetch_read(place.as_ptr());
-        entry.source = place.as_ptr().wrapping_add(header as usize) as usize;
-        entry.length = bytes - header;
-        return Ok(true);
+fn find_frame(chain: &Chain, ahead: &Ahead, header: u32, room: &mut &mut [u8]) -> Result<Option<Loaded>, Fault> {
+    let (shortest, longest) = (header + HEADER_BYTES, header + FRAME_BYTES_MAX);
+    if chain.bytes > longest {
+        return Err(Fault::TooLong { length: chain.bytes, limit: longest });
     }
-    gather(queue, entry, header, pieces, room)
+    if chain.bytes < shortest {
+        return Err(Fault::TooShort { length: chain.bytes, limit: shortest });
+    }
+    let length = chain.bytes - header;
+    if chain.pieces != 0 {
+        let place = gather(ahead.pieces_of(chain), chain.bytes as usize, room);
+        return Ok(place.map(|place| Loaded { source: place.wrapping_add(header as usize) as usize, length }));
+    }
+    let place = chain.place.as_ptr();
+    prefetch_read(place);
+    Ok(Some(Loaded { source: place.wrapping_add(header as usize) as usize, length }))
 }
 
-/// As [`find_frame`], for chains of several pieces, and for those that break a rule.
+/// Copies the `total` bytes of `pieces` to where there is room for them.
 #[cold]
-fn gather(
-    queue: &mut SplitQueue,
-    entry: &mut Loaded,
-    header: u32,
-    pieces: &mut Vec<Segment>,
-    room: &mut &mut [u8],
-) -> Result<bool, Fault> {
-    pieces.clear();
-    let total = queue.chain(entry.head, Direction::FromDriver, pieces)?;
-    let (shortest, longest) = (header + HEADER_BYTES, header + FRAME_BYTES_MAX);
-    if total > longest.into() {
-        return Err(Fault::TooLong { length: u32::try_from(total).unwrap_or(u32::MAX), limit: longest });
+fn gather(pieces: &[Segment], total: usize, room: &mut &mut [u8]) -> Option<*const u8> {
+    if total > room.len() {
+        return None;
     }
-    let total = total as u32;
-    if total < shortest {
-        return Err(Fault::TooShort { length: total, limit: shortest });
-    }
-    if (total as usize) > room.len() {
-        return Ok(false);
-    }
-    let (here, rest) = std::mem::take(room).split_at_mut(total as usize);
+    let (here, rest) = std::mem::take(room).split_at_mut(total);
     *room = rest;
     let mut done = 0;
-    for piece in &*pieces {
+    for piece in pieces {
         // SAFETY: the piece was just looked up; together they are `total` bytes, as many as are here. Private memory of ours
         // overlaps none of a front end's.
         unsafe {
@@ -454,9 +443,7 @@ fn gather(
         }
         done += piece.bytes as usize;
     }
-    entry.source = here.as_ptr().wrapping_add(header as usize) as usize;
-    entry.length = total - header;
-    Ok(true)
+    Some(here.as_ptr())
 }
 
 /// What the header in front of a frame asks for; 0 is nothing, which is all that was offered.
@@ -512,12 +499,6 @@ fn flow(start: &FrameStart) -> usize {
     (sum.wrapping_mul(MULTIPLIER) >> 16) as usize
 }
 
-#[cold]
-fn refuse(ring: &mut Ring, fault: Fault) -> Refusal {
-    ring.end(fault);
-    Refusal::Quarantined
-}
-
 /// Writes a frame into a chain of several pieces, or into several chains.
 ///
 /// # Safety
@@ -526,38 +507,27 @@ fn refuse(ring: &mut Ring, fault: Fault) -> Refusal {
 #[cold]
 unsafe fn scatter(
     ring: &mut Ring,
-    (pieces, chains): (&mut Vec<Segment>, &mut Vec<(u16, u32)>),
     header: u32,
     is_mergeable: bool,
     (start, piece): (&FrameStart, &Piece),
 ) -> Result<(), Refusal> {
     let needed = u64::from(header) + u64::from(piece.length);
-    pieces.clear();
-    chains.clear();
+    let mut chains = 0;
     let mut room = 0;
     while room < needed {
-        if !chains.is_empty() && !is_mergeable {
+        if chains != 0 && !is_mergeable {
             return Err(Refusal::BufferTooSmall);
         }
-        if chains.len() as u32 >= ring.queue.known() {
-            let known = ring.queue.refresh().map_err(|fault| refuse(ring, fault))?;
-            if chains.len() as u32 >= known {
-                return Err(Refusal::NoRoom);
-            }
+        let bytes = ring.posted(chains)?.bytes;
+        // The header is in one chain.
+        if chains == 0 && bytes < header {
+            ring.end(Fault::TooShort { length: bytes, limit: header });
+            return Err(Refusal::Quarantined);
         }
-        let chained = ring.queue.head(chains.len() as u32).and_then(|head| {
-            let bytes = ring.queue.chain(head, Direction::ToDriver, pieces)?;
-            // The header is in one chain, and a chain that holds nothing of the frame would be lost.
-            if chains.is_empty() && bytes < u64::from(header) {
-                return Err(Fault::TooShort { length: bytes as u32, limit: header });
-            }
-            Ok((head, bytes))
-        });
-        let (head, bytes) = chained.map_err(|fault| refuse(ring, fault))?;
-        chains.push((head, bytes.min(needed - room) as u32));
-        room += bytes;
+        chains += 1;
+        room += u64::from(bytes);
     }
-    let lead = header_of(u16::try_from(chains.len()).unwrap_or(u16::MAX));
+    let lead = header_of(u16::try_from(chains).unwrap_or(u16::MAX));
     let head = start.bytes();
     let first = (piece.length as usize).min(START_BYTES);
     let mut parts = [
@@ -567,28 +537,34 @@ unsafe fn scatter(
     ]
     .into_iter();
     let (mut from, mut left) = parts.next().unwrap_or((lead.as_ptr(), 0));
-    for Segment { place, bytes } in &*pieces {
-        let (mut to, mut free): (NonNull<u8>, usize) = (*place, *bytes as usize);
-        while free != 0 {
-            if left == 0 {
-                let Some(next) = parts.next() else { break };
-                (from, left) = next;
-                continue;
+    let mut rest = needed;
+    for _ in 0..chains {
+        let chain = ring.posted(0)?;
+        let together = [Segment { place: chain.place, bytes: chain.bytes }];
+        let pieces = if chain.pieces == 0 { &together } else { ring.ahead.pieces_of(&chain) };
+        for Segment { place, bytes } in pieces {
+            let (mut to, mut free): (NonNull<u8>, usize) = (*place, *bytes as usize);
+            while free != 0 {
+                if left == 0 {
+                    let Some(next) = parts.next() else { break };
+                    (from, left) = next;
+                    continue;
+                }
+                let count = free.min(left);
+                // SAFETY: `free` bytes are left of a piece that was looked up, `left` of a part that is private or, as the
+                // caller promises, loaded. Both may lie in one guest's memory, so they move as if they overlapped.
+                unsafe {
+                    from.copy_to(to.as_ptr(), count);
+                    to = to.add(count);
+                }
+                from = from.wrapping_add(count);
+                free -= count;
+                left -= count;
             }
-            let count = free.min(left);
-            // SAFETY: `free` bytes are left of a piece that was looked up in this call, `left` of a part that is private or, as
-            // the caller promises, loaded. Both may lie in one guest's memory, so they move as if they overlapped.
-            unsafe {
-                from.copy_to(to.as_ptr(), count);
-                to = to.add(count);
-            }
-            from = from.wrapping_add(count);
-            free -= count;
-            left -= count;
         }
-    }
-    for &(head, written) in &*chains {
-        ring.queue.complete(head, written);
+        let written = rest.min(chain.bytes.into());
+        rest -= written;
+        ring.fill(&chain, written as u32);
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ use vhost::vhost_user::message::{
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error as Refused, GpuBackend, Result as Answer, VhostUserBackendReqHandler};
-use virtio_bindings::bindings::virtio_config::{VIRTIO_F_ANY_LAYOUT, VIRTIO_F_VERSION_1};
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_ANY_LAYOUT, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP,
 };
@@ -38,7 +38,8 @@ use crate::port::PortId;
 use crate::port::vhost_user::{LONG_HEADER, Ring, Rings, SHORT_HEADER};
 use crate::shm::doorbell::Doorbell;
 use crate::virtio::memory::{GuestMemory, REGIONS_MAX, RegionAt};
-use crate::virtio::split::{QueueAt, SplitQueue};
+use crate::virtio::packed::PackedQueue;
+use crate::virtio::queue::{self, QueueAt, SIZE_MAX};
 use crate::worker::{Command, WorkerDoor};
 
 /// Most pairs of queues of one port.
@@ -62,6 +63,7 @@ const FEATURES: u64 = bit(VIRTIO_NET_F_MRG_RXBUF)
     | bit(VIRTIO_NET_F_MQ)
     | bit(VIRTIO_F_ANY_LAYOUT)
     | bit(VIRTIO_F_VERSION_1)
+    | bit(VIRTIO_F_RING_PACKED)
     | bit(VIRTIO_RING_F_INDIRECT_DESC)
     | bit(VIRTIO_RING_F_EVENT_IDX)
     | PROTOCOL_FEATURES;
@@ -80,8 +82,8 @@ fn protocol_features() -> VhostUserProtocolFeatures {
 struct Queue {
     size: u32,
     addresses: Option<(u64, u64, u64)>,
-    /// The next chain: what was said, or where the queue was when it was stopped.
-    base: u16,
+    /// Where it goes on: what was said, or where it was when it was stopped. None: at its beginning.
+    base: Option<u32>,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     is_enabled: bool,
@@ -164,7 +166,7 @@ impl Session {
         state.runs = false;
         for ring in rings.into_iter().flat_map(|rings| rings.tx.into_iter().chain(rings.rx)) {
             if let Some(queue) = state.queues.get_mut(ring.index) {
-                queue.base = ring.queue.position();
+                queue.base = Some(ring.queue.position());
                 queue.fault = ring.fault;
             }
         }
@@ -206,14 +208,23 @@ fn ready_ring(state: &State, index: usize) -> Result<Option<Ring>> {
         used,
         has_event_index: state.features & bit(VIRTIO_RING_F_EVENT_IDX) != 0,
         has_indirect: state.features & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0,
+        is_packed: is_packed(state),
     };
-    let split = SplitQueue::new(state.memory.clone(), &at)?;
+    let made = queue::Queue::new(state.memory.clone(), &at, base_of(queue, at.is_packed))?;
     let bell = |file: &OwnedFd| {
         let file = file.try_clone().map_err(|error| Error::machine("duplicate an eventfd", error))?;
         Ok::<_, Error>(Doorbell::from_fd(file))
     };
     let call = queue.call.as_ref().map(bell).transpose()?;
-    Ok(Some(Ring::new(index, split, bell(kick)?, call)))
+    Ok(Some(Ring::new(index, made, bell(kick)?, call)))
+}
+
+fn base_of(queue: &Queue, is_packed: bool) -> u32 {
+    queue.base.unwrap_or(if is_packed { PackedQueue::START } else { 0 })
+}
+
+const fn is_packed(state: &State) -> bool {
+    state.features & bit(VIRTIO_F_RING_PACKED) != 0
 }
 
 fn refuse(state: &mut State, error: Error) -> Refused {
@@ -360,10 +371,10 @@ impl VhostUserBackendReqHandler for Session {
 
     fn set_vring_num(&self, index: u32, size: u32) -> Answer<()> {
         self.change(|state| {
+            let is_whole = is_packed(state) || size.is_power_of_two();
             let queue = queue_of(state, index as usize)?;
-            if !size.is_power_of_two() || size > crate::virtio::split::SIZE_MAX {
-                let limit = crate::virtio::split::SIZE_MAX.into();
-                return Err(Fault::BadSize { what: "queue size", found: size.into(), limit }.into());
+            if size == 0 || !is_whole || size > SIZE_MAX {
+                return Err(Fault::BadSize { what: "queue size", found: size.into(), limit: SIZE_MAX.into() }.into());
             }
             queue.size = size;
             queue.fault = None;
@@ -391,7 +402,7 @@ impl VhostUserBackendReqHandler for Session {
     fn set_vring_base(&self, index: u32, base: u32) -> Answer<()> {
         self.change(|state| {
             let queue = queue_of(state, index as usize)?;
-            queue.base = base as u16;
+            queue.base = Some(base);
             queue.fault = None;
             Ok(())
         })
@@ -400,10 +411,11 @@ impl VhostUserBackendReqHandler for Session {
     /// Stops a queue, until it is given a kick again.
     fn get_vring_base(&self, index: u32) -> Answer<VhostUserVringState> {
         self.change(|state| {
+            let is_packed = is_packed(state);
             let queue = queue_of(state, index as usize)?;
             queue.kick = None;
             queue.fault = None;
-            Ok(VhostUserVringState::new(index, queue.base.into()))
+            Ok(VhostUserVringState::new(index, base_of(queue, is_packed)))
         })
     }
 

@@ -1,10 +1,14 @@
 //! Virtual queues as virtio has them, seen from the device, in memory that belongs to somebody else.
 //!
 //! ```text
-//!   front end's files ──▶ memory: regions, each mapped, each address looked up ──▶ split: one queue
-//!                         guard:  what happens when a file is cut short
+//!   front end's files ──▶ memory: regions, each mapped, each address looked up ──▶ queue: one of either kind
+//!                         guard:  what happens when a file is cut short             split · packed
 //! ```
 
 pub(crate) mod guard;
 pub(crate) mod memory;
+pub(crate) mod packed;
+pub(crate) mod queue;
 pub(crate) mod split;
+#[cfg(test)]
+mod test_memory;

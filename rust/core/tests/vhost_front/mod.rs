@@ -1,7 +1,8 @@
-//! A front end of vhost-user for tests: messages, memory and split queues made byte by byte.
+//! A front end of vhost-user for tests: messages, memory and queues of both kinds made byte by byte.
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
@@ -41,6 +42,7 @@ pub const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
 pub const EVENT_INDEX: u64 = 1 << 29;
 pub const PROTOCOL: u64 = 1 << 30;
 pub const VERSION_1: u64 = 1 << 32;
+pub const PACKED: u64 = 1 << 34;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -216,28 +218,100 @@ impl Drop for Memory {
     }
 }
 
+/// The ring of a packed queue, as its driver has it.
+#[derive(Default)]
+pub struct PackedRing {
+    /// Descriptors offered and seen, ever: place and wrap counter in one.
+    offered: u32,
+    seen: u32,
+    /// What tests described, until they offer it.
+    entries: HashMap<u16, Entry>,
+    /// Descriptors of each chain that is under way.
+    taken: HashMap<u16, u32>,
+}
+
+const fn place(count: u32) -> (u16, bool) {
+    let size = SIZE as u32;
+    ((count % size) as u16, (count / size).is_multiple_of(2))
+}
+
+impl PackedRing {
+    fn offer(&mut self, memory: &Memory, ring: u64, head: u16) {
+        let mut index = head;
+        let mut first = None;
+        let start = self.offered;
+        loop {
+            let (address, length, flags, next) = self.entries[&index];
+            let (at, wrap) = place(self.offered);
+            let flags = flags | if wrap { 0x80 } else { 0x8000 };
+            // Its head is written last, and the flags after all else; only the last id counts, and here all are the same.
+            let bytes = [&address.to_le_bytes()[..], &length.to_le_bytes(), &head.to_le_bytes()].concat();
+            memory.write(ring + 16 * u64::from(at), &bytes);
+            let word = memory.word(ring + 16 * u64::from(at) + 14);
+            if first.is_none() {
+                first = Some((word, flags));
+            } else {
+                word.store(flags, Ordering::Relaxed);
+            }
+            self.offered = self.offered.wrapping_add(1);
+            if flags & NEXT == 0 {
+                break;
+            }
+            index = next;
+        }
+        self.taken.insert(head, self.offered.wrapping_sub(start));
+        let (word, flags) = first.unwrap();
+        word.store(flags, Ordering::Release);
+    }
+
+    fn used(&mut self, memory: &Memory, ring: u64) -> Option<(u16, u32)> {
+        let (at, wrap) = place(self.seen);
+        let flags = memory.word(ring + 16 * u64::from(at) + 14).load(Ordering::Acquire);
+        if (flags & 0x80 != 0) != wrap || (flags & 0x8000 != 0) != wrap {
+            return None;
+        }
+        let bytes = memory.read(ring + 16 * u64::from(at) + 8, 6);
+        let id = u16::from_le_bytes([bytes[4], bytes[5]]);
+        self.seen = self.seen.wrapping_add(self.taken.remove(&id).expect("a chain that was offered"));
+        Some((id, u32::from_le_bytes(bytes[..4].try_into().unwrap())))
+    }
+
+    /// As a front end tells it: the place of what is used next, for both.
+    fn base(&self) -> u32 {
+        let (at, wrap) = place(self.seen);
+        u32::from(at) | u32::from(wrap) << 15
+    }
+}
+
 /// One queue as its driver has it.
 pub struct Queue {
     pub index: u32,
     pub kick: Doorbell,
     pub call: Doorbell,
+    /// Chains offered and seen, ever.
     pub available: u16,
     pub seen: u16,
+    pub packed: Option<PackedRing>,
 }
 
 impl Queue {
-    pub fn new(index: u32) -> Self {
-        Self { index, kick: Doorbell::create().unwrap(), call: Doorbell::create().unwrap(), available: 0, seen: 0 }
+    /// A queue of the kind that was agreed on.
+    pub fn new(index: u32, features: u64) -> Self {
+        let [kick, call] = [(); 2].map(|()| Doorbell::create().unwrap());
+        let packed = (features & PACKED != 0).then(PackedRing::default);
+        Self { index, kick, call, available: 0, seen: 0, packed }
     }
 
     pub fn descriptors(&self) -> u64 {
         u64::from(self.index) * QUEUE_BYTES
     }
 
+    /// Of a packed queue: where the driver says when it wants to be called.
     pub fn available_ring(&self) -> u64 {
         self.descriptors() + 0x800
     }
 
+    /// Of a packed queue: where the device says when it wants to be kicked.
     pub fn used_ring(&self) -> u64 {
         self.descriptors() + 0x1000
     }
@@ -247,27 +321,48 @@ impl Queue {
         BUFFERS + u64::from(self.index) * u64::from(SIZE) * BUFFER_BYTES + u64::from(index) * BUFFER_BYTES
     }
 
-    pub fn describe(&self, memory: &Memory, index: u16, entry: Entry) {
-        describe(memory, self.descriptors(), index, entry);
+    pub fn describe(&mut self, memory: &Memory, index: u16, entry: Entry) {
+        match &mut self.packed {
+            Some(ring) => drop(ring.entries.insert(index, entry)),
+            None => describe(memory, self.descriptors(), index, entry),
+        }
+    }
+
+    /// Writes an entry of an indirect table.
+    pub fn describe_in(&self, memory: &Memory, table: u64, index: u16, (address, length, flags, next): Entry) {
+        let words = if self.packed.is_some() { (next, flags) } else { (flags, next) };
+        describe(memory, table, index, (address, length, words.0, words.1));
     }
 
     /// Makes a chain available.
     pub fn offer(&mut self, memory: &Memory, head: u16) {
-        memory.word(self.available_ring() + 4 + 2 * u64::from(self.available % SIZE)).store(head, Ordering::Relaxed);
+        let (descriptors, place) =
+            (self.descriptors(), self.available_ring() + 4 + 2 * u64::from(self.available % SIZE));
         self.available = self.available.wrapping_add(1);
-        memory.word(self.available_ring() + 2).store(self.available, Ordering::Release);
+        if let Some(ring) = &mut self.packed {
+            ring.offer(memory, descriptors, head);
+        } else {
+            memory.word(place).store(head, Ordering::Relaxed);
+            memory.word(self.available_ring() + 2).store(self.available, Ordering::Release);
+        }
     }
 
     /// Kicks, as drivers do that agreed on no event index and find that kicks are wanted.
     pub fn kick_if_wanted(&self, memory: &Memory) {
         fence(Ordering::SeqCst);
-        if memory.word(self.used_ring()).load(Ordering::Relaxed) & 1 == 0 {
+        let wish = self.used_ring() + if self.packed.is_some() { 2 } else { 0 };
+        if memory.word(wish).load(Ordering::Relaxed) & 1 == 0 {
             self.kick.ring().unwrap();
         }
     }
 
     /// The oldest chain that came back and was not seen: its head and the bytes written to it.
     pub fn used(&mut self, memory: &Memory) -> Option<(u16, u32)> {
+        if let Some(ring) = &mut self.packed {
+            let found = ring.used(memory, u64::from(self.index) * QUEUE_BYTES)?;
+            self.seen = self.seen.wrapping_add(1);
+            return Some(found);
+        }
         if memory.word(self.used_ring() + 2).load(Ordering::Acquire) == self.seen {
             return None;
         }
@@ -275,6 +370,11 @@ impl Queue {
         self.seen = self.seen.wrapping_add(1);
         let word = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap());
         Some((word(0) as u16, word(4)))
+    }
+
+    /// Where the device goes on, as front ends say it.
+    pub fn base(&self) -> u32 {
+        self.packed.as_ref().map_or(self.seen.into(), PackedRing::base)
     }
 }
 
@@ -294,11 +394,18 @@ pub struct FrontEnd {
 }
 
 pub const FEATURES: u64 = VERSION_1 | MERGEABLE | INDIRECT_DESCRIPTORS | PROTOCOL;
+/// What is agreed on for each kind of queue.
+pub const KINDS: [u64; 2] = [FEATURES, FEATURES | PACKED];
 
 impl FrontEnd {
     /// Connects, agrees, sets up both queues and posts every buffer.
     pub fn new(path: &Path) -> Self {
-        let mut front = Self::bare(path, FEATURES);
+        Self::with(path, FEATURES)
+    }
+
+    /// As [`Self::new`], with other features.
+    pub fn with(path: &Path, features: u64) -> Self {
+        let mut front = Self::bare(path, features);
         front.start();
         front.post(SIZE);
         front
@@ -312,7 +419,8 @@ impl FrontEnd {
         assert_eq!(8, 8 & wire.ask_u64(GET_PROTOCOL_FEATURES));
         wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 | 8 | 0x200 | 0x2000]), &[]);
         wire.done(SET_FEATURES, &longs(&[features]), &[]);
-        let front = Self { wire, memory: Memory::new(), features, rx: Queue::new(0), tx: Queue::new(1) };
+        let [rx, tx] = [0, 1].map(|index| Queue::new(index, features));
+        let front = Self { wire, memory: Memory::new(), features, rx, tx };
         front.share_memory()
     }
 
@@ -413,7 +521,7 @@ impl FrontEnd {
 pub fn start_queue(wire: &mut Wire, queue: &Queue, features: u64) {
     let index = queue.index;
     wire.done(SET_VRING_NUM, &words(&[index, SIZE.into()]), &[]);
-    wire.done(SET_VRING_BASE, &words(&[index, queue.seen.into()]), &[]);
+    wire.done(SET_VRING_BASE, &words(&[index, queue.base()]), &[]);
     let rings = longs(&[USER + queue.descriptors(), USER + queue.used_ring(), USER + queue.available_ring(), 0]);
     wire.done(SET_VRING_ADDR, &[words(&[index, 0]), rings].concat(), &[]);
     wire.done(SET_VRING_CALL, &longs(&[index.into()]), &[queue.call.as_fd()]);
