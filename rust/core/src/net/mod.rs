@@ -6,4 +6,5 @@
 pub(crate) mod counters;
 pub mod frame;
 pub mod mac_table;
+pub mod offload;
 pub mod switch;
