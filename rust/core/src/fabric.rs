@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::{Error, Result};
 use crate::net::frame::{FRAME_BYTES_MAX, MacAddress};
+use crate::net::offload::Features;
 use crate::net::switch::{Switch, SwitchCounter};
 use crate::port::latency::{Latencies, PortLatency};
 use crate::port::tap::{self, TapPort};
@@ -87,6 +88,8 @@ pub struct PortInfo {
     pub is_gone: bool,
     /// A front end has set its queues up; none: this kind of port waits for nobody.
     pub is_served: Option<bool>,
+    /// What its guest can be left with.
+    pub offloads: Features,
 }
 
 /// One line of a switch's table.
@@ -312,8 +315,8 @@ impl Fabric {
         self.add(NewPort { name, guest, kind: PortKind::Loopback, switch: None, device: None, params, end })
     }
 
-    /// Joins a TAP device to a switch: opened with `IFF_TAP | IFF_NO_PI`, without `IFF_VNET_HDR`. `guest`: whose it is, for
-    /// its counters; "": the machine's own.
+    /// Joins a TAP device to a switch: opened with `IFF_TAP | IFF_NO_PI`, and with `IFF_VNET_HDR` when its kernel shall leave
+    /// checksums and segments to the switch and take them from it. `guest`: whose it is, for its counters; "": the machine's own.
     ///
     /// # Errors
     ///
@@ -323,8 +326,10 @@ impl Fabric {
         // A read that finds nothing is a system call, so a TAP device is never polled for longer than it has frames.
         let params = VenetParams { mtu, burst_threshold_us: 0, ..VenetParams::default() };
         params.check()?;
-        let device = Some(tap::describe(file.as_fd())?);
-        let end = End::Tap(Box::new(TapPort::new(file, mtu)));
+        let found = tap::describe(file.as_fd())?;
+        tap::set_offloads(file.as_fd(), found.has_headers)?;
+        let device = Some(found.name);
+        let end = End::Tap(Box::new(TapPort::new(file, mtu, found.has_headers)));
         self.add(NewPort { name, guest: guest.into(), kind: PortKind::Tap, switch: Some(switch), device, params, end })
     }
 
@@ -372,6 +377,7 @@ impl Fabric {
         let NewPort { name, guest: _, kind, switch, device, params, end } = new;
         let mut port = Box::new(Port::new(id, name.into(), end, block));
         port.switch = place.map(|(_, slot)| slot);
+        let offloads = port.features();
         port.budget = params.budget;
         port.priority = params.priority;
         port.parking.set_threshold(params.burst_threshold_us);
@@ -408,6 +414,7 @@ impl Fabric {
             receive_fault: None,
             is_gone: false,
             is_served: (kind == PortKind::VhostUser).then_some(false),
+            offloads,
         };
         registry.ports.insert(id, PortRecord { info, status, server });
         registry.resume_watches(id, name, worker);

@@ -41,6 +41,7 @@ use crate::watch::{Watch, WatchId};
 
 pub mod bellman;
 pub(crate) mod forward;
+pub(crate) mod offloaded;
 pub(crate) mod parking;
 pub(crate) mod watchdog;
 pub(crate) mod watched;

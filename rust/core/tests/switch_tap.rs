@@ -12,6 +12,7 @@ use std::mem::{size_of_val, zeroed};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 
+use smoltcp::wire::{Ipv4Address, Ipv4Packet, TcpPacket};
 use switch_guest::{DEADLINE, Guest, Lab, SWITCH, frame, mac};
 use vbnet_core::error::Error;
 use vbnet_core::net::frame::MacAddress;
@@ -59,14 +60,14 @@ fn set_up(mut request: libc::ifreq, is_up: bool) {
 }
 
 /// The kernel's side of a device that is up: sees and sends what the tests send.
-fn raw_socket(index: libc::c_int) -> OwnedFd {
+fn raw_socket(index: libc::c_int, ether_type: u16) -> OwnedFd {
     // SAFETY: a socket, its address and its option, each with its own type.
     unsafe {
         let socket = checked(libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0));
         let socket = OwnedFd::from_raw_fd(socket);
         let mut address: libc::sockaddr_ll = zeroed();
         address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = ETHER_TYPE.to_be();
+        address.sll_protocol = ether_type.to_be();
         address.sll_ifindex = index;
         checked(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as u32));
         let patience = libc::timeval { tv_sec: DEADLINE.as_secs() as i64, tv_usec: 0 };
@@ -79,16 +80,25 @@ fn raw_socket(index: libc::c_int) -> OwnedFd {
 impl Tap {
     /// Runs `test` in a thread with a network namespace of its own.
     fn in_namespace(test: impl FnOnce(Self) + Send + 'static) {
+        Self::alone(|| test(Self::new(0)));
+    }
+
+    /// As above, with a header in front of each frame.
+    fn in_namespace_with_headers(test: impl FnOnce(Self) + Send + 'static) {
+        Self::alone(|| test(Self::new(libc::IFF_VNET_HDR)));
+    }
+
+    fn alone(test: impl FnOnce() + Send + 'static) {
         let run = move || {
             // SAFETY: only this thread moves.
             checked(unsafe { libc::unshare(libc::CLONE_NEWNET) });
-            test(Self::new());
+            test();
         };
         thread::spawn(run).join().unwrap();
     }
 
-    fn new() -> Self {
-        let (file, request) = open_tun(libc::IFF_TAP | libc::IFF_NO_PI);
+    fn new(flags: libc::c_int) -> Self {
+        let (file, request) = open_tun(libc::IFF_TAP | libc::IFF_NO_PI | flags);
         set_up(request, true);
         let mut asked = request;
         // SAFETY: SIOCGIFINDEX fills in one ifreq.
@@ -96,7 +106,7 @@ impl Tap {
             checked(libc::ioctl(any_socket().as_raw_fd(), libc::SIOCGIFINDEX, &raw mut asked));
             asked.ifr_ifru.ifru_ifindex
         };
-        Self { file, socket: raw_socket(index), index, request }
+        Self { file, socket: raw_socket(index, ETHER_TYPE), index, request }
     }
 
     /// What the host is handed: the same device, on a description that blocks.
@@ -148,21 +158,28 @@ fn receive_own(guest: &mut Guest) -> Vec<u8> {
     }
 }
 
+fn frames_cross_unchanged(tap: &Tap) {
+    let mut lab = Lab::new(1);
+    lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
+    for length in [14, 15, 60, 63, 64, 65, 66, 127, 128, 129, 1000, 1514] {
+        let up = frame(mac(9), mac(1), length, length as u8);
+        lab.guests[0].send(&up);
+        assert_eq!(up, tap.receive(), "{length}");
+
+        let down = frame(mac(1), mac(9), length, !length as u8);
+        tap.send(&down);
+        assert_eq!(down, receive_own(&mut lab.guests[0]), "{length}");
+    }
+}
+
 #[test]
 fn frames_cross_between_kernel_and_guest_unchanged() {
-    Tap::in_namespace(|tap| {
-        let mut lab = Lab::new(1);
-        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
-        for length in [14, 15, 60, 63, 64, 65, 66, 127, 128, 129, 1000, 1514] {
-            let up = frame(mac(9), mac(1), length, length as u8);
-            lab.guests[0].send(&up);
-            assert_eq!(up, tap.receive(), "{length}");
+    Tap::in_namespace(|tap| frames_cross_unchanged(&tap));
+}
 
-            let down = frame(mac(1), mac(9), length, !length as u8);
-            tap.send(&down);
-            assert_eq!(down, receive_own(&mut lab.guests[0]), "{length}");
-        }
-    });
+#[test]
+fn frames_cross_unchanged_with_headers_in_front() {
+    Tap::in_namespace_with_headers(|tap| frames_cross_unchanged(&tap));
 }
 
 #[test]
@@ -241,7 +258,7 @@ fn device_that_is_set_down_drops_and_comes_back() {
 
         set_up(tap.request, true);
         // A socket that saw the device go down reports that first.
-        let tap = Tap { socket: raw_socket(tap.index), ..tap };
+        let tap = Tap { socket: raw_socket(tap.index, ETHER_TYPE), ..tap };
         let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
         lab.guests[0].send(&sent);
 
@@ -258,12 +275,114 @@ fn descriptor_that_is_no_tap_device_is_refused() {
         let bell = rustix::io::dup(Doorbell::create().unwrap().as_fd()).unwrap();
         let unattached: OwnedFd = File::options().read(true).write(true).open("/dev/net/tun").unwrap().into();
         let tun = open_tun(libc::IFF_TUN | libc::IFF_NO_PI).0;
-        let with_header = open_tun(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR).0;
-        for file in [regular, bell, tun, with_header] {
+        for file in [regular, bell, tun] {
             let answer = lab.fabric.port_add_tap(SWITCH, "wrong", "", file, 1500);
             assert!(matches!(answer, Err(Error::Usage(_))), "{answer:?}");
         }
         let answer = lab.fabric.port_add_tap(SWITCH, "wrong", "", unattached, 1500);
         assert!(matches!(answer, Err(Error::Machine { .. })), "{answer:?}");
+    });
+}
+
+const IPV4: u16 = 0x0800;
+const PAYLOAD_BYTES: usize = 4000;
+
+/// A long packet of TCP, its checksum open, and the header that leaves it to others.
+fn long_frame(to: MacAddress, from: MacAddress) -> (Vec<u8>, Vec<u8>) {
+    let total = (40 + PAYLOAD_BYTES) as u16;
+    let mut frame = [to.bytes(), from.bytes()].concat();
+    frame.extend([0x08, 0x00, 0x45, 0, (total >> 8) as u8, total as u8, 0, 1, 0x40, 0, 64, 6, 0, 0]);
+    frame.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend([0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0]);
+    let mut sum: u32 = 0x0a00 + 1 + 0x0a00 + 2 + 6 + 20 + PAYLOAD_BYTES as u32;
+    sum = (sum & 0xffff) + (sum >> 16);
+    frame.extend([(sum >> 8) as u8, sum as u8, 0, 0]);
+    frame.extend((0..PAYLOAD_BYTES).map(|index| ((index * 7) >> 3) as u8));
+    let mut header = vec![1, 1];
+    header.extend([54u16, 1400, 34, 16].into_iter().flat_map(u16::to_le_bytes));
+    (header, frame)
+}
+
+/// A socket that sends and receives with headers in front.
+fn socket_with_headers(tap: &Tap) -> OwnedFd {
+    let socket = raw_socket(tap.index, IPV4);
+    let (yes, size) = (1 as libc::c_int, size_of::<libc::c_int>() as u32);
+    // SAFETY: the option takes an int.
+    checked(unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const yes).cast(), size)
+    });
+    socket
+}
+
+#[test]
+fn long_frame_from_the_kernel_reaches_a_guest_in_segments() {
+    Tap::in_namespace_with_headers(|tap| {
+        let mut lab = Lab::new(1);
+        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
+        let (header, long) = long_frame(mac(1), mac(9));
+
+        rustix::io::write(socket_with_headers(&tap), &[header, long.clone()].concat()).unwrap();
+
+        let mut payload = Vec::new();
+        while payload.len() < PAYLOAD_BYTES {
+            let frame = lab.guests[0].receive();
+            lab.guests[0].post(1);
+            if frame[12..14] == IPV4.to_be_bytes() {
+                let tcp = TcpPacket::new_checked(&frame[34..]).unwrap();
+                let ends = [[10, 0, 0, 1], [10, 0, 0, 2]].map(|ip| Ipv4Address::from(ip).into());
+                assert!(tcp.verify_checksum(&ends[0], &ends[1]));
+                assert!(Ipv4Packet::new_checked(&frame[14..]).unwrap().verify_checksum());
+                assert_eq!(1 + payload.len() as i32, tcp.seq_number().0);
+                payload.extend(tcp.payload());
+            }
+        }
+        assert_eq!(long[54..], payload);
+        lab.settle();
+        assert_eq!(1, lab.count_of("tap", PortCounter::TransmitOffloads));
+        assert_eq!(1, lab.count(0, PortCounter::SegmentedFrames));
+    });
+}
+
+#[test]
+fn long_frame_between_two_devices_stays_whole() {
+    Tap::in_namespace_with_headers(|tap| {
+        let lab = Lab::new(0);
+        let other = Tap::new(libc::IFF_VNET_HDR);
+        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
+        lab.fabric.port_add_tap(SWITCH, "other", "", other.shared(), 1500).unwrap();
+        let (header, long) = long_frame(mac(2), mac(9));
+        let (near, far) = (socket_with_headers(&tap), socket_with_headers(&other));
+        let sent = [header, long].concat();
+
+        rustix::io::write(&near, &sent).unwrap();
+
+        let mut received = vec![0; 70000];
+        let length = rustix::io::read(&far, &mut received).unwrap();
+        // The kernel tells of its own how much of the frame lies together.
+        assert_eq!(sent[..2], received[..2]);
+        assert_eq!(sent[4..], received[4..length]);
+        lab.barrier();
+        assert_eq!(1, lab.count_of("other", PortCounter::ReceiveOffloads));
+        assert_eq!(0, lab.count_of("other", PortCounter::SegmentedFrames));
+    });
+}
+
+#[test]
+fn headers_resized_behind_our_back_spoil_only_their_own_frames() {
+    Tap::in_namespace_with_headers(|tap| {
+        let mut lab = Lab::new(2);
+        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
+        let (header, long) = long_frame(mac(1), mac(9));
+        let sent = [header, long].concat();
+        let socket = socket_with_headers(&tap);
+        for bytes in [11 as libc::c_int, 12, 64, 1000] {
+            // SAFETY: TUNSETVNETHDRSZ reads one int.
+            checked(unsafe { libc::ioctl(tap.file.as_raw_fd(), 0x4004_54d8, &raw const bytes) });
+            rustix::io::write(&socket, &sent).unwrap();
+            tap.send(&frame(MacAddress::BROADCAST, mac(9), 1000, 1));
+            lab.assert_passes(0, 1);
+            lab.assert_passes(1, 0);
+        }
+        assert!(lab.fabric.take_faults().is_empty());
     });
 }

@@ -224,6 +224,7 @@ impl Fabric {
                 row.set_item("receive_fault", port.receive_fault)?;
                 row.set_item("is_gone", port.is_gone)?;
                 row.set_item("is_served", port.is_served)?;
+                row.set_item("offloads", port.offloads.names().collect::<Vec<_>>())?;
                 Ok(row)
             })
             .collect()

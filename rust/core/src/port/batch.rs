@@ -7,6 +7,7 @@
 use std::ptr::{self, NonNull};
 
 use crate::net::frame::FrameStart;
+use crate::net::offload::Request;
 use crate::net::switch::Verdict;
 use crate::shm::line;
 
@@ -35,6 +36,10 @@ pub(crate) struct Batch {
     pub starts: [FrameStart; BATCH],
     pub pieces: [Piece; BATCH],
     pub verdicts: [Verdict; BATCH],
+    /// What is to be done with each frame; of no meaning without `has_requests`.
+    pub requests: [Request; BATCH],
+    /// Some frame of the batch asks for something. Such a frame lies in private memory, whole.
+    pub has_requests: bool,
     /// Why frames were dropped ([`crate::port::PortCounter::reason`]); only kept up to date while somebody looks.
     pub reasons: [u8; BATCH],
 }
@@ -45,6 +50,8 @@ impl Batch {
             starts: [FrameStart::default(); BATCH],
             pieces: [Piece::EMPTY; BATCH],
             verdicts: [Verdict::Flood; BATCH],
+            requests: [Request::NOTHING; BATCH],
+            has_requests: false,
             reasons: [0; BATCH],
         })
     }

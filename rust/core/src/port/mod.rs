@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::Fault;
 use crate::net::counters::counters;
+use crate::net::offload::Unfit;
 
 pub(crate) mod batch;
 pub mod latency;
@@ -93,6 +94,24 @@ counters! {
         TransmitDropForgedSource = "transmit_drop_forged_source",
         /// Not taken on: shorter than an Ethernet header.
         TransmitDropRunt = "transmit_drop_runt",
+        /// Not taken on: it asks for an offload by a flag that nobody offered.
+        TransmitDropOffloadFlag = "transmit_drop_offload_flag",
+        /// As above: for a kind of segmentation that there is not.
+        TransmitDropOffloadKind = "transmit_drop_offload_kind",
+        /// As above: for a checksum at a place where none can be.
+        TransmitDropOffloadChecksum = "transmit_drop_offload_checksum",
+        /// As above: for segments of no bytes, or too many of them.
+        TransmitDropOffloadSize = "transmit_drop_offload_size",
+        /// As above: its headers are not of the kind it says, or disagree with its length.
+        TransmitDropOffloadHeaders = "transmit_drop_offload_headers",
+        /// Frames taken with a checksum to complete or segments to cut.
+        TransmitOffloads = "transmit_offloads",
+        /// Frames given with such a request, for the guest to do.
+        ReceiveOffloads = "receive_offloads",
+        /// Frames that were cut into segments for this port, whose guest cannot.
+        SegmentedFrames = "segmented_frames",
+        /// Checksums that were completed for this port, whose guest cannot; those of segments not counted.
+        CompletedChecksums = "completed_checksums",
         /// Doorbells heard from the guest.
         Kicks = "kicks",
         /// Doorbells rung for the guest.
@@ -160,6 +179,18 @@ impl PortCounter {
     /// As records of captures have it: 1 and up, 0 is no reason.
     pub(crate) const fn reason(self) -> u8 {
         self as u8 + 1
+    }
+
+    /// Why a request is not done.
+    #[must_use]
+    pub const fn of_unfit(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Flag => Self::TransmitDropOffloadFlag,
+            Unfit::Kind => Self::TransmitDropOffloadKind,
+            Unfit::Checksum => Self::TransmitDropOffloadChecksum,
+            Unfit::Size => Self::TransmitDropOffloadSize,
+            Unfit::Headers => Self::TransmitDropOffloadHeaders,
+        }
     }
 
     /// The position at which a fault is counted.

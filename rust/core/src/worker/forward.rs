@@ -20,11 +20,13 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
+use super::offloaded::{Scratch, give, scratch};
 use super::parking::Parking;
 use super::watchdog::Ringer;
 use super::watched::show_flooded;
 use crate::net::frame::{FrameStart, START_BYTES};
 use crate::net::mac_table::{PortSlot, Tick};
+use crate::net::offload::{Features, Request};
 use crate::net::switch::{RouteCache, Switch, Verdict};
 use crate::port::batch::{BATCH, Batch, Piece};
 use crate::port::tap::{Received, TapPort};
@@ -123,13 +125,40 @@ impl Port {
         }
     }
 
+    /// What its guest can be left with.
+    pub(crate) const fn features(&self) -> Features {
+        match &self.end {
+            End::Tap(tap) => tap.features(),
+            End::Venet(_) | End::VhostUser(_) => Features::NONE,
+        }
+    }
+
+    /// As [`Self::offer`], with a request that the guest can do.
+    ///
+    /// # Safety
+    ///
+    /// The piece was loaded in this turn.
+    pub(super) unsafe fn offer_requested(
+        &mut self,
+        start: &FrameStart,
+        piece: &Piece,
+        request: &Request,
+    ) -> Result<*mut u8, Refusal> {
+        match &mut self.end {
+            // SAFETY: as promised by the caller.
+            End::Tap(tap) => unsafe { tap.send(start, piece, request) }.map(|()| std::ptr::null_mut()),
+            // SAFETY: as above.
+            End::Venet(_) | End::VhostUser(_) => unsafe { self.offer(start, piece) },
+        }
+    }
+
     /// Gives one frame to whatever is behind the port. `Ok(null)`: it was sent. Otherwise: where to write it.
     #[inline(always)]
-    unsafe fn offer(&mut self, start: &FrameStart, piece: &Piece) -> Result<*mut u8, Refusal> {
+    pub(super) unsafe fn offer(&mut self, start: &FrameStart, piece: &Piece) -> Result<*mut u8, Refusal> {
         match &mut self.end {
             End::Venet(venet) => venet.claim(piece.length).map(std::ptr::NonNull::as_ptr),
             // SAFETY: the piece was loaded in this turn.
-            End::Tap(tap) => unsafe { tap.send(start, piece.source, piece.length) }.map(|()| std::ptr::null_mut()),
+            End::Tap(tap) => unsafe { tap.send(start, piece, &Request::NOTHING) }.map(|()| std::ptr::null_mut()),
             // SAFETY: as above.
             End::VhostUser(vhost) => unsafe { vhost.claim(start, piece) },
         }
@@ -162,8 +191,9 @@ pub(crate) struct Plane<const COUNTS: bool> {
     pub now: Tick,
     pub watches: Watches,
     pub(super) batch: Box<Batch>,
+    pub(super) scratch: Box<Scratch>,
     /// Ports that were given frames since the last [`Self::flush`].
-    touched: Vec<PortSlot>,
+    pub(super) touched: Vec<PortSlot>,
     sink: EventSink,
 }
 
@@ -187,6 +217,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             now: 0,
             watches: Watches::default(),
             batch: Batch::new(),
+            scratch: scratch(),
             touched: Vec::new(),
             sink,
         }
@@ -350,8 +381,8 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             let Some(port) = port_at(&mut self.ports, slot) else { break };
             budget = port.budget;
             let End::Tap(tap) = &mut port.end else { break };
-            let length = match tap.receive() {
-                Received::Frame(length) => length,
+            let (length, request) = match tap.receive() {
+                Received::Frame(length, request) => (length, request),
                 Received::Nothing => {
                     turn.is_dry = true;
                     break;
@@ -365,6 +396,11 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                     self.refuse(slot, length, PortCounter::TransmitDropOversize);
                     continue;
                 }
+                Received::Unfit(length, unfit) => {
+                    turn.cost += 1;
+                    self.refuse(slot, length, PortCounter::of_unfit(unfit));
+                    continue;
+                }
                 Received::Runt(length) => {
                     turn.cost += 1;
                     self.refuse(slot, length, PortCounter::TransmitDropRunt);
@@ -374,7 +410,13 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             let frame = tap.frame(length);
             self.batch.pieces[0].source = frame.as_ptr();
             self.batch.pieces[0].length = length;
+            self.batch.requests[0] = request;
+            self.batch.has_requests = !request.is_nothing();
+            if self.batch.has_requests {
+                port.count::<COUNTS>(PortCounter::TransmitOffloads, 1);
+            }
             let (_, cost) = self.move_on(slot, 1, u32::MAX);
+            self.batch.has_requests = false;
             turn.frames += 1;
             turn.cost += cost;
             bytes += u64::from(length);
@@ -439,7 +481,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                 done += 1;
             } else {
                 let end = (done + 1..loaded).find(|&index| self.floods(index)).unwrap_or(loaded);
-                self.claim(slot, done, end);
+                cost += self.claim_any(slot, done, end);
                 self.copy(done, end);
                 cost += (end - done) as u32;
                 done = end;
@@ -453,9 +495,20 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         self.batch.verdicts[index] == Verdict::Flood && self.batch.pieces[index].length != 0
     }
 
+    /// Finds a buffer for every frame from `start` to `end`, or does what is requested: the copies that this took beyond one
+    /// a frame.
+    #[inline]
+    pub(super) fn claim_any(&mut self, slot: PortSlot, start: usize, end: usize) -> u32 {
+        if self.batch.has_requests {
+            return self.claim_requested(slot, start, end);
+        }
+        self.claim(slot, start, end);
+        0
+    }
+
     /// Finds a buffer for every frame from `start` to `end`.
     #[inline]
-    pub(super) fn claim(&mut self, slot: PortSlot, start: usize, end: usize) {
+    fn claim(&mut self, slot: PortSlot, start: usize, end: usize) {
         let Self { ports, batch, touched, .. } = self;
         let mut current = PortSlot::MAX;
         let mut receiver: Option<&mut Port> = None;
@@ -517,31 +570,31 @@ impl<const COUNTS: bool> Plane<COUNTS> {
     /// Gives one frame to every port of the switch but its own: how many copies that took.
     #[cold]
     pub(super) fn flood(&mut self, slot: PortSlot, index: usize) -> u32 {
-        let Self { ports, switches, batch, touched, watches, .. } = self;
+        let Self { ports, switches, batch, touched, watches, scratch, .. } = self;
         let switch = port_at(ports, slot).and_then(|port| port.switch);
         let Some(switch) = switch.and_then(|switch| switches.get(switch as usize)?.as_deref()) else { return 1 };
         let start = &batch.starts[index];
         let mut piece = batch.pieces[index];
+        let request = if batch.has_requests { batch.requests[index] } else { Request::NOTHING };
+        let mut copies = 0;
         for &to in switch.members().iter().filter(|&&member| member != slot) {
             let Some(port) = port_at(ports, to) else { continue };
             touch(port, to, touched);
-            // SAFETY: the piece was loaded in this turn.
-            let outcome = unsafe { port.offer(start, &piece) };
-            match outcome {
-                Ok(target) if !target.is_null() => {
-                    piece.target = target;
-                    // SAFETY: source and target were checked just now, for this length and for at least 64 bytes.
-                    unsafe { copy_frame(start, &piece) };
-                }
-                Ok(_) => {}
-                Err(refusal) => port.count::<COUNTS>(refusal.counter(), 1),
+            let (cost, outcome) = give::<COUNTS>(port, start, &piece, &request, scratch);
+            copies += cost;
+            if let Ok(target) = outcome
+                && !target.is_null()
+            {
+                piece.target = target;
+                // SAFETY: source and target were checked just now, for this length and for at least 64 bytes.
+                unsafe { copy_frame(start, &piece) };
             }
             if watches.is_on() {
                 show_flooded(watches, to, port.id, (start, &piece), outcome);
             }
         }
         switch.count_flooded(1);
-        (switch.members().len() as u32).saturating_sub(1).max(1)
+        copies.max(1)
     }
 
     /// Frames wait to be told of.
@@ -678,7 +731,7 @@ fn note<const COUNTS: bool>(block: &Block, counter: PortCounter, amount: u64) {
 }
 
 #[inline]
-fn touch(port: &mut Port, slot: PortSlot, touched: &mut Vec<PortSlot>) {
+pub(super) fn touch(port: &mut Port, slot: PortSlot, touched: &mut Vec<PortSlot>) {
     if !port.is_touched {
         port.is_touched = true;
         touched.push(slot);
@@ -686,7 +739,7 @@ fn touch(port: &mut Port, slot: PortSlot, touched: &mut Vec<PortSlot>) {
 }
 
 #[cold]
-const fn why_not_taken(verdict: Verdict, piece: &Piece) -> PortCounter {
+pub(super) const fn why_not_taken(verdict: Verdict, piece: &Piece) -> PortCounter {
     match verdict {
         _ if piece.length == 0 => PortCounter::TransmitDropOversize,
         Verdict::ForgedSource => PortCounter::TransmitDropForgedSource,
@@ -706,7 +759,7 @@ fn ask_for(target: *mut u8, bytes: u32) {
 ///
 /// `piece.length` bytes at its source are readable; at its target as many, and at least 64, are writable.
 #[inline]
-unsafe fn copy_frame(start: &FrameStart, piece: &Piece) {
+pub(super) unsafe fn copy_frame(start: &FrameStart, piece: &Piece) {
     // SAFETY: as promised by the caller. Both may lie in one guest's memory, so the rest moves as if they overlapped.
     unsafe {
         start.store(piece.target);

@@ -48,7 +48,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                 None => (done + 1..loaded).find(|&index| self.floods(index)).unwrap_or(loaded),
             };
             self.batch.reasons[done..end].fill(0);
-            self.claim(slot, done, end);
+            cost += self.claim_any(slot, done, end);
             let claimed_ns = followed.map(|_| moment_ns());
             self.copy(done, end);
             self.show_stretch(slot, done, end);
