@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -160,3 +161,17 @@ def test_programs_get_one_json_document(capsys: pytest.CaptureFixture[str]) -> N
     document = json.loads(capsys.readouterr().out)
     assert {"machine", "rows"} == set(document)
     assert {"rtt"} == {row["name"] for row in document["rows"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("namespaces", "tun_device")
+def test_tcp_between_namespaces_is_measured_beside_the_kernels_bridge(program: Callable[[str], str]) -> None:
+    """``netns.tcp`` has a rate with offloads and one without, each held against the bridge."""
+    for name in ("iperf3", "ip", "nsenter", "unshare"):
+        program(name)
+
+    rows = bench.run(["netns.tcp"], quick=True)
+
+    assert ["on", "off"] == [row.params["offloads"] for row in rows]
+    assert all(row.value > 0 and row.ratio is not None for row in rows)

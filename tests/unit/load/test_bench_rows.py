@@ -117,7 +117,7 @@ def test_every_bench_has_a_name_and_says_what_it_measures() -> None:
     """``vbnet bench list`` shows one line each."""
     listed = dict(bench.list_benches())
 
-    frames = {"ring", "switch", "rtt", "rtt.asleep", "python", "idle", "launch", "scale", "limit"}
+    frames = {"ring", "switch", "rtt", "rtt.asleep", "python", "idle", "launch", "scale", "limit", "netns.tcp"}
     signals = {"fastcall", "fastcall.python", "signal.raise", "signal.priority", "signal.eoi"}
     timers = {"timer.arm", "timer.late"}
     costs = {"capture.cost", "metrics.cost", "metrics.scrape"}

@@ -23,7 +23,7 @@ from vbnet.load.bench.machine import process_ticks
 from vbnet.load.bench.row import Row
 from vbnet.load.bench.summary import AtMost, Summary
 
-__all__ = ["idle", "launch", "memory_beyond_ram", "topology"]
+__all__ = ["idle", "launch", "memory_beyond_ram", "processes", "topology", "with_lab"]
 
 _Found = TypeVar("_Found")
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
@@ -46,11 +46,14 @@ guests:
 
 
 def _with_lab(guests: int, *, is_packed: bool, look: Callable[[Lab, float], _Found]) -> _Found:
-    """Bring a lab up, look at it (given how long coming up took), and take it down."""
+    return with_lab(topology(f"bench{os.getpid()}", guests, is_packed=is_packed), look)
+
+
+def with_lab(text: str, look: Callable[[Lab, float], _Found]) -> _Found:
+    """Bring the lab of a lab file up, look at it (given how long coming up took), and take it down."""
 
     async def run(root: Path) -> _Found:
-        name = f"bench{os.getpid()}"
-        lab = Lab(make_plan(parse_topology(topology(name, guests, is_packed=is_packed))), root=root)
+        lab = Lab(make_plan(parse_topology(text)), root=root)
         begun = time.perf_counter()
         await lab.up(_READY_SECONDS)
         try:
@@ -62,7 +65,7 @@ def _with_lab(guests: int, *, is_packed: bool, look: Callable[[Lab, float], _Fou
         return asyncio.run(run(Path(root)))
 
 
-def _pids(lab: Lab) -> list[int]:
+def processes(lab: Lab) -> list[int]:
     """Host node and guest processes."""
     slots = [*lab.state.processes.values(), *([lab.state.host] if lab.state.host else [])]
     return [slot.identity.pid for slot in slots if slot.identity is not None]
@@ -80,7 +83,7 @@ def idle(context: Context) -> Iterator[Row]:
 
 def _idle_percent(lab: Lab, context: Context) -> list[float]:
     """Watch once a turn, after everything that follows coming up has come to rest."""
-    pids = _pids(lab)
+    pids = processes(lab)
     time.sleep(_SETTLE_SECONDS)
     samples = []
     for _ in range(1 if context.is_quick else 3):
@@ -126,7 +129,7 @@ def _params(guests: int, *, is_packed: bool) -> dict[str, str | int | float]:
 
 
 def _weigh(lab: Lab, seconds: float) -> tuple[float, float]:
-    return seconds, float(sum(memory_beyond_ram(_smaps(pid)) for pid in _pids(lab)))
+    return seconds, float(sum(memory_beyond_ram(_smaps(pid)) for pid in processes(lab)))
 
 
 def _smaps(pid: int) -> str:

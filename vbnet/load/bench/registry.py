@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import calls, lab, metrics, native, sched, signals, state, through, timers
+from vbnet.load.bench import calls, lab, metrics, namespaces, native, sched, signals, state, through, timers
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -45,6 +45,7 @@ BENCHES: Final = {
         Bench("timer.late", timers.late),
         Bench("idle", lab.idle),
         Bench("launch", lab.launch),
+        Bench("netns.tcp", namespaces.tcp),
         Bench("scale", through.scale),
         Bench("capture.cost", through.capture_cost),
         Bench("metrics.scrape", metrics.scrape),

@@ -23,6 +23,7 @@ _SCALES: Final = {
     "ns": (1e3, "µs"),
     "bytes": (1024.0, "KiB"),
     "calls/s": (1e6, "M/s"),
+    "bits/s": (1e9, "Gb/s"),
     "s": (1.0, "s"),
     "% of one core": (1.0, "%"),
 }

@@ -17,7 +17,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         name: the bench, for instance ``ring``.
         params: what was measured in particular (frame bytes, batch, slots, …).
         value: the median, in ``unit``.
-        unit: ``frames/s``, ``ns``, ``s``, ``bytes``, ``% of one core``, ``objects/s`` or ``calls/s``.
+        unit: ``frames/s``, ``ns``, ``s``, ``bytes``, ``% of one core``, ``objects/s``, ``calls/s`` or
+            ``bits/s``.
         samples: all samples of the subject in four numbers, in ``unit``.
         placement: ``near``, ``far``, ``hyper-threads``; ``moved`` when the processors wandered in every try, with
             ``, busy`` behind it when other programs used the cores; ``-`` where it does not matter.
