@@ -20,6 +20,7 @@ _LISTENS: Final = "a port waits for front ends (`vbnet port add --vhost-user`)"
 _STARTED: Final = "`vbnet capture` or `vbnet trace` runs"
 _LOST_IN: Final = whole(PORT.values["receive_drop_no_room"])
 _LOST_OUT: Final = whole(PORT.values["transmit_drop_oversize"])
+_OFFLOADED: Final = whole(PORT.values["receive_offloads"])
 _REJECTED: Final = whole(PORT.values["fault_tail_out_of_range"])
 _SLOTS: Final = whole(PORT.values["transmit_slots"])
 _USED: Final = whole(PORT.values["transmit_slots_used"])
@@ -115,6 +116,19 @@ _PORTS: Final = Row(
             "The same in bytes of frames.",
             "Bytes by frames is the mean length.",
         ),
+        Panel(
+            "Offloads taken from guests",
+            [Query(HERE.rate(PORT.values["transmit_offloads"], "lab", "guest", "device"), _PORT)],
+            "Frames that came with a checksum to complete or segments to cut, a second.",
+            "Nothing from a namespace that sends TCP: `vbnet port list` shows which ports have offloads.",
+        ),
+        Panel(
+            "Offloads given to guests, by how",
+            [Query(HERE.rate(_OFFLOADED, "lab", "device", "how"), "{{lab}} {{device}}: {{how}}")],
+            "Such frames for a guest: left to it as a whole, or done for it by the switch.",
+            "`segmented`, `completed`: the guest cannot do it, and the worker does; it costs the worker's time.",
+            is_stacked=True,
+        ),
     ],
 )
 
@@ -133,8 +147,8 @@ _LOSSES: Final = Row(
             "Not taken from guests, by reason",
             [Query(HERE.rate(_LOST_OUT, "lab", "device", "reason"), "{{lab}} {{device}}: {{reason}}")],
             "Frames of a guest that went no further than its port.",
-            "`forged_source`: it sends under another port's address. `runt`, `oversize`: it makes bad frames. "
-            "`same_port`: the addressee is behind the sender's own port.",
+            "`forged_source`: it sends under another port's address. `runt`, `oversize`: it makes bad frames; "
+            "`offload_…`: it asks for what cannot be done. `same_port`: the addressee is behind the sender's own port.",
             is_stacked=True,
         ),
         Panel(

@@ -1,7 +1,8 @@
 """The kernel's own programs across vbnet: ping, curl, iperf3, tcpdump and plain sockets, inside and from outside.
 
 One lab for all tests, in a network namespace of its own: small IP hosts, two namespaces with a normal and a jumbo
-interface each, and an uplink from the lab's switch to the machine around it (here: that namespace).
+interface each, and an uplink from the lab's switch to the machine around it (here: that namespace). The namespaces have
+offloads; the uplink has none, so that captures there show frames as they are on a wire.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ guests:
   web: {kind: stack, count: 2, nics: [{switch: lan, ip: 10.10.0.10/24}]}
   one: {kind: netns, nics: [{switch: lan, ip: 10.10.0.2/24}, {switch: jumbo, ip: 10.11.0.2/24, mtu: 9000}]}
   two: {kind: netns, nics: [{switch: lan, ip: 10.10.0.3/24}, {switch: jumbo, ip: 10.11.0.3/24, mtu: 9000}]}
-uplinks: [{switch: lan, tap: vbup0, ip: 10.10.0.1/24}]
+uplinks: [{switch: lan, tap: vbup0, ip: 10.10.0.1/24, offloads: false}]
 """
 WEB, TWO, TWO_JUMBO = "10.10.0.10", "10.10.0.3", "10.11.0.3"
 ECHO_PORT = 7

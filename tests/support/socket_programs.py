@@ -31,7 +31,8 @@ print(json.dumps({"tcp_is_equal": got == data, "tcp_rest": len(rest), "udp_are_e
 FILE_RECEIVER = """
 import hashlib, json, socket, sys
 digest, total = hashlib.sha256(), 0
-with socket.create_server((sys.argv[1], int(sys.argv[2]))) as server:
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.create_server((sys.argv[1], int(sys.argv[2])), family=family) as server:
     print("ready", flush=True)
     server.settimeout(30)
     connection, _ = server.accept()
@@ -63,4 +64,27 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         data = source.randbytes(source.randrange(1473))
         datagrams.send(data)
         assert datagrams.recv(65536) == data
+"""
+
+UDP_SEGMENTS_RECEIVER = """
+import json, socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
+    datagrams.bind((sys.argv[1], int(sys.argv[2])))
+    datagrams.settimeout(20)
+    print("ready", flush=True)
+    got = [datagrams.recv(65536) for _ in range(int(sys.argv[3]))]
+print(json.dumps({"lengths": [len(data) for data in got], "first": [data[0] for data in got]}))
+"""
+
+UDP_SEGMENTS_SENDER = """
+import json, socket, sys
+address, port, count, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+UDP_SEGMENT = 103
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
+    datagrams.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+    datagrams.connect((address, port))
+    data = b"".join(bytes([number]) * size for number in range(count))[:-1]
+    print(json.dumps({"sent": datagrams.send(data)}))
 """

@@ -157,11 +157,15 @@ class PortList(_Verb, tag="port.list", frozen=True):
 
 
 class PortAdd(_Verb, tag="port.add", frozen=True):
-    """Join a TAP of the host to a switch, by the TAP's name; answered with the port's id."""
+    """Join a TAP of the host to a switch, by the TAP's name; answered with the port's id.
+
+    With ``offloads`` its kernel leaves checksums and segments to the switch, and takes them from it.
+    """
 
     switch: Name
     tap: Annotated[str, Meta(min_length=1, max_length=15, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
+    offloads: bool = True
 
 
 class PortListen(_Verb, tag="port.listen", frozen=True):

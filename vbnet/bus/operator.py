@@ -253,9 +253,12 @@ class Operator:
         """All ports of all switches."""
         return await self._ask(admin.PortList(), list[dict[str, Any]])
 
-    async def port_add(self, switch: str, tap: str, *, mtu: int = 1500) -> int:
-        """Join a TAP of the host's machine to a switch; gives the port's id."""
-        return await self._ask(admin.PortAdd(switch, tap, mtu), int)
+    async def port_add(self, switch: str, tap: str, *, mtu: int = 1500, offloads: bool = True) -> int:
+        """Join a TAP of the host's machine to a switch; gives the port's id.
+
+        With ``offloads`` its kernel leaves checksums and segments to the switch, and takes them from it.
+        """
+        return await self._ask(admin.PortAdd(switch, tap, mtu, offloads), int)
 
     async def port_listen(
         self, switch: str, name: str, *, socket: str | None = None, mac: str | None = None, mtu: int = 1500
@@ -539,9 +542,9 @@ class SyncOperator(Closing):
         """See ``Operator.port_list``."""
         return self._thread.run(self._operator.port_list())
 
-    def port_add(self, switch: str, tap: str, *, mtu: int = 1500) -> int:
+    def port_add(self, switch: str, tap: str, *, mtu: int = 1500, offloads: bool = True) -> int:
         """See ``Operator.port_add``."""
-        return self._thread.run(self._operator.port_add(switch, tap, mtu=mtu))
+        return self._thread.run(self._operator.port_add(switch, tap, mtu=mtu, offloads=offloads))
 
     def port_listen(
         self, switch: str, name: str, *, socket: str | None = None, mac: str | None = None, mtu: int = 1500

@@ -23,6 +23,7 @@ app = output.application(
         ("vbnet port list", "all ports"),
         ("vbnet port stats", "what each port counted, drops by reason"),
         ("vbnet port add lan vb0", "join the TAP vb0 to a switch"),
+        ("vbnet port add lan vb0 --no-offloads", "the same, for a program that wants frames as on a wire"),
         ("vbnet port add lan vm1 --vhost-user auto", "listen for a virtual machine's network card"),
         ("vbnet port remove 7", ""),
     ],
@@ -40,7 +41,7 @@ def list_(
     """List ports."""
     output.print_rows(
         operator.port_list(),
-        ("id", "name", "switch", "kind", "mac", "mtu", "is_up", "is_served", "device"),
+        ("id", "name", "switch", "kind", "mac", "mtu", "offloads", "is_up", "is_served", "device"),
         how,
         empty="no port yet",
     )
@@ -85,6 +86,10 @@ def add(
     ],
     *,
     mtu: Annotated[int, typer.Option(min=68, max=65535, help="Largest IP packet in bytes.")] = 1500,
+    offloads: Annotated[
+        bool,
+        typer.Option("--offloads/--no-offloads", help="A TAP's kernel leaves checksums and segments to the switch."),
+    ] = True,
     vhost_user: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +108,7 @@ def add(
     if vhost_user is None:
         if mac is not None:
             raise UsageError("a TAP has the address that the kernel gave it; --mac goes with --vhost-user", mac=mac)
-        number = operator.port_add(switch, name, mtu=mtu)
+        number = operator.port_add(switch, name, mtu=mtu, offloads=offloads)
         output.print_done(
             f"port {number} added: {name} on {switch}", {"id": number, "switch": switch, "tap": name}, how
         )

@@ -102,7 +102,7 @@ def make_interface(nic: NicPlan) -> int:
         ResourceError: the kernel refused; the message names the interface and the step.
     """
     try:
-        fd = open_tap(nic.name)
+        fd = open_tap(nic.name, has_offloads=nic.offloads)
     except OSError as error:
         raise ResourceError(f"cannot make interface {nic.name} ({error.strerror})", errno=error.errno or 0) from error
     try:

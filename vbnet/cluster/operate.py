@@ -77,7 +77,7 @@ class _Connected:
             raise
 
     async def add_uplink(self, uplink: UplinkPlan) -> None:
-        await self._operator.port_add(uplink.switch, uplink.tap, mtu=uplink.mtu)
+        await self._operator.port_add(uplink.switch, uplink.tap, mtu=uplink.mtu, offloads=uplink.offloads)
 
     def tell(self, topic: str, fields: Mapping[str, Any]) -> None:
         from vbnet.bus import admin  # noqa: PLC0415 -- same

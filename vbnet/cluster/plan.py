@@ -50,6 +50,7 @@ class NicPlan(_Part, frozen=True):
     ip: str | None = None
     gateway: str | None = None
     routes: dict[str, str] = {}
+    offloads: bool = True
 
 
 class SendPlan(_Part, frozen=True):
@@ -92,6 +93,7 @@ class UplinkPlan(_Part, frozen=True):
     tap: str
     mtu: int
     ip: str | None = None
+    offloads: bool = True
 
 
 class MetricsPlan(_Part, frozen=True):
@@ -164,7 +166,9 @@ def make_plan(lab: LabFile) -> Plan:
         plugged = dict.fromkeys(by_name[full].bus for full in lab_file.device_guests(topology, device))
         requests += _device_requests(name, device, plugged)
     requests += [_listen_request(lab, name, port) for name, port in topology.vhost_user.items()]
-    uplinks = tuple(UplinkPlan(switch=up.switch, tap=up.tap, mtu=up.mtu, ip=up.ip) for up in topology.uplinks)
+    uplinks = tuple(
+        UplinkPlan(switch=up.switch, tap=up.tap, mtu=up.mtu, ip=up.ip, offloads=up.offloads) for up in topology.uplinks
+    )
     return Plan(
         lab=topology.name,
         file=lab.source.file,
@@ -226,6 +230,7 @@ def _guest_plan(lab: str, full: str, index: int, guest: Guest) -> GuestPlan:
             ip=None if nic.ip is None else lab_file.address_at(nic.ip, index),
             gateway=nic.gateway,
             routes=nic.routes,
+            offloads=nic.offloads,
         )
         for nic, nic_name in zip(guest.nics, lab_file.nic_names(guest), strict=True)
     )

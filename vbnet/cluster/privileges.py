@@ -163,18 +163,23 @@ def _namespace_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
             yield lab.source.problem(("guests", name), what, found.tun.fix)
 
 
-def open_tap(name: str) -> int:
+def open_tap(name: str, *, has_offloads: bool = True) -> int:
     """Open (or make) the TAP ``name`` in the current network namespace and return its descriptor.
 
     The interface lasts as long as a descriptor of it is open, so nothing remains after a ``kill -9``.
 
+    Args:
+        name: of the interface.
+        has_offloads: each frame has a header in front, by which checksums and segments are left to the other side.
+
     Raises:
         OSError: EPERM without CAP_NET_ADMIN here, EBUSY when another process has it.
     """
-    iff_tap, iff_no_pi, tunsetiff = 0x0002, 0x1000, 0x400454CA
+    iff_tap, iff_no_pi, iff_vnet_hdr, tunsetiff = 0x0002, 0x1000, 0x4000, 0x400454CA
+    flags = iff_tap | iff_no_pi | (iff_vnet_hdr if has_offloads else 0)
     fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        fcntl.ioctl(fd, tunsetiff, struct.pack("16sH22x", name.encode(), iff_tap | iff_no_pi))
+        fcntl.ioctl(fd, tunsetiff, struct.pack("16sH22x", name.encode(), flags))
     except OSError:
         os.close(fd)
         raise

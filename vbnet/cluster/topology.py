@@ -46,6 +46,10 @@ TAP_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,14}$"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="Lower-case letters, digits and hyphens; at most 31.")]
 Mtu = Annotated[int, Meta(ge=MTU_MIN, le=MTU_MAX, description="Largest IP packet in bytes.")]
 Address = Annotated[str, Meta(description="An IP address with its prefix length, such as 10.10.0.10/24.")]
+Offloads = Annotated[
+    bool,
+    Meta(description="The kernel behind it leaves checksums and segments to the switch and takes them from it."),
+]
 Amount = str | int
 Restart = Literal["no", "on-failure", "always"]
 Environment = dict[str, str | int | float | bool]
@@ -94,6 +98,7 @@ class Nic(_Part, frozen=True):
     ip: Address | None = None
     mac: Annotated[str, Meta(description="Derived from the names of lab, guest and NIC when left out.")] | None = None
     mtu: Mtu = 1500
+    offloads: Offloads = True
     gateway: Annotated[str, Meta(description="Default route: an address inside the NIC's network.")] | None = None
     routes: Annotated[dict[str, str], Meta(description="Further routes, `10.20.0.0/16: 10.10.0.1`.")] = {}
 
@@ -175,6 +180,7 @@ class Uplink(_Part, frozen=True):
     tap: Annotated[str, Meta(pattern=TAP_PATTERN, description="Name of the TAP device; made if it is not there.")]
     ip: Address | None = None
     mtu: Mtu = 1500
+    offloads: Offloads = True
 
 
 class VhostUser(_Part, frozen=True):

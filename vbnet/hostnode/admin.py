@@ -301,7 +301,7 @@ class AdminDesk:
 
     def _port_add(self, verb: admin.PortAdd) -> int:
         fabric = self._services.need_fabric()
-        fd = open_tap(verb.tap)
+        fd = open_tap(verb.tap, has_offloads=verb.offloads)
         try:
             return fabric.port_add_tap(verb.switch, verb.tap, fd, verb.mtu)
         finally:

@@ -1,4 +1,4 @@
-"""A kernel TAP by name: Ethernet frames through a descriptor, without the packet-information header."""
+"""A kernel TAP by name: Ethernet frames through a descriptor, with offload headers in front of them or plain."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ _TUNSETIFF: Final = 0x400454CA
 _TUN_DEVICE: Final = "/dev/net/tun"
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
+_IFF_VNET_HDR: Final = 0x4000
 
 
-def open_tap(name: str) -> int:
+def open_tap(name: str, *, has_offloads: bool) -> int:
     """Open an existing TAP of this network namespace; the caller owns the descriptor, which never blocks.
 
     Args:
         name: 1..15 characters.
+        has_offloads: the kernel shall leave checksums and segments to the switch, and take them from it.
 
     Raises:
         NotFoundError: there is no such interface.
@@ -42,8 +44,9 @@ def open_tap(name: str) -> int:
         raise NotPermittedError(what, tap=name) from error
     except OSError as error:
         raise _refusal(name, error) from error
+    flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if has_offloads else 0)
     try:
-        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
     except OSError as error:
         os.close(fd)
         raise _refusal(name, error) from error

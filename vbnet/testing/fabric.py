@@ -88,7 +88,7 @@ class FakeFabric:
         """Remember a TAP port."""
         del guest
         os.fstat(fd)
-        return self.add_port(switch, name, "tap", mtu=mtu)
+        return self.add_port(switch, name, "tap", mtu=mtu, offloads=[])
 
     def port_add_vhost_user(
         self, switch: str, name: str, socket: Path, *, mac: str = "00:00:00:00:00:00", mtu: int = 1500

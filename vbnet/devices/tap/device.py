@@ -1,7 +1,8 @@
 """The host half of the tap device: makes a given TAP a port of a switch.
 
 The descriptor is a stranger's until it was looked at: anything but a TAP without the packet-information header is
-refused before the fabric sees it. The fabric duplicates the descriptor; ours is closed at once.
+refused before the fabric sees it. The fabric duplicates the descriptor; ours is closed at once. Whether frames have
+offload headers is for the guest to say, by how it opened the TAP.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from vbnet.hostnode.device import (
 _TUNGETIFF = 0x800454D2
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
-_IFF_VNET_HDR = 0x4000
 
 
 class TapClass(DeviceClass):
@@ -125,13 +125,13 @@ class TapConnection(Connection):
 
 
 def _check_tap(fd: int) -> None:
-    """Refuse a descriptor that is no TAP with plain frames."""
+    """Refuse a descriptor that is no TAP, or one whose frames have packet information in front."""
     try:
         answer = fcntl.ioctl(fd, _TUNGETIFF, bytes(40))
     except OSError as error:
         raise UsageError(f"the descriptor is no TAP ({error.strerror})") from error
     flags = struct.unpack_from("<H", answer, 16)[0]
-    if not flags & _IFF_TAP or not flags & _IFF_NO_PI or flags & _IFF_VNET_HDR:
+    if not flags & _IFF_TAP or not flags & _IFF_NO_PI:
         raise UsageError(f"the TAP has flags {flags:#06x}; open it with IFF_TAP | IFF_NO_PI", got=flags)
     os.set_blocking(fd, False)
 

@@ -28,6 +28,11 @@ _NOT_TAKEN: Final = {
     "same_port": "its station is on the same port",
     "forged_source": "its source is another port's address",
     "runt": "shorter than an Ethernet header",
+    "offload_flag": "asks for an offload by a flag that nobody offered",
+    "offload_kind": "asks for a kind of segmentation that there is not",
+    "offload_checksum": "asks for a checksum at a place where none can be",
+    "offload_size": "asks for segments of no bytes, or for too many",
+    "offload_headers": "asks for segments, and its headers are not of that kind, or disagree with its length",
 }
 
 
@@ -40,6 +45,19 @@ def _drops(direction: str, explanation: str, reasons: dict[str, str]) -> dict[st
     return {
         f"{direction}_drop_{reason}": Metric(name, "packets", explanation, fixed={"reason": reason}, detail=detail)
         for reason, detail in reasons.items()
+    }
+
+
+def _offloads() -> dict[str, Metric]:
+    name, explanation = "vbnet_device_receive_offload_total", "Such frames that were given to the guest."
+    ways = {
+        "receive_offloads": ("whole", "the guest does the rest"),
+        "segmented_frames": ("segmented", "the guest cannot: it got segments that the switch cut"),
+        "completed_checksums": ("completed", "the guest cannot: the switch completed the checksum"),
+    }
+    return {
+        counter: Metric(name, "packets", explanation, fixed={"how": how}, detail=detail)
+        for counter, (how, detail) in ways.items()
     }
 
 
@@ -62,6 +80,10 @@ PORT: Final = MetricBlock(
         "transmit_bytes": _port("transmit_bytes", "bytes", "Bytes of frames taken from the guest."),
         **_drops("receive", "Frames not given to the guest.", _NOT_GIVEN),
         **_drops("transmit", "Frames of the guest not taken on.", _NOT_TAKEN),
+        "transmit_offloads": _port(
+            "transmit_offload", "packets", "Frames taken from the guest with a checksum to complete or segments to cut."
+        ),
+        **_offloads(),
         "kicks": _port("kicks", "signals", "Doorbells heard from the guest."),
         "calls_rung": _port("signals_sent", "signals", "Doorbells rung for the guest."),
         "calls_suppressed": _port("signals_suppressed", "signals", "Doorbells spared because the guest was awake."),
