@@ -11,6 +11,7 @@ from vbnet.devices.echo.metrics import ECHO
 from vbnet.devices.fastcall.metrics import SLOT
 from vbnet.devices.sched.metrics import SCHED
 from vbnet.devices.state.metrics import STATE
+from vbnet.devices.virtio.metrics import BLK, VIRTIO
 from vbnet.hostnode import metrics as host
 
 __all__ = ["GUESTS"]
@@ -360,11 +361,97 @@ _CALLS: Final = Row(
     ],
 )
 
+_UNTIL_DISKS: Final = "guests have disks"
+_WHOSE: Final = "{{lab}} {{guest}} {{device}}"
+
+_DISKS: Final = Row(
+    "Disks",
+    [
+        Panel(
+            "Requests",
+            [Query(HERE.rate(whole(BLK.values["reads"]), "lab", "guest", "device", "kind"), f"{_WHOSE}: {{{{kind}}}}")],
+            "Requests of guests' disks, done.",
+            "None where a guest should be at work: see errors and latency, then the guest's own log.",
+            width=8,
+            empty_until=_UNTIL_DISKS,
+        ),
+        Panel(
+            "Bytes",
+            [
+                Query(
+                    HERE.rate(whole(BLK.values["read_bytes"]), "lab", "guest", "device", "kind"),
+                    f"{_WHOSE}: {{{{kind}}}}",
+                )
+            ],
+            "Bytes read from and written to disks.",
+            "By requests it is their mean size; many small ones cost a wake-up each.",
+            width=8,
+            empty_until=_UNTIL_DISKS,
+        ),
+        Panel(
+            "Errors",
+            [Query(HERE.rate(whole(BLK.values["error_io"]), "lab", "guest", "reason"), f"{_GUEST}: {{{{reason}}}}")],
+            "Requests that were not done, by reason.",
+            "`io`: the file beneath failed, look at the machine's own log. Any other: the guest's driver is wrong.",
+            width=8,
+            empty_until=_UNTIL_DISKS,
+        ),
+        Panel(
+            "Latency",
+            [
+                Query(
+                    HERE.quantile(0.99, whole(BLK.values["read_latency"]), "lab", "guest", "kind"),
+                    f"{_GUEST} {{{{kind}}}} 99 %",
+                )
+            ],
+            "From when a disk's thread takes a request to when it is done.",
+            "The file beneath is slow; other devices' threads do not wait for it.",
+            width=8,
+            empty_until=_UNTIL_DISKS,
+        ),
+        Panel(
+            "Virtio: chains, doorbells and sleep",
+            [
+                Query(HERE.rate(VIRTIO.values[name], "lab", "guest", "device"), f"{_WHOSE} {words}")
+                for name, words in (
+                    ("chains", "chains"),
+                    ("kicks", "kicks heard"),
+                    ("calls_rung", "rung"),
+                    ("calls_suppressed", "spared"),
+                    ("parks", "falls asleep"),
+                    ("wakeups", "wakes"),
+                )
+            ],
+            "Chains that virtio devices completed, and the system calls that they cost or did not.",
+            "As many rung as chains: the guest sleeps between requests; have more of them under way.",
+            width=8,
+            empty_until=_UNTIL_DISKS,
+        ),
+        Panel(
+            "Virtio: registers and faults",
+            [
+                Query(HERE.rate(VIRTIO.values["registers"], "lab", "guest", "device"), f"{_WHOSE} registers"),
+                Query(HERE.rate(VIRTIO.values["traps"], "lab", "guest", "device"), f"{_WHOSE} of these, traps"),
+                Query(HERE.rate(VIRTIO.values["refused"], "lab", "guest", "device"), f"{_WHOSE} refused"),
+                Query(HERE.rate(VIRTIO.values["resets"], "lab", "guest", "device"), f"{_WHOSE} resets"),
+                Query(
+                    HERE.rate(whole(VIRTIO.values["fault_tail_out_of_range"]), "lab", "guest", "reason"),
+                    f"{_GUEST} ended: {{{{reason}}}}",
+                ),
+            ],
+            "Register accesses, those that were traps or refused, resets, and queues ended as the driver broke a rule.",
+            "Faults: the driver is wrong; `vbnet errors` names the rule. Many traps: use the transport `vbus`.",
+            width=8,
+            empty_until=_UNTIL_DISKS,
+        ),
+    ],
+)
+
 GUESTS: Final = Dashboard(
     "vbnet-guests",
     "vbnet / Guests and devices",
     "How each guest is, what it asks of the host node, and what its devices do.",
     variables("guest"),
-    [_GLANCE, _EACH, _BUS, _DEVICES, _CALLS],
+    [_GLANCE, _EACH, _BUS, _DEVICES, _CALLS, _DISKS],
     marks(scope()),
 )

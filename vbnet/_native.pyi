@@ -35,6 +35,9 @@ __all__ = [
     "TRAFFIC_SOURCE_COUNTERS",
     "VECTORS",
     "VHOST_USER_COUNTERS",
+    "VIRTIO_BLK_COUNTERS",
+    "VIRTIO_COUNTERS",
+    "VIRTIO_TRANSPORTS",
     "WORKER_COUNTERS",
     "Apics",
     "Bellman",
@@ -45,6 +48,7 @@ __all__ = [
     "CounterBlock",
     "CounterFile",
     "CounterScan",
+    "DiskImage",
     "Exposition",
     "Fabric",
     "FastHandler",
@@ -74,6 +78,9 @@ __all__ = [
     "VenetLayout",
     "VenetTotals",
     "View",
+    "VirtioDevice",
+    "VirtioDisk",
+    "VirtioHost",
     "__version__",
     "bench_asleep",
     "bench_bare",
@@ -249,6 +256,9 @@ TRAFFIC_SOURCE_COUNTERS: list[str]
 SWITCH_COUNTERS: list[str]
 TIMER_COUNTERS: list[str]
 VHOST_USER_COUNTERS: list[str]
+VIRTIO_BLK_COUNTERS: list[str]
+VIRTIO_COUNTERS: list[str]
+VIRTIO_TRANSPORTS: list[str]
 WORKER_COUNTERS: list[str]
 
 @final
@@ -759,3 +769,72 @@ def bench_state_publish(
 def bench_state_sample(
     value_bytes: int, pause: int | None, cores: tuple[int, int], windows: BenchWindows
 ) -> list[float]: ...
+
+@final
+class DiskImage:
+    def __new__(cls, fd: int, *, is_read_only: bool = False, serial: str = "") -> Self: ...
+    @property
+    def sectors(self) -> int: ...
+
+@final
+class VirtioHost:
+    def __new__(cls, counters: CounterFile) -> Self: ...
+    def open_disk(
+        self,
+        ram: Ram,
+        image: DiskImage | None,
+        *,
+        name: str,
+        labels: str = "",
+        transport: str = "vbus",
+        spin_us: int = 50,
+    ) -> VirtioDevice: ...
+    def fault_fd(self) -> int: ...
+    def take_faults(self) -> list[tuple[int, str, str]]: ...
+
+@final
+class VirtioDevice:
+    @property
+    def number(self) -> int: ...
+    @property
+    def status(self) -> int: ...
+    def show(
+        self,
+        queue: int,
+        place: tuple[int, int],
+        signal_offset: int,
+        bells: tuple[int, int],
+        *,
+        signals: Signals | None = None,
+        line: int | None = None,
+    ) -> None: ...
+    def call(self, function: int, data: bytes) -> bytes: ...
+    def fast(self) -> FastHandler: ...
+    def close(self) -> None: ...
+
+@final
+class VirtioDisk:
+    def __new__(
+        cls,
+        ram: Ram,
+        offset: int,
+        length: int,
+        call: Callable[[int, bytes], bytes],
+        share: Callable[[int, int, int, int], tuple[int, int]],
+        *,
+        spin_us: int = 50,
+    ) -> Self: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def is_read_only(self) -> bool: ...
+    @property
+    def has_discard(self) -> bool: ...
+    def tally(self) -> tuple[int, int, int, int]: ...
+    def read_into(self, offset: int, buffer: Buffer, timeout: float) -> None: ...
+    def write_from(self, offset: int, buffer: Buffer, timeout: float) -> None: ...
+    def sync(self, timeout: float) -> None: ...
+    def trim(self, offset: int, length: int, is_zero: bool, timeout: float) -> None: ...
+    def read_serial(self, timeout: float) -> str: ...
+    def abandon(self) -> None: ...
+    def release(self) -> None: ...

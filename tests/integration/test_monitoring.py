@@ -39,7 +39,7 @@ guests:
   sink: {kind: traffic, nics: [{switch: lan}]}
   storm: {kind: traffic, nics: [{switch: lan}], send: {to: deaf, size: 64, rate: 2k}}
   deaf: {kind: python, run: "busy.py:deaf", nics: [{switch: lan}]}
-  alice: {kind: python, run: "busy.py:alice"}
+  alice: {kind: python, run: "busy.py:alice", disks: [{image: disk.img}]}
   bob: {kind: python, run: "busy.py:bob"}
 vhost-user:
   machine: {switch: lan}
@@ -73,7 +73,7 @@ class Watched:
 def watched(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """Both host nodes with the exporter and Prometheus, and a capture, for as long as the module takes."""
     folder = tmp_path_factory.mktemp("prometheus")
-    files = {"busy.py": (HERE / "busy.py").read_text()}
+    files = {"busy.py": (HERE / "busy.py").read_text(), "disk.img": "disk" * 1024}
     with ExitStack() as stack:
         lab = stack.enter_context(real_lab(LAB, files=files))
         stack.callback(shutil.rmtree, lab.root / "host", ignore_errors=True)

@@ -15,7 +15,7 @@ from vbnet.bus.topics import TOPICS
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.lab import Lab
 from vbnet.cluster.launch import Job
-from vbnet.cluster.plan import Request, UplinkPlan, make_plan
+from vbnet.cluster.plan import DiskPlan, Request, UplinkPlan, make_plan
 from vbnet.cluster.supervise import supervise
 from vbnet.cluster.topology import parse_topology
 from vbnet.guestnode import GuestNode
@@ -38,6 +38,10 @@ class FakeControl:
     async def add_uplink(self, uplink: UplinkPlan) -> None:
         """Remember the uplink."""
         self.verbs.append(f"uplink {uplink.tap}")
+
+    async def insert(self, disk: DiskPlan) -> None:
+        """Remember the disk."""
+        self.verbs.append(f"insert {disk.image}")
 
     def tell(self, topic: str, fields: Mapping[str, object]) -> None:
         """Remember the event's topic; its fields are those that a host node takes."""

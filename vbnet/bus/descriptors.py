@@ -6,10 +6,14 @@ A guest costs both sides its memory's and two for each signal.
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["is_eventfd", "raise_descriptor_limit"]
+from vbnet.errors import ResourceError
+
+__all__ = ["is_eventfd", "opened_image", "raise_descriptor_limit"]
 
 
 def is_eventfd(fd: int) -> bool:
@@ -18,6 +22,29 @@ def is_eventfd(fd: int) -> bool:
         return str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("anon_inode:[eventfd")
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def opened_image(path: str | os.PathLike[str], *, is_read_only: bool) -> Iterator[int]:
+    """Open a file that is to become a disk, which is closed in the end; a pipe in its place is not waited for.
+
+    Raises:
+        ResourceError: the system refused; with its errno.
+    """
+    access = os.O_RDONLY if is_read_only else os.O_RDWR
+    try:
+        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        wish = "reading" if is_read_only else "reading and writing"
+        raise ResourceError(
+            f"cannot open the disk image {os.fspath(path)} for {wish}: {error.strerror}",
+            errno=error.errno or 0,
+            path=os.fspath(path),
+        ) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def raise_descriptor_limit() -> int:

@@ -28,6 +28,7 @@ from vbnet.bus.rundir import RunDir
 from vbnet.errors import DeadlineError, NotFoundError
 
 __all__ = [
+    "FILE_NAME_BYTES",
     "Attach",
     "AttachBody",
     "AttachReply",
@@ -44,6 +45,8 @@ __all__ = [
     "FdRefused",
     "Give",
     "Given",
+    "Insert",
+    "Inserted",
     "Lent",
     "PeerIdentity",
     "SignalFds",
@@ -59,6 +62,8 @@ MAX_FDS: Final = 4
 TOKEN_BYTES: Final = 32
 PROGRAM_BYTES: Final = 448 * 8
 """Longest filter of a capture: as many instructions of 8 bytes as fit into a packet with the rest."""
+FILE_NAME_BYTES: Final = 1024
+"""Longest name of a file that is put into a device, in characters."""
 _BATCH: Final = 32
 _SO_PEERPIDFD: Final = 77
 _ACCEPT_PAUSE_S: Final = 0.5
@@ -103,6 +108,14 @@ class Capture(Body, tag=5, frozen=True):
     snap_bytes: U32
     ring_bytes: U32
     trace_frames: U32
+
+
+class Insert(Body, tag=6, frozen=True):
+    """An operator's: put the open file that follows into a device, as a disk into a drive; ``name`` is for people."""
+
+    device: Name
+    name: Annotated[str, Meta(max_length=FILE_NAME_BYTES)]
+    is_read_only: bool
 
 
 class Attached(Body, tag=64, frozen=True):
@@ -164,8 +177,12 @@ class Captured(Body, tag=72, frozen=True):
     capture: I63
 
 
-AttachBody = Attach | Give | Export | Drive | Capture
-AttachReply = Attached | FdRefused | SignalFds | Given | Lent | Exported | Driven | DriveEnded | Captured
+class Inserted(Body, tag=73, frozen=True):
+    """The device has the file now."""
+
+
+AttachBody = Attach | Give | Export | Drive | Capture | Insert
+AttachReply = Attached | FdRefused | SignalFds | Given | Lent | Exported | Driven | DriveEnded | Captured | Inserted
 
 
 class _Packet(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):

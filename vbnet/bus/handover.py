@@ -32,7 +32,7 @@ from vbnet.errors import (
 
 __all__ = ["Handover"]
 
-_ReplyT = TypeVar("_ReplyT", fdpass.Exported, fdpass.Driven)
+_ReplyT = TypeVar("_ReplyT", fdpass.Exported, fdpass.Driven, fdpass.Inserted)
 _log = logging.getLogger("vbnet.operator")
 
 
@@ -68,15 +68,24 @@ class Handover:
         Raises:
             UsageError: the descriptor is not open, or no eventfd.
         """
-        try:
-            os.fstat(fd)
-        except (OSError, OverflowError) as error:
-            raise UsageError(f"descriptor {fd} is not open in this process", fd=fd) from error
+        _check_open(fd)
         try:
             reply, _ = await self._ask(fdpass.Drive(signal, keep), (fd,), fdpass.Driven)
             if keep:
                 del self._drives[reply.source]  # the host will never tell of it
             return reply.source
+        finally:
+            self._hang_up_if_idle()
+
+    async def insert(self, device: str, fd: int, name: str, *, is_read_only: bool) -> None:
+        """Put an open file, which stays the caller's, into a device.
+
+        Raises:
+            UsageError: the descriptor is not open, or the device has no use for such a file.
+        """
+        _check_open(fd)
+        try:
+            await self._ask(fdpass.Insert(device, name, is_read_only), (fd,), fdpass.Inserted)
         finally:
             self._hang_up_if_idle()
 
@@ -104,7 +113,7 @@ class Handover:
     # ---- inside ----------------------------------------------------------------------------------------------------
 
     async def _ask(
-        self, body: fdpass.Export | fdpass.Drive, fds: Sequence[int], wanted: type[_ReplyT]
+        self, body: fdpass.Export | fdpass.Drive | fdpass.Insert, fds: Sequence[int], wanted: type[_ReplyT]
     ) -> tuple[_ReplyT, list[int]]:
         channel = self._connected()
         seq, future = self._requests.begin(type(body).__name__.lower(), self._deadline_s)
@@ -170,6 +179,14 @@ class Handover:
                 self._drives[body.source] = asyncio.get_running_loop().create_future()
             if not self._requests.answer(seq, (body, fds)):
                 _close_all(fds)
+
+
+def _check_open(fd: int) -> None:
+    """Raise UsageError unless this process has that descriptor."""
+    try:
+        os.fstat(fd)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"descriptor {fd} is not open in this process", fd=fd) from error
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -347,6 +347,24 @@ class Operator:
         """
         return await self._handover().drive(signal, fd, keep=keep)
 
+    async def device_insert(self, device: str, fd: int, name: str, *, is_read_only: bool = False) -> None:
+        """Put an open file into a device, as a disk into a drive; no guest may have the device open.
+
+        The host never opens a file by a name that came to it: it has what is open here, and keeps it until the device
+        is deleted or gets another.
+
+        Args:
+            device: its name.
+            fd: the file, open for what the device does with it; it stays the caller's, who may close it.
+            name: of the file, for people who look at the device.
+            is_read_only: the device only reads it.
+
+        Raises:
+            NotFoundError: no such device. BusyError: a guest has it open. UsageError: it has no use for such a file.
+            UnsupportedError: it takes none; or the host node is reached over tcp, which carries no descriptors.
+        """
+        await self._handover().insert(device, fd, name, is_read_only=is_read_only)
+
     async def signal_drive_ended(self, drive: int) -> None:
         """Return when the signal of a drive, which was not to be kept, is destroyed.
 
@@ -602,6 +620,10 @@ class SyncOperator(Closing):
     def signal_drive(self, signal: str, fd: int, *, keep: bool = False) -> int:
         """See ``Operator.signal_drive``."""
         return self._thread.run(self._operator.signal_drive(signal, fd, keep=keep))
+
+    def device_insert(self, device: str, fd: int, name: str, *, is_read_only: bool = False) -> None:
+        """See ``Operator.device_insert``."""
+        self._thread.run(self._operator.device_insert(device, fd, name, is_read_only=is_read_only))
 
     def signal_drive_ended(self, drive: int) -> None:
         """See ``Operator.signal_drive_ended``."""

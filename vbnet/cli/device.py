@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
+from vbnet.bus.descriptors import opened_image
 from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
 from vbnet.cli.connection import on_host
@@ -14,13 +16,14 @@ from vbnet.cli.output import Format, FormatOption
 from vbnet.errors import UsageError
 
 app = output.application(
-    "List, create, set, plug, unplug and delete devices.\n\nCreation has two steps: a device gets its type once, "
+    "List, create, set, fill, plug, unplug and delete devices.\n\nCreation has two steps: a device gets its type once, "
     "and only then "
     "attributes. `create NAME type=CLASS key=value ...` does both.",
     [
         ("vbnet device create nic0 type=venet switch=lan", "create, type and set"),
         ("vbnet device set nic0 mtu=9000", "set attributes"),
         ("vbnet device plug nic0 lab", "show it on a bus"),
+        ("vbnet device insert disk0 ./image.raw", "put a file into a virtio-blk device"),
         ("vbnet device classes", "what types there are"),
     ],
     is_group=True,
@@ -99,6 +102,24 @@ def set_(
     for attribute, value in attributes.items():
         operator.device_set(name, attribute, value)
     output.print_record(_row(msgspec.to_builtins(operator.device_get(name))), how)
+
+
+@app.command()
+@on_host
+def insert(
+    operator: SyncOperator,
+    name: NameArgument,
+    file: Annotated[
+        Path, typer.Argument(help="A file or block device, opened here and handed to the host.", show_default=False)
+    ],
+    *,
+    is_read_only: Annotated[bool, typer.Option("--read-only", help="The device only reads it.")] = False,
+    how: FormatOption = Format.table,
+) -> None:
+    """Put a file into a device, as a disk into a drive."""
+    with opened_image(file, is_read_only=is_read_only) as fd:
+        operator.device_insert(name, fd, str(file), is_read_only=is_read_only)
+    output.print_done(f"{file} put into {name}", {"name": name, "file": str(file), "result": "inserted"}, how)
 
 
 @app.command()

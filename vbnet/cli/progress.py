@@ -10,7 +10,13 @@ from vbnet.cli import output
 from vbnet.cli.output import Format
 from vbnet.cluster.lab import LabEvent
 
-STEPS = {"host": "host node", "network": "buses, devices", "uplink": "uplinks", "guest": "guests ready"}
+STEPS = {
+    "host": "host node",
+    "network": "buses, devices",
+    "disk": "disks",
+    "uplink": "uplinks",
+    "guest": "guests ready",
+}
 GUEST_STATES = {"failed", "restarting", "given-up", "ended"}
 
 

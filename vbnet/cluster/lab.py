@@ -158,6 +158,7 @@ class Lab:
                 await self._start_host()
                 await self._start_exporter()
                 await self._make_network()
+                await self._insert_disks()
                 await self._make_uplinks()
                 self._start_guests()
                 await self._all_ready()
@@ -315,6 +316,11 @@ class Lab:
             batch = requests[start : start + REQUESTS_PER_MESSAGE]
             await control.apply(batch)
             self._tell("network", batch[-1].describe(), "ready", done=start + len(batch), total=len(requests))
+
+    async def _insert_disks(self) -> None:
+        for number, disk in enumerate(self.plan.disks, 1):
+            await self._controlled().insert(disk)
+            self._tell("disk", disk.device, "ready", done=number, total=len(self.plan.disks))
 
     async def _make_uplinks(self) -> None:
         from vbnet.cluster import uplinks  # noqa: PLC0415 -- only labs with uplinks need it

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from vbnet.cluster.plan import Request, UplinkPlan
+from vbnet.cluster.plan import DiskPlan, Request, UplinkPlan
 from vbnet.errors import VbnetError
 
 TOLD_MAX = 4096
@@ -32,6 +32,13 @@ class HostControl(Protocol):
 
     async def add_uplink(self, uplink: UplinkPlan) -> None:
         """Make the TAP a port of its switch; the TAP is there already."""
+
+    async def insert(self, disk: DiskPlan) -> None:
+        """Open a disk's file, and put it into its device.
+
+        Raises:
+            ResourceError: the file cannot be opened. UsageError: it is no disk.
+        """
 
     def tell(self, topic: str, fields: Mapping[str, Any]) -> None:
         """Have an event published, soon and in order; a host node that is gone tells nobody."""
@@ -78,6 +85,12 @@ class _Connected:
 
     async def add_uplink(self, uplink: UplinkPlan) -> None:
         await self._operator.port_add(uplink.switch, uplink.tap, mtu=uplink.mtu, offloads=uplink.offloads)
+
+    async def insert(self, disk: DiskPlan) -> None:
+        from vbnet.bus.descriptors import opened_image  # noqa: PLC0415 -- same
+
+        with opened_image(disk.image, is_read_only=disk.is_read_only) as fd:
+            await self._operator.device_insert(disk.device, fd, disk.image, is_read_only=disk.is_read_only)
 
     def tell(self, topic: str, fields: Mapping[str, Any]) -> None:
         from vbnet.bus import admin  # noqa: PLC0415 -- same

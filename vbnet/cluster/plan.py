@@ -1,9 +1,8 @@
 """From a topology to what has to be done: pure, so that a dry run and the real run cannot differ.
 
-A plan has three parts, done in this order: *requests* to the host node (switches first, then buses, devices, plugs,
-sockets),
-*uplinks*, and *processes*. A process holds one guest, or many when they are packed. Everything a guest process needs
-to know is in its part of the plan; it never reads the lab file.
+A plan has four parts, done in this order: *requests* to the host node (switches first, then buses, devices, plugs,
+sockets), *disks*, *uplinks*, and *processes*. A process holds one guest, or many when they are packed. Everything a
+guest process needs to know is in its part of the plan; it never reads the lab file.
 """
 
 from __future__ import annotations
@@ -17,6 +16,9 @@ import msgspec
 from vbnet.cluster import topology as lab_file
 from vbnet.cluster.quantity import duration_s, length_bytes, rate_per_second
 from vbnet.cluster.topology import Guest, LabFile, NetnsGuest, PythonGuest, Restart, StackGuest, TrafficGuest
+
+DISK_CLASS = "virtio-blk"
+"""The device class that serves disks."""
 
 PACKED_MAX = 1000
 """Guests in one packed process, at most; a larger `count` becomes several processes."""
@@ -51,6 +53,14 @@ class NicPlan(_Part, frozen=True):
     gateway: str | None = None
     routes: dict[str, str] = {}
     offloads: bool = True
+
+
+class DiskPlan(_Part, frozen=True):
+    """One file that becomes a disk."""
+
+    device: str
+    image: str
+    is_read_only: bool = False
 
 
 class SendPlan(_Part, frozen=True):
@@ -113,6 +123,7 @@ class Plan(_Part, frozen=True):
     uplinks: tuple[UplinkPlan, ...]
     processes: tuple[ProcessPlan, ...]
     metrics: MetricsPlan | None = None
+    disks: tuple[DiskPlan, ...] = ()
 
     @property
     def guests(self) -> Iterator[GuestPlan]:
@@ -127,6 +138,8 @@ class Plan(_Part, frozen=True):
             yield f"serve metrics at {self.metrics.listen}"
         for request in self.requests:
             yield request.describe()
+        for disk in self.disks:
+            yield f"insert {disk.image} into {disk.device}" + (", only to be read" if disk.is_read_only else "")
         for uplink in self.uplinks:
             yield f"uplink {uplink.tap} on {uplink.switch}" + (f" with {uplink.ip}" if uplink.ip else "")
         for process in self.processes:
@@ -162,6 +175,11 @@ def make_plan(lab: LabFile) -> Plan:
     for process in processes:
         for plan in process.guests:
             requests += _nic_requests(process.kind, plan)
+    disks: list[DiskPlan] = []
+    for name, guest in topology.guests.items():
+        for full in lab_file.guest_names(name, guest):
+            requests += _disk_requests(full, by_name[full].bus, guest)
+            disks += _disk_plans(lab, full, guest)
     for name, device in topology.devices.items():
         plugged = dict.fromkeys(by_name[full].bus for full in lab_file.device_guests(topology, device))
         requests += _device_requests(name, device, plugged)
@@ -177,6 +195,7 @@ def make_plan(lab: LabFile) -> Plan:
         uplinks=uplinks,
         processes=tuple(processes),
         metrics=_metrics_plan(lab),
+        disks=tuple(disks),
     )
 
 
@@ -203,6 +222,23 @@ def _nic_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
         args = {"name": nic.device, "type": device_class(kind), "attributes": attributes}
         yield Request(verb="device.create", args=args)
         yield Request(verb="device.plug", args={"name": nic.device, "bus": plan.bus})
+
+
+def _disk_requests(full: str, bus: str, guest: Guest) -> Iterator[Request]:
+    disks = guest.disks if isinstance(guest, PythonGuest) else []
+    for disk, name in zip(disks, lab_file.disk_names(guest), strict=True):
+        attributes = {"transport": disk.transport}
+        yield Request(
+            verb="device.create", args={"name": f"{full}.{name}", "type": DISK_CLASS, "attributes": attributes}
+        )
+        yield Request(verb="device.plug", args={"name": f"{full}.{name}", "bus": bus})
+
+
+def _disk_plans(lab: LabFile, full: str, guest: Guest) -> Iterator[DiskPlan]:
+    disks = guest.disks if isinstance(guest, PythonGuest) else []
+    for disk, name in zip(disks, lab_file.disk_names(guest), strict=True):
+        image = str(lab_file.image_path(lab.source, disk))
+        yield DiskPlan(device=f"{full}.{name}", image=image, is_read_only=disk.readonly)
 
 
 def _device_requests(name: str, device: lab_file.LabDevice, buses: Iterable[str]) -> Iterator[Request]:

@@ -36,6 +36,7 @@ AUTO = "auto"
 """A socket whose path the host node chooses."""
 
 NICS_MAX = 8
+DISKS_MAX = 8
 SOCKET_PATH_MAX_BYTES = 107
 MTU_MIN, MTU_MAX = 68, 65535
 RAM_MIN_BYTES, RAM_MAX_BYTES = 64 << 10, 4 << 30
@@ -103,6 +104,23 @@ class Nic(_Part, frozen=True):
     routes: Annotated[dict[str, str], Meta(description="Further routes, `10.20.0.0/16: 10.10.0.1`.")] = {}
 
 
+class Disk(_Part, frozen=True):
+    """A disk of a guest: a file that the lab opens and hands to the host node."""
+
+    image: Annotated[
+        str, Meta(min_length=1, description="A file or block device that is there (from the lab file's folder).")
+    ]
+    name: Annotated[str, Meta(pattern=TAP_PATTERN, description="disk0, disk1, ... in order when left out.")] | None = (
+        None
+    )
+    readonly: Annotated[bool, Meta(description="Writes are refused; needed for a file that all of `count` use.")] = (
+        False
+    )
+    transport: Annotated[
+        Literal["vbus", "mmio", "pci"], Meta(description="How the driver reaches registers; the others trap.")
+    ] = "vbus"
+
+
 class Send(_Part, frozen=True):
     """What a traffic guest sends; without it, the guest is a sink."""
 
@@ -139,11 +157,12 @@ class StackGuest(_Guest, frozen=True, tag="stack"):
 
 
 class PythonGuest(_Guest, frozen=True, tag="python", kw_only=True):
-    """The user's own function, given a guest with NICs."""
+    """The user's own function, given a guest with NICs and disks."""
 
     run: Annotated[
         str, Meta(description="`path/to/file.py:function` (from the lab file's folder) or `module:function`.")
     ]
+    disks: Annotated[list[Disk], Meta(max_length=DISKS_MAX)] = []
     env: Environment = {}
 
 
@@ -282,6 +301,11 @@ def socket_path(source: Source, port: VhostUser) -> Path:
     return Path(source.file).resolve().parent / port.socket
 
 
+def image_path(source: Source, disk: Disk) -> Path:
+    """Return where a disk's file is: its path counts from the lab file's folder."""
+    return Path(source.file).resolve().parent / disk.image
+
+
 def guest_names(name: str, guest: Guest) -> list[str]:
     """Return the names one entry of ``guests`` stands for: itself, or with ``count`` NAME-0, NAME-1, ..."""
     return [name] if guest.count is None else [f"{name}-{index}" for index in range(guest.count)]
@@ -304,6 +328,12 @@ def attribute_text(value: str | float | bool) -> str:
 def nic_names(guest: Guest) -> list[str]:
     """Return the interface names of a guest, eth<position> where the file gives none."""
     return [nic.name or f"eth{index}" for index, nic in enumerate(guest.nics)]
+
+
+def disk_names(guest: Guest) -> list[str]:
+    """Return the names of a guest's disks, disk<position> where the file gives none."""
+    disks = guest.disks if isinstance(guest, PythonGuest) else []
+    return [disk.name or f"disk{index}" for index, disk in enumerate(disks)]
 
 
 def derive_mac(lab: str, guest: str, nic: str) -> str:
@@ -430,6 +460,9 @@ class _Reader:
         if isinstance(value, dict):
             for index, nic in enumerate(value["nics"] if isinstance(value.get("nics"), list) else []):
                 self._part((*place, "nics", index), nic, Nic)
+            if part is PythonGuest:
+                for index, disk in enumerate(value["disks"] if isinstance(value.get("disks"), list) else []):
+                    self._part((*place, "disks", index), disk, Disk)
             if part is TrafficGuest and value.get("send") is not None:
                 self._part((*place, "send"), value["send"], Send)
         if len(self.found) > before:
@@ -467,6 +500,7 @@ class _Checker:
         self.addresses: dict[tuple[str, str], tuple[str, int]] = {}
         self.macs: dict[str, tuple[str, int]] = {}
         self.expanded: dict[str, str] = {}
+        self.images: dict[Path, tuple[int, bool]] = {}
 
     def problems(self) -> list[Problem]:
         total = sum(guest.count or 1 for guest in self.topology.guests.values())
@@ -529,9 +563,33 @@ class _Checker:
             self._add((*place, "nics"), f"guest `{name}` has {len(guest.nics)} NICs", "this kind has exactly one")
         if isinstance(guest, PythonGuest):
             self._entry(place, guest)
+            self._disks(place, name, guest)
         self._nics(place, name, guest)
         if isinstance(guest, TrafficGuest) and guest.send is not None:
             self._send((*place, "send"), name, guest, guest.send)
+
+    def _disks(self, place: Place, name: str, guest: PythonGuest) -> None:
+        taken = set(nic_names(guest))
+        for index, (disk, disk_name) in enumerate(zip(guest.disks, disk_names(guest), strict=True)):
+            at: Place = (*place, "disks", index)
+            if disk_name in taken:
+                self._add((*at, "name"), f"duplicate name `{disk_name}` in `{name}`", "name each disk differently")
+            taken.add(disk_name)
+            image = image_path(self.source, disk)
+            other, is_other_readonly = self.images.get(image, (0, True))
+            self.images.setdefault(image, (self.source.line_of((*at, "image")), disk.readonly))
+            if other and not (disk.readonly and is_other_readonly):
+                self._add(
+                    (*at, "image"),
+                    f"`{disk.image}` is a disk on line {other} too, and one of the two is written to",
+                    "use another file, or `readonly: true` for both",
+                )
+            if (guest.count or 1) > 1 and not disk.readonly:
+                self._add(
+                    (*at, "image"),
+                    f"`{disk.image}` would be written to by {guest.count} guests",
+                    "add `readonly: true`, or leave `count` out",
+                )
 
     def _vhost_user(self, place: Place, name: str, port: VhostUser, sockets: dict[Path, int]) -> None:
         self._switch((*place, "switch"), port.switch)

@@ -59,6 +59,7 @@ _EVENT_BACKLOG = 4096
 _MARKS = 15
 """Moments in a heartbeat's interval at which a machine's guests say that they live."""
 _NIC_TYPE = "virtual-ethernet"
+_DISK_TYPE = "virtio:2"
 _FASTCALL_TYPE = "fastcall"
 _SIGNAL = "signal"
 _LEND = "lend"
@@ -484,6 +485,17 @@ class GuestSession:
         if device.abi_type != _NIC_TYPE:
             raise UsageError(f"{name!r} is of type {device.abi_type!r}, not {_NIC_TYPE!r}", type=device.abi_type)
         return await self.bind(device.name, timeout)
+
+    async def disk(self, name: str = _DISK_TYPE, timeout: float | None = None) -> Any:  # noqa: ASYNC109, ANN401
+        """The disk ``name`` (the first one, if none is named) as a file, at its beginning.
+
+        Raises:
+            DeadlineError: no such device in time. UsageError: it is no disk.
+        """
+        device = await self.wait_device(name, timeout)
+        if device.abi_type != _DISK_TYPE:
+            raise UsageError(f"{name!r} is of type {device.abi_type!r}, not {_DISK_TYPE!r}", type=device.abi_type)
+        return (await self.bind(device.name, timeout)).open()
 
     async def list_devices(self) -> list[tuple[int, str, str]]:
         """Ask the host what is on the bus: dev-id, ABI type and name of each."""

@@ -4,6 +4,7 @@
         echo = guest.open("echo0")
         print(echo.call(1, b"hello"))
         nic = guest.nic("eth0")
+        disk = guest.disk("disk0")
 
 The bus runs in a thread of its own; every method waits until it is done or its deadline has passed. What a driver
 offers as a coroutine, ``guest.run`` awaits there.
@@ -136,6 +137,10 @@ class Guest(Closing):
     def nic(self, name: str = "virtual-ethernet", timeout: float | None = None) -> Any:  # noqa: ANN401
         """The network interface ``name``, ready to send and receive."""
         return self._thread.run(self._session.nic(name, timeout))
+
+    def disk(self, name: str = "virtio:2", timeout: float | None = None) -> Any:  # noqa: ANN401
+        """The disk ``name`` as a file: ``read``, ``write``, ``seek``, ``flush``, ``discard``."""
+        return self._thread.run(self._session.disk(name, timeout))
 
     def list_devices(self) -> list[tuple[int, str, str]]:
         """Ask the host what is on the bus: dev-id, ABI type and name of each."""

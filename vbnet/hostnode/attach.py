@@ -240,6 +240,10 @@ class AttachDesk:
             return self._drive(peer, body, fds[0]), []
         if isinstance(body, fdpass.Capture):
             return self._capture(peer, body)
+        if isinstance(body, fdpass.Insert):
+            _check_operators(peer)
+            self.book.plugboard.insert(body.device, fds[0], body.name, is_read_only=body.is_read_only)
+            return fdpass.Inserted(), []
         session = peer.sessions.get(body.sid)
         if session is None:
             raise NotPermittedError(f"session {body.sid} is not attached to this process", sid=body.sid)

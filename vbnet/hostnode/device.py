@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from vbnet.clock import Clock
-from vbnet.errors import BusyError, NotFoundError, PeerFault, UsageError
+from vbnet.errors import BusyError, NotFoundError, PeerFault, UnsupportedError, UsageError
 from vbnet.hostnode.fabric import Fabric
 from vbnet.hostnode.rows import Row, open_row
 from vbnet.hostnode.signals import SignalBook
@@ -435,6 +435,19 @@ class Device(ABC):
         Raises:
             BusyError: not on another bus (a device for one bus only). Whatever is raised, nothing is plugged.
         """
+
+    def insert(self, fd: int, name: str, *, is_read_only: bool) -> None:
+        """An operator puts an open file into this device, as a disk into a drive. Nobody has the device open.
+
+        Args:
+            fd: the file, which is closed when this returns; duplicate what is to be kept.
+            name: of the file, for people.
+            is_read_only: it is to be read only.
+
+        Raises:
+            UnsupportedError: devices of this class take no file. UsageError: not such a one.
+        """
+        raise UnsupportedError("devices of this class take no file", name=name, fd=fd, is_read_only=is_read_only)
 
     def unplug(self, bus: str) -> None:  # noqa: B027 - most devices have nothing to do
         """It was taken off ``bus``; all connections through that plug are closed already. Must not raise."""

@@ -131,6 +131,22 @@ class Plugboard:
             device.attributes.set_text(attribute, text, is_open=self.is_open(name))
         self._services.publish("device.set", device=name, attribute=attribute, value=text)
 
+    def insert(self, name: str, fd: int, file: str, *, is_read_only: bool) -> None:
+        """Put an open file into a device; the descriptor stays the caller's.
+
+        Raises:
+            NotFoundError: no such device. UsageError: it has no type yet, or no use for such a file.
+            BusyError: a guest has it open. UnsupportedError: it takes no file.
+        """
+        device = self._device(self.model.device(name))
+        if self.is_open(name):
+            raise BusyError(
+                f"device {name!r} is open in a guest; it takes another file when nobody has it", device=name
+            )
+        with contained(self._services, self._tally, name, "insert"):
+            device.insert(fd, file, is_read_only=is_read_only)
+        self._services.publish("device.set", device=name, attribute="image", value=file)
+
     def attributes(self, name: str) -> dict[str, str]:
         """Every attribute of a device, ``type`` first if it is set; raises NotFoundError."""
         record = self.model.device(name)

@@ -11,6 +11,8 @@ use vbnet_core::port::PortCounter;
 use vbnet_core::port::latency::PortLatency;
 use vbnet_core::signals::{LineCounter, OutboxCounter, WakeupLatency};
 use vbnet_core::timer::agenda::TimerCounter;
+use vbnet_core::virtio::blk::BlkCounter;
+use vbnet_core::virtio::device::{Transport, VirtioCounter};
 use vbnet_core::watch::CaptureCounter;
 use vbnet_core::worker::WorkerCounter;
 
@@ -29,6 +31,7 @@ mod state;
 mod timer;
 mod turnstile;
 mod venet;
+mod virtio;
 
 /// Filled in below; `_native.pyi` is held to it by stubtest.
 #[pymodule(gil_used = true)]
@@ -105,6 +108,13 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<venet::VenetTotals>()?;
     module.add_class::<venet::FrameView>()?;
     module.add_class::<venet::FrameClaim>()?;
+    module.add_class::<virtio::DiskImage>()?;
+    module.add_class::<virtio::VirtioHost>()?;
+    module.add_class::<virtio::VirtioDevice>()?;
+    module.add_class::<virtio::VirtioDisk>()?;
+    module.add("VIRTIO_COUNTERS", VirtioCounter::NAMES.to_vec())?;
+    module.add("VIRTIO_BLK_COUNTERS", BlkCounter::NAMES.to_vec())?;
+    module.add("VIRTIO_TRANSPORTS", Transport::ALL.map(|(_, name)| name).to_vec())?;
     module.add_class::<sched::SchedCoordinator>()?;
     module.add_class::<sched::SchedPage>()?;
     module.add_class::<sched::SchedRecord>()?;

@@ -11,16 +11,20 @@ pause = threading.Event()
 
 
 def alice(guest: Guest) -> int:
-    """Name a signal that Bob may ring, keep timers, publish a state, be scheduled."""
+    """Name a signal that Bob may ring, keep timers, publish a state, be scheduled, use a disk."""
     bell = guest.run(guest.bind("intc0").create("bell", lambda: None, priority=3))
     guest.run(bell.grant("bob"))
     timers = guest.bind("timer0")
     page = guest.run(guest.bind("publish0").publisher(0))
+    disk = guest.disk("disk0")
     step = 0
     with guest.bind("sched0").thread("batch"):
         while True:
             step += 1
             page.publish(step=step)
+            disk.seek(0)
+            disk.write(disk.read(512))
+            disk.flush()
             timers.wait(timers.arm(PERIOD_S), 1.0)
 
 

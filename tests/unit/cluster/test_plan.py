@@ -143,3 +143,18 @@ def test_a_socket_for_front_ends_is_a_request_behind_all_others() -> None:
         "mac": "02:00:00:00:00:0a",
         "mtu": 9000,
     } == requests[2].args
+
+
+def test_disks_are_made_plugged_and_then_filled() -> None:
+    """A device for each disk of each guest; its file is opened from the lab file's folder, later."""
+    disks = "disks: [{image: base.img, readonly: true, transport: pci}]"
+    plan = planned(f"  app: {{kind: python, count: 2, run: 'os:getpid', {disks}}}\n")
+
+    made = [item.args for item in plan.requests if item.verb == "device.create"]
+    assert [("app-0.disk0", "pci"), ("app-1.disk0", "pci")] == [
+        (item["name"], item["attributes"]["transport"]) for item in made
+    ]
+    assert [("app-0.disk0", "/labs/base.img", True), ("app-1.disk0", "/labs/base.img", True)] == [
+        (disk.device, disk.image, disk.is_read_only) for disk in plan.disks
+    ]
+    assert "insert" in "\n".join(plan.describe())

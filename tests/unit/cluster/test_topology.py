@@ -280,6 +280,32 @@ def test_a_socket_for_front_ends_that_cannot_be_is_told(ports: str, said: str) -
     assert [True] == [problem.startswith(f"lab.yaml:{said}") for problem in found], found
 
 
+@pytest.mark.parametrize(
+    ("guests", "said"),
+    [
+        ("  a: {kind: python, run: 'os:getpid', disks: [{imag: x}]}\n", "5: unknown key `imag`; did you mean `image`?"),
+        (
+            "  a: {kind: python, run: 'os:getpid', count: 2, disks: [{image: x}]}\n",
+            "5: `x` would be written to by 2 guests; add `readonly: true`, or leave `count` out",
+        ),
+        (
+            "  a: {kind: python, run: 'os:getpid', disks: [{image: x}, {image: ./x, readonly: true}]}\n",
+            "5: `./x` is a disk on line 5 too, and one of the two is written to",
+        ),
+        (
+            "  a: {kind: python, run: 'os:getpid', disks: [{image: x}, {image: y, name: disk0}]}\n",
+            "5: duplicate name `disk0` in `a`; name each disk differently",
+        ),
+    ],
+    ids=["key", "count", "same file", "same name"],
+)
+def test_disks_that_cannot_be_are_told(guests: str, said: str) -> None:
+    """A file that is written to is one guest's, and each disk of a guest has a name of its own."""
+    found = problems(f"{HEAD}{guests}")
+
+    assert [True] == [problem.startswith(f"lab.yaml:{said}") for problem in found], found
+
+
 def test_a_tap_given_twice_is_told() -> None:
     """One TAP is one port."""
     text = "name: t\nswitches: {lan: }\nuplinks:\n  - {switch: lan, tap: vb0}\n  - {switch: lan, tap: vb0}\n"

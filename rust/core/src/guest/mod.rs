@@ -26,3 +26,4 @@ mod stack_service;
 pub mod timer;
 pub mod traffic;
 pub mod venet;
+pub mod virtio;

@@ -32,6 +32,8 @@ pub mod line;
 #[cfg(not(loom))]
 pub mod page;
 #[cfg(not(loom))]
+pub(crate) mod pair;
+#[cfg(not(loom))]
 pub mod pool;
 #[cfg(not(loom))]
 pub mod region;

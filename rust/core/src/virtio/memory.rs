@@ -7,6 +7,8 @@
 //!
 //! Who writes what: the other side may write, cut short or punch holes into all of it at any time. So nothing here is a Rust
 //! reference; places are raw, and who reads one copies it once.
+//! The memory of a guest on a bus is of the same kind and has one region, whose addresses are offsets in its [`Ram`].
+//!
 //! The danger: a file on a file system whose server is hostile never answers a page fault. Only tmpfs (memfds too) and
 //! hugetlbfs are mapped, and what is cut short there is [`super::guard`]'s. A buffer may begin in one region and go on in the
 //! next, so a place comes with the bytes that follow it there. Source: vhost-user, "Memory regions description".
@@ -21,7 +23,8 @@ use rustix::mm::{self, MapFlags, ProtFlags};
 
 use super::guard::{Guarded, gone_so_far};
 use crate::error::{Error, Fault, Result};
-use crate::shm::region::TMPFS_MAGIC;
+use crate::shm::layout::RAM_HEADER_BYTES;
+use crate::shm::region::{Ram, TMPFS_MAGIC};
 
 /// Most regions of one front end.
 pub const REGIONS_MAX: usize = 32;
@@ -49,16 +52,22 @@ impl RegionAt {
     }
 }
 
-/// One mapped region. Dropping it unmaps it.
+/// One region: where it is said to be, and where it is.
 #[derive(Debug)]
 struct Region {
     at: RegionAt,
     /// Where its first byte is here.
     place: NonNull<u8>,
-    /// The mapping, which begins and ends at whole pages of the file.
-    base: NonNull<u8>,
-    bytes: usize,
-    guard: Option<Guarded>,
+    held: Held,
+}
+
+/// What keeps a region mapped.
+#[derive(Debug)]
+enum Held {
+    /// A mapping of our own.
+    Mapping(Mapping),
+    /// A guest's RAM, which is sealed: it cannot be cut short, so nobody watches it.
+    Ram(#[expect(dead_code, reason = "held for as long as places in it are used")] Arc<Ram>),
 }
 
 // SAFETY: the mapping has no thread affinity and is accessed by raw copies and atomics only.
@@ -87,11 +96,11 @@ impl Region {
         .map_err(|errno| Error::machine("map memory of a front end", errno))?;
         let base = NonNull::new(base.cast::<u8>())
             .ok_or_else(|| Error::machine("map memory of a front end", rustix::io::Errno::NOMEM))?;
+        let mut mapping = Mapping { base, bytes, guard: None };
         // SAFETY: less than a page into a mapping that is longer.
         let place = unsafe { base.add(lead as usize) };
-        let mut region = Self { at, place, base, bytes, guard: None };
-        region.guard = Some(Guarded::watch(base.as_ptr() as usize, bytes)?);
-        Ok(region)
+        mapping.guard = Some(Guarded::watch(base.as_ptr() as usize, bytes)?);
+        Ok(Self { at, place, held: Held::Mapping(mapping) })
     }
 
     /// Where `address` is, as `first` counts, and how many bytes follow it.
@@ -104,9 +113,24 @@ impl Region {
         // SAFETY: less than the region's size behind its first byte, all of which is mapped.
         Some((unsafe { self.place.add(inside as usize) }, self.at.size - inside))
     }
+
+    fn is_gone(&self) -> bool {
+        match &self.held {
+            Held::Mapping(mapping) => mapping.guard.as_ref().is_some_and(Guarded::is_gone),
+            Held::Ram(_) => false,
+        }
+    }
 }
 
-impl Drop for Region {
+/// A mapping, which begins and ends at whole pages of its file. Dropping it unmaps it.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+    guard: Option<Guarded>,
+}
+
+impl Drop for Mapping {
     fn drop(&mut self) {
         // The watch first: from here on nobody may find zeroes to put into this range.
         self.guard = None;
@@ -162,6 +186,20 @@ impl GuestMemory {
     /// [`Error::Busy`]: there are too many. [`Error::Machine`]: mapping fails.
     pub fn map(regions: impl IntoIterator<Item = (RegionAt, File)>) -> Result<Self> {
         regions.into_iter().try_fold(Self::default(), |memory, (at, file)| memory.with(at, &file))
+    }
+
+    /// A guest's RAM: both kinds of address are offsets in it, and those of its header are nowhere.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Peer`]: it has nothing behind its header.
+    pub fn of_ram(ram: &Arc<Ram>) -> Result<Self> {
+        let first = u64::from(RAM_HEADER_BYTES);
+        let size = (ram.size() as u64).saturating_sub(first);
+        let place = ram.at(RAM_HEADER_BYTES, size as usize)?;
+        let at = RegionAt { guest: first, size, user: first, offset: first };
+        let region = Region { at, place, held: Held::Ram(ram.clone()) };
+        Ok(Self { regions: vec![Arc::new(region)], gone_seen: AtomicUsize::new(gone_so_far()) })
     }
 
     /// The same memory and one more region.
@@ -233,7 +271,7 @@ impl GuestMemory {
             return false;
         }
         self.gone_seen.store(gone, Ordering::Relaxed);
-        self.regions.iter().any(|region| region.guard.as_ref().is_some_and(Guarded::is_gone))
+        self.regions.iter().any(|region| region.is_gone())
     }
 }
 
@@ -345,6 +383,22 @@ mod tests {
         let read = unsafe { place.as_ptr().read_volatile() };
 
         assert_eq!((0, true), (read, memory.has_ended()));
+    }
+
+    /// Addresses in a guest's RAM are offsets; its header, and what lies behind it, are nowhere.
+    #[test]
+    fn ram_is_addressed_by_offset() {
+        let ram = Ram::create("guest", 1 << 16).unwrap();
+        let memory = GuestMemory::of_ram(&ram).unwrap();
+        let end = ram.size() as u64;
+
+        assert_eq!(Some((ram.at(0x2000, 8).unwrap(), 8)), memory.place(&mut 0, 0x2000, 8));
+        assert_eq!(Some(ram.at(0x1000, 8).unwrap()), memory.structure(0x1000, end - 0x1000));
+        for address in [0, 0xfff, end, u64::MAX] {
+            assert_eq!(None, memory.place(&mut 0, address, 1), "{address:#x}");
+        }
+        assert_eq!(None, memory.structure(0x1000, end - 0xfff));
+        assert!(!memory.has_ended());
     }
 
     #[test]

@@ -2,13 +2,19 @@
 //!
 //! ```text
 //!   front end's files ──▶ memory: regions, each mapped, each address looked up ──▶ queue: one of either kind
-//!                         guard:  what happens when a file is cut short             split · packed
+//!   guest's RAM ────────▶         guard: what happens when a file is cut short      split · packed
+//!                                                                                     ▼
+//!   registers (bus calls, or traps) ──▶ device: features, status, set-up ──▶ server: a thread ──▶ blk, …: a model
 //! ```
 
+pub mod blk;
+pub mod device;
 pub(crate) mod guard;
 pub(crate) mod memory;
 pub(crate) mod packed;
 pub(crate) mod queue;
+pub mod server;
 pub(crate) mod split;
 #[cfg(test)]
 mod test_memory;
+mod traps;

@@ -199,8 +199,17 @@ impl SplitQueue {
     #[cold]
     fn scatter(&mut self, head: Descriptor, direction: Direction, ahead: &mut Ahead, at: usize) -> Checked<()> {
         let first = ahead.pieces.len();
-        match self.walk(head, direction, &mut ahead.pieces) {
-            Ok(total) => ahead.chains[at] = ahead.scattered(first, total, ahead.chains[at].used),
+        let mut total = 0;
+        let pieces = &mut ahead.pieces;
+        let walked = self.walk(head, |lookup, found| {
+            if found.flags & WRITE != direction.flags() {
+                return Err(Fault::WrongDirection { flags: found.flags });
+            }
+            total += lookup.pieces(found, pieces)?;
+            Ok(())
+        });
+        match walked {
+            Ok(()) => ahead.chains[at] = ahead.scattered(first, total, ahead.chains[at].used),
             Err(fault) => {
                 ahead.pieces.truncate(first);
                 return Err(fault);
@@ -209,11 +218,37 @@ impl SplitQueue {
         Ok(())
     }
 
-    /// Appends the pieces of a chain to `pieces`: how many bytes they have together.
-    fn walk(&mut self, head: Descriptor, direction: Direction, pieces: &mut Vec<Segment>) -> Checked<u64> {
+    /// Looks at the next chain, which must be known, as one of both directions: appends the pieces that the driver wrote to
+    /// `from`, and those that it posted, which come behind them, to `to`. How to complete it, or look again: [`Self::rewind`].
+    ///
+    /// # Errors
+    ///
+    /// The chain breaks a rule.
+    pub(crate) fn request(&mut self, from: &mut Vec<Segment>, to: &mut Vec<Segment>) -> Checked<Used> {
+        debug_assert!(self.known() != 0 && self.seen == self.next);
+        let id = self.available_word(2 + self.index_of(self.next)).load(Ordering::Relaxed);
+        let head = self.descriptor(None, id.into())?;
+        self.walk(head, |lookup, found| {
+            if found.flags & WRITE != 0 {
+                return lookup.pieces(found, to).map(drop);
+            }
+            if !to.is_empty() {
+                return Err(Fault::WrongDirection { flags: found.flags });
+            }
+            lookup.pieces(found, from).map(drop)
+        })?;
+        self.seen = self.next.wrapping_add(1);
+        Ok(Used { id, descriptors: 1, written: 0 })
+    }
+
+    /// Shows `visit` a copy of each descriptor of a chain that has a buffer.
+    fn walk(
+        &mut self,
+        head: Descriptor,
+        mut visit: impl FnMut(&mut Lookup, &Descriptor) -> Checked<()>,
+    ) -> Checked<()> {
         let mut table = None;
         let mut found = head;
-        let mut total = 0;
         let mut limit = CHAIN_MAX.min(self.size());
         let mut left = limit;
         loop {
@@ -229,12 +264,9 @@ impl SplitQueue {
                 found = self.descriptor(table.as_ref(), 0)?;
                 continue;
             }
-            if found.flags & WRITE != direction.flags() {
-                return Err(Fault::WrongDirection { flags: found.flags });
-            }
-            total += self.lookup.pieces(&found, pieces)?;
+            visit(&mut self.lookup, &found)?;
             if found.flags & NEXT == 0 {
-                return Ok(total);
+                return Ok(());
             }
             found = self.descriptor(table.as_ref(), found.next.into())?;
         }
@@ -522,6 +554,28 @@ mod tests {
         assert_eq!("wrong_direction", reason(walk(&mut driver, 0, Direction::FromDriver)));
         driver.available = 0;
         assert_eq!("wrong_direction", reason(walk(&mut driver, 0, Direction::ToDriver)));
+    }
+
+    #[test]
+    fn request_has_what_was_written_in_front_of_what_was_posted() {
+        let mut driver = Driver::new();
+        driver.describe(TABLE, 0, buffer(0), 16, NEXT, 1);
+        driver.describe(TABLE, 1, buffer(1), 512, NEXT | WRITE, 2);
+        driver.describe(TABLE, 2, buffer(2), 1, WRITE, 0);
+        driver.describe(TABLE, 3, buffer(1), 512, NEXT | WRITE, 0);
+        driver.offer(0);
+        driver.offer(3);
+        let mut queue = driver.queue();
+        let (mut from, mut to) = (Vec::new(), Vec::new());
+
+        queue.refresh().unwrap();
+        let first = queue.request(&mut from, &mut to).unwrap();
+        queue.complete(std::iter::once(Used { written: 513, ..first }));
+        let backwards = queue.request(&mut Vec::new(), &mut Vec::new());
+
+        let bytes = |pieces: &[Segment]| pieces.iter().map(|piece| piece.bytes).collect::<Vec<_>>();
+        assert_eq!((vec![16], vec![512, 1]), (bytes(&from), bytes(&to)));
+        assert_eq!((1, "wrong_direction"), (driver.used(), backwards.unwrap_err().reason()));
     }
 
     /// Not agreed on, nested, with a next, of no or of half an entry, or ending behind the last address.

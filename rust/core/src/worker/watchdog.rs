@@ -118,7 +118,7 @@ impl fmt::Debug for Watchdog {
 }
 
 /// Lets a thread put itself under the watchdog's eyes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct WatchdogHandle {
     shared: Arc<Shared>,
 }
