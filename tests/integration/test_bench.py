@@ -45,6 +45,19 @@ def test_fastcalls_are_measured_alone_at_once_and_asleep() -> None:
     assert all(row.value > 0 and row.ratio is not None for row in [*alone, *at_once[1:]])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_disks_are_measured_beside_the_file_over_every_transport() -> None:
+    """``blk`` has each transport beside plain reads and writes, and says what a request costs in traps."""
+    rows = bench.run(["blk"], quick=True)
+
+    assert [(transport, work) for work in ("read", "write", "sequential") for transport in ("vbus", "mmio", "pci")] == [
+        (row.params["transport"], row.params["work"]) for row in rows
+    ]
+    assert all(row.value > 0 and row.baseline == "plain file" for row in rows)
+    assert all("register accesses" in row.note for row in rows)
+
+
 def test_a_capture_is_measured_beside_none() -> None:
     """``capture.cost`` has the rate without a capture, and with two of them as a share of it."""
     rows = bench.run(["capture.cost"], quick=True)

@@ -41,6 +41,8 @@ _OWNERS = {
     "sched": "a scheduler coordinator",
     "state": "a state device",
     "echo": "an echo device",
+    "virtio": "a virtio device that a guest has open",
+    "virtio_blk": "a disk that a guest has open",
     "fastcall": "a slot through which one thread of a guest calls",
     "fastcall_service": "the thread that serves fastcalls; one",
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import calls, lab, metrics, namespaces, native, sched, signals, state, through, timers
+from vbnet.load.bench import blk, calls, lab, metrics, namespaces, native, sched, signals, state, through, timers
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -41,6 +41,7 @@ BENCHES: Final = {
         Bench("fastcall", native.fastcall),
         Bench("fastcall.python", calls.fastcall_python),
         Bench("python", through.python),
+        Bench("blk", blk.blk),
         Bench("timer.arm", timers.arm),
         Bench("timer.late", timers.late),
         Bench("idle", lab.idle),
