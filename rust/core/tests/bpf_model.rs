@@ -134,6 +134,33 @@ fn programs() -> impl Strategy<Value = Vec<Instruction>> {
     })
 }
 
+/// Loads, masks and comparisons, as filters are made of them, over frames with few different bytes: so that many frames
+/// pass many tests.
+fn filters() -> impl Strategy<Value = Vec<Instruction>> {
+    let load = (prop::sample::select(vec![0x20u16, 0x28, 0x30, 0x28, 0x30]), 0..70u32)
+        .prop_map(|(code, place)| Instruction::new(code, 0, 0, place));
+    let mask = prop::sample::select(vec![0xffu32, 0x1, 0x2, 0x101, 0xff00, 0x0303_0303, 0]);
+    let mask = mask.prop_map(|k| Instruction::new(0x54, 0, 0, k));
+    let constant = prop::sample::select(vec![0u32, 1, 2, 0x100, 0x101, 0x102, 0x200, 0x201, 0x0001_0002, 0x0100_0201]);
+    let test =
+        (prop::sample::select(vec![0x15u16, 0x15, 0x15, 0x45, 0x45, 0x25, 0x35, 0x1d]), 0..6u8, 0..6u8, constant)
+            .prop_map(|(code, yes, no, k)| Instruction::new(code, yes, no, k));
+    let other = prop::sample::select(vec![0xb1u16, 0x07, 0x87, 0x02, 0x60, 0x48, 0x80, 0x04, 0x06, 0x05])
+        .prop_map(|code| Instruction::new(code, 0, 0, 0));
+    let step = prop_oneof![6 => load, 2 => mask, 6 => test, 1 => other];
+    (prop::collection::vec(step, 0..24), any::<bool>()).prop_map(|(mut program, ends_well)| {
+        let (first, second) = if ends_well { (9, 0) } else { (0, 9) };
+        program.extend([first, second].map(|kept| Instruction::new(0x06, 0, 0, kept)));
+        let count = program.len();
+        for (at, instruction) in program.iter_mut().enumerate() {
+            let farthest = (count - at).saturating_sub(2).min(255) as u8;
+            instruction.jump_true = instruction.jump_true.min(farthest);
+            instruction.jump_false = instruction.jump_false.min(farthest);
+        }
+        program
+    })
+}
+
 proptest! {
     #[test]
     fn checked_program_answers_as_the_model_does(
@@ -169,6 +196,27 @@ proptest! {
         let packet = unsafe { Packet::new(&start, frame.as_ptr(), frame.len() as u32) };
         let checked = Program::check(&program).unwrap();
         prop_assert_eq!(model(&program, &frame).unwrap_or(0), checked.run(&packet));
+    }
+
+    #[test]
+    fn batch_is_told_apart_as_frames_one_by_one_are(
+        program in filters(),
+        frames in prop::collection::vec(prop::collection::vec(0..3u8, 14..80), 0..=64),
+    ) {
+        let checked = Program::check(&program).unwrap();
+        let starts: Vec<_> = frames.iter().map(|frame| FrameStart::of(frame)).collect();
+
+        let candidates = checked.candidates(&starts);
+
+        for (index, (frame, start)) in frames.iter().zip(&starts).enumerate() {
+            // SAFETY: the frame outlives the packet.
+            let packet = unsafe { Packet::new(start, frame.as_ptr(), frame.len() as u32) };
+            let is_candidate = candidates >> index & 1 == 1;
+            let found = if is_candidate { checked.judge(&packet) } else { 0 };
+            prop_assert_eq!(model(&program, frame).unwrap_or(0), found, "frame {}", index);
+            prop_assert_eq!(found, checked.run(&packet), "frame {}", index);
+        }
+        prop_assert_eq!(0, candidates.checked_shr(frames.len() as u32).unwrap_or(0), "only frames that there are");
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub const MTU_MIN: u32 = 68;
 pub const FRAME_BYTES_MAX: u32 = MTU_MAX + HEADER_BYTES + VLAN_TAG_BYTES;
 /// Bytes of [`FrameStart`], and the least length of a buffer that a frame is received into.
 pub const START_BYTES: usize = 64;
+/// Words of eight bytes in it.
+pub(crate) const START_WORDS: usize = START_BYTES / size_of::<u64>();
 
 const KEY_MASK: u64 = (1 << 48) - 1;
 
@@ -126,6 +128,12 @@ impl Default for FrameStart {
     }
 }
 
+impl From<[u8; START_BYTES]> for FrameStart {
+    fn from(bytes: [u8; START_BYTES]) -> Self {
+        Self(bytes)
+    }
+}
+
 impl FrameStart {
     /// The start of a frame that is private already. Anything behind 64 bytes is left out.
     #[must_use]
@@ -180,6 +188,13 @@ impl FrameStart {
     #[must_use]
     pub const fn bytes(&self) -> &[u8; START_BYTES] {
         &self.0
+    }
+
+    /// Eight of its bytes, as they lie there: word 1 has bytes 8 to 15. Words are counted modulo [`START_WORDS`].
+    #[inline]
+    pub(crate) const fn word(&self, at: usize) -> u64 {
+        let (words, _) = self.0.as_chunks();
+        u64::from_ne_bytes(words[at % START_WORDS])
     }
 
     /// [`MacAddress::key`] of the destination.

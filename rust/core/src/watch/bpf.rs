@@ -13,8 +13,9 @@
 //! Source: McCanne and Jacobson, "The BSD Packet Filter" (1993); `docs/wire/capture.md` lists what is accepted. Loads of
 //! the kernel's ancillary data (negative offsets) are not.
 
-use std::fmt;
+use std::{fmt, slice};
 
+use super::prefilter::{FRAMES, Prefilter};
 use crate::error::{Error, Result};
 use crate::net::frame::{FrameStart, START_BYTES};
 
@@ -122,14 +123,14 @@ impl<'a> Packet<'a> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Size {
+pub(super) enum Size {
     Word,
     Half,
     Byte,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Arithmetic {
+pub(super) enum Arithmetic {
     Add,
     Sub,
     Mul,
@@ -143,7 +144,7 @@ enum Arithmetic {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Test {
+pub(super) enum Test {
     Equal,
     Greater,
     GreaterOrEqual,
@@ -152,7 +153,7 @@ enum Test {
 
 /// An instruction whose numbers were checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// Most filters begin with these two, so they are one: load at a fixed place, compare with a constant.
     LoadAndTest(Size, u32, Test, Jumps),
     Load(Size, u32),
@@ -181,47 +182,17 @@ enum Step {
 
 /// Where a comparison goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Jumps {
-    constant: u32,
-    holds: u8,
-    fails: u8,
-}
-
-/// The first test of most filters, by which most frames are found not to be wanted: one word of the first line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FirstTest {
-    at: usize,
-    shift: u32,
-    constant: u32,
-}
-
-impl FirstTest {
-    /// The test with which `steps` begin, if whoever fails it is not wanted.
-    fn of(steps: &[Step]) -> Option<Self> {
-        let Some(&Step::LoadAndTest(size, at, Test::Equal, jumps)) = steps.first() else { return None };
-        let is_end = steps.get(2 + usize::from(jumps.fails)) == Some(&Step::Accept(0));
-        let shift = match size {
-            Size::Word => 0,
-            Size::Half => 16,
-            Size::Byte => 24,
-        };
-        let at = at as usize;
-        (is_end && at + 4 <= START_BYTES).then_some(Self { at, shift, constant: jumps.constant })
-    }
-
-    /// The frame fails it. One that is shorter fails for certain: the program would find that out, too.
-    #[inline]
-    fn fails(self, start: &FrameStart) -> bool {
-        let word = start.bytes().get(self.at..).and_then(|bytes| bytes.first_chunk());
-        word.is_some_and(|&word| u32::from_be_bytes(word) >> self.shift != self.constant)
-    }
+pub(super) struct Jumps {
+    pub constant: u32,
+    pub holds: u8,
+    pub fails: u8,
 }
 
 /// A checked filter.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Program {
     steps: Box<[Step]>,
-    first: Option<FirstTest>,
+    prefilter: Option<Prefilter>,
     has_scratch: bool,
 }
 
@@ -251,16 +222,30 @@ impl Program {
         }
         fuse(&mut steps);
         let has_scratch = steps.iter().any(|step| matches!(step, Step::LoadScratch(_) | Step::IndexScratch(_)));
-        Ok(Self { first: FirstTest::of(&steps), steps: steps.into(), has_scratch })
+        Ok(Self { prefilter: Prefilter::of(&steps), steps: steps.into(), has_scratch })
     }
 
     /// Runs the filter: how many bytes of the frame are wanted; 0 = the frame is not.
     #[must_use]
     #[inline]
     pub fn run(&self, packet: &Packet<'_>) -> u32 {
-        if self.first.is_some_and(|first| first.fails(packet.start)) {
-            return 0;
+        if self.candidates(slice::from_ref(packet.start)) == 0 { 0 } else { self.judge(packet) }
+    }
+
+    /// Which of up to 64 frames are worth being judged: a bit for each, the lowest for the first. The others are
+    /// not wanted, as far as their first lines tell.
+    #[must_use]
+    #[inline]
+    pub fn candidates(&self, starts: &[FrameStart]) -> u64 {
+        match &self.prefilter {
+            Some(prefilter) => prefilter.candidates(starts),
+            None => every(starts.len()),
         }
+    }
+
+    /// [`Self::run`] for a frame that is worth it.
+    #[must_use]
+    pub fn judge(&self, packet: &Packet<'_>) -> u32 {
         // A step that cannot be done means that the frame is not wanted.
         if self.has_scratch { self.answer(packet, &mut [0; SCRATCH]) } else { self.answer(packet, &mut []) }
             .unwrap_or(0)
@@ -304,6 +289,12 @@ impl Program {
             }
         }
     }
+}
+
+/// A bit for each of so many frames.
+#[inline]
+pub(super) const fn every(frames: usize) -> u64 {
+    if frames < FRAMES { (1 << frames) - 1 } else { u64::MAX }
 }
 
 impl fmt::Debug for Program {

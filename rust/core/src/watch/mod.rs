@@ -12,17 +12,19 @@
 use std::fmt;
 
 use crate::net::counters::counters;
+use crate::net::frame::FrameStart;
 use crate::net::mac_table::PortSlot;
 use crate::port::PortId;
-use crate::port::batch::{BATCH, Batch};
+use crate::port::batch::{BATCH, Batch, Piece};
 use crate::shm::capture::{CaptureRing, KIND_FRAME, KIND_STAGE, RecordHead};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
 use crate::worker::watchdog::Ringer;
-use bpf::{Packet, Program};
+use bpf::{Packet, Program, every};
 
 pub mod bpf;
 pub mod pcapng;
+mod prefilter;
 
 /// Most watches of one port.
 pub const WATCHES_A_PORT_MAX: usize = 8;
@@ -30,6 +32,8 @@ pub const WATCHES_A_PORT_MAX: usize = 8;
 pub const WATCHES_MAX: usize = 64;
 /// Traced copies between being made and being told of, at most; a frame that would need more is not traced.
 const PENDING_MAX: usize = 256;
+// One look at a prefilter tells of a whole batch.
+const _: () = assert!(BATCH <= prefilter::FRAMES);
 
 counters! {
     /// What is counted for every capture and trace.
@@ -135,10 +139,47 @@ impl Watch {
         self.ring.set_away(is_away);
     }
 
+    /// Which of a batch's frames the filter may want.
+    #[inline]
+    fn candidates(&self, starts: &[FrameStart]) -> u64 {
+        self.program.as_ref().map_or(every(starts.len()), |program| program.candidates(starts))
+    }
+
+    /// How much of a frame is kept, or that it is not wanted.
     #[inline]
     fn wants(&self, packet: &Packet<'_>) -> Option<u32> {
-        let wanted = self.program.as_ref().map_or(u32::MAX, |program| program.run(packet));
+        self.kept_of(packet, self.program.as_ref().map_or(u32::MAX, |program| program.run(packet)))
+    }
+
+    fn kept_of(&self, packet: &Packet<'_>, wanted: u32) -> Option<u32> {
         (wanted != 0).then_some(wanted.min(self.snap_bytes).min(packet.length()))
+    }
+
+    /// Keeps those frames of a batch that the filter wants.
+    #[inline]
+    fn see_all(&mut self, starts: &[FrameStart], pieces: &[Piece], way: Way, reasons: &[u8]) {
+        let candidates = self.candidates(starts);
+        let kept = if candidates == 0 { 0 } else { self.judge(candidates, starts, pieces, way, reasons) };
+        self.ring.count(0, starts.len() as u64 - kept, 0);
+    }
+
+    /// Keeps what the filter wants of a batch's candidates; how many it wanted.
+    #[inline(never)]
+    fn judge(&mut self, candidates: u64, starts: &[FrameStart], pieces: &[Piece], way: Way, reasons: &[u8]) -> u64 {
+        let mut wanted = 0;
+        for (index, ((start, piece), &reason)) in starts.iter().zip(pieces).zip(reasons).enumerate() {
+            if candidates >> index & 1 == 0 {
+                continue;
+            }
+            // SAFETY: loaded in this turn, its slot not returned.
+            let packet = unsafe { Packet::new(start, piece.source, piece.length) };
+            let bytes = self.program.as_ref().map_or(u32::MAX, |program| program.judge(&packet));
+            if let Some(kept) = self.kept_of(&packet, bytes) {
+                wanted += 1;
+                self.keep(&packet, kept, way, reason);
+            }
+        }
+        wanted
     }
 
     /// Keeps a frame if the filter wants it.
@@ -311,19 +352,7 @@ impl Watches {
     ) {
         let Some(watches) = self.by_slot.get_mut(slot as usize) else { return };
         for watch in watches.iter_mut().filter(|watch| watch.purpose == Purpose::Capture && !watch.is_blocked) {
-            let mut unwanted = 0;
-            let frames = batch.starts[first..end].iter().zip(&batch.pieces[first..end]);
-            for ((start, piece), &reason) in frames.zip(&reasons[first..end]) {
-                // SAFETY: loaded in this turn, its slot not returned.
-                let packet = unsafe { Packet::new(start, piece.source, piece.length) };
-                match watch.wants(&packet) {
-                    Some(kept) => {
-                        watch.keep(&packet, kept, way, reason);
-                    }
-                    None => unwanted += 1,
-                }
-            }
-            watch.ring.count(0, unwanted, 0);
+            watch.see_all(&batch.starts[first..end], &batch.pieces[first..end], way, &reasons[first..end]);
             self.has_news = true;
         }
     }
