@@ -7,7 +7,7 @@ from typing import Final
 from dashboards.chosen import marks, scope, variables
 from dashboards.panels import Dashboard, Kind, Panel, Query, Row
 from dashboards.promql import Expr, whole
-from vbnet.devices.intc.metrics import LATENCY, OUTBOX, SIGNAL
+from vbnet.devices.intc.metrics import LATENCY, OUTBOX, OUTBOX_LATENCY, SIGNAL
 from vbnet.devices.timer.metrics import TIMEKEEPER, TIMER
 
 __all__ = ["SIGNALS"]
@@ -19,6 +19,8 @@ _COALESCED: Final = whole(SIGNAL.values["coalesced_signal"])
 _DROPPED: Final = whole(SIGNAL.values["blocked"])
 _WOKEN: Final = whole(LATENCY.values["priority_0"])
 _UNBELIEVED: Final = whole(LATENCY.values["impossible"])
+_HEARD: Final = OUTBOX_LATENCY.values["wakeup"]
+_UNBELIEVED_RINGS: Final = whole(OUTBOX_LATENCY.values["impossible"])
 _raises: Final = HERE.rate(SIGNAL.values["raises"])
 
 
@@ -172,15 +174,32 @@ _SIGNALS: Final = Row(
                     "{{lab}} {{guest}} priority {{priority}} 99 %",
                 )
             ],
-            "From the raise that rang a doorbell to the guest's first look: 99 % took no longer.",
+            "From the raise that rang a doorbell to the guest's first look: 99 % took no longer. With an emulated "
+            "controller: to its acknowledge.",
             "High for urgent ones: their threads wait for a processor; let the scheduler coordinator boost them.",
+            width=8,
             empty_until="a guest that sleeps is woken by signals",
         ),
         Panel(
-            "Answers not believed",
-            [Query(HERE.rate(_UNBELIEVED, "lab", "guest", "reason"), "{{lab}} {{guest}}: {{reason}}")],
-            "What a guest said of its wake-ups and cannot be; it is in no other panel.",
+            "Outboxes heard",
+            [
+                Query(HERE.quantile(part, _HEARD, "lab", "guest"), f"{{{{lab}}}} {{{{guest}}}} {words}")
+                for part, words in ((0.5, "half"), (0.99, "99 %"))
+            ],
+            "From the ring of an outbox's doorbell to the first look of the host's signal thread, which slept.",
+            "Milliseconds: something else has the processor, or another guest's doorbell holds the thread up.",
+            width=8,
+            empty_until="a guest raises others' signals",
+        ),
+        Panel(
+            "Answers and stamps not believed",
+            [
+                Query(HERE.rate(_UNBELIEVED, "lab", "guest", "reason"), "{{lab}} {{guest}}: {{reason}}"),
+                Query(HERE.rate(_UNBELIEVED_RINGS, "lab", "guest", "reason"), "{{lab}} {{guest}} outbox: {{reason}}"),
+            ],
+            "What a guest said of its wake-ups, or of its own rings, and cannot be; it is in no other panel.",
             "The guest lies, or has a bug: please report one of vbnet's own.",
+            width=8,
         ),
     ],
 )

@@ -26,6 +26,7 @@ _SLOTS: Final = whole(PORT.values["transmit_slots"])
 _USED: Final = whole(PORT.values["transmit_slots_used"])
 _RESIDENCE: Final = whole(LATENCY.values["transmit_residence"])
 _WAKEUP: Final = whole(LATENCY.values["host_wakeup"])
+_SERVICE: Final = LATENCY.values["service"]
 _UNBELIEVED: Final = whole(LATENCY.values["impossible"])
 _PARTS: Final = ((0.5, "half"), (0.99, "99 %"))
 
@@ -235,6 +236,18 @@ _LATENCIES: Final = Row(
             "How long frames lay in rings: of guests until a worker took them (transmit), for guests until they were "
             "taken (receive).",
             "Transmit: the workers are busy, or sleep; see doorbells. Receive: the guest is slow to look.",
+            width=8,
+            empty_until="frames pass a port",
+        ),
+        Panel(
+            "Turns",
+            [
+                Query(HERE.quantile(part, _SERVICE, "lab", "switch"), f"{{{{lab}}}} {{{{switch}}}} {words}")
+                for part, words in _PARTS
+            ],
+            "How long workers' turns with frames took, until the receivers were told: what vbnet itself adds at most, "
+            "also for TAPs and virtual machines, whose own queues bear no stamps.",
+            "Long with TAPs: each frame is a system call. Long without: a worker lost its processor in the middle.",
             width=8,
             empty_until="frames pass a port",
         ),

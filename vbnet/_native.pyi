@@ -22,6 +22,7 @@ __all__ = [
     "LEVEL_SIGNAL_OFFSET",
     "LINE_COUNTERS",
     "OUTBOX_COUNTERS",
+    "OUTBOX_LATENCIES",
     "PORT_COUNTERS",
     "PORT_LATENCIES",
     "PRIORITIES",
@@ -29,6 +30,7 @@ __all__ = [
     "SCHED_COUNTERS",
     "SCHED_REFUSALS",
     "SIGNAL_LATENCIES",
+    "STACK_COUNTERS",
     "SWITCH_COUNTERS",
     "TIMER_COUNTERS",
     "TRAFFIC_SINK_COUNTERS",
@@ -249,9 +251,11 @@ def histogram_quantile(words: list[int], quantile: float) -> int: ...
 def histogram_bounds() -> list[int]: ...
 
 PORT_COUNTERS: list[str]
+OUTBOX_LATENCIES: list[str]
 PORT_LATENCIES: list[str]
 SIGNAL_LATENCIES: list[str]
 TRAFFIC_SINK_COUNTERS: list[str]
+STACK_COUNTERS: list[str]
 TRAFFIC_SOURCE_COUNTERS: list[str]
 SWITCH_COUNTERS: list[str]
 TIMER_COUNTERS: list[str]
@@ -366,6 +370,7 @@ class Signals:
     def route_to_fd(self, line: int, fd: int) -> None: ...
     def route_to_vector(self, line: int, controller: int, vcpu: int, vector: int) -> None: ...
     def route_to_apic(self, line: int, apics: Apics, vcpu: int, vector: int) -> None: ...
+    def apics(self, guest: str, call_fds: Sequence[int]) -> Apics: ...
     def route_nowhere(self, line: int) -> None: ...
     def set_priority(self, line: int, priority: int) -> None: ...
     def set_masked(self, line: int, is_masked: bool) -> None: ...
@@ -389,7 +394,6 @@ class Signals:
 
 @final
 class Apics:
-    def __new__(cls, call_fds: Sequence[int]) -> Self: ...
     def boost(self, coordinator: SchedCoordinator | None = None, member: int = 0) -> None: ...
     def handler(self) -> FastHandler: ...
 

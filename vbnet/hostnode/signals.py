@@ -383,13 +383,17 @@ class SignalBook:
         if controller is not None and self._native is not None:
             self._native.controller_detach(controller)
 
-    def attach_apics(self, guest: str, apics: Apics) -> None:
-        """Lead what is led to a guest's vectors to emulated controllers; raises ExistsError when it has others."""
+    def attach_apics(self, guest: str, call_fds: list[int]) -> Apics:
+        """Lead what is led to a guest's vectors to emulated controllers, a vCPU for each doorbell.
+
+        Raises ExistsError when it has others.
+        """
         if guest in self._controllers or guest in self._apics:
             raise ExistsError(f"guest {guest!r} has a controller already", guest=guest)
-        self._apics[guest] = apics
+        apics = self._apics[guest] = self.native.apics(guest, call_fds)
         if guest in self._boosters:
             apics.boost(*self._boosters[guest])
+        return apics
 
     def attach_outbox(self, guest: str, ram: Any, place: tuple[int, int], kick_fd: int) -> None:  # noqa: ANN401
         """Take a guest's outbox into use; raises ExistsError when it has one, PeerFault for its memory."""

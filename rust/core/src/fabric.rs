@@ -370,12 +370,14 @@ impl Fabric {
             Ok::<_, Error>((bound, block))
         });
         let bound = bound.transpose()?;
+        let latencies = self.counters.allocate_spare("port_latency", &labels, PortLatency::WORDS);
+        let latencies = latencies.map_or_else(Latencies::default, Latencies::new);
         if let End::Venet(venet) = &mut new.end {
-            let block = self.counters.allocate_spare("port_latency", &labels, PortLatency::WORDS);
-            venet.set_latencies(block.map_or_else(Latencies::default, Latencies::new));
+            venet.set_latencies(latencies.clone());
         }
         let NewPort { name, guest: _, kind, switch, device, params, end } = new;
         let mut port = Box::new(Port::new(id, name.into(), end, block));
+        port.latencies = latencies;
         port.switch = place.map(|(_, slot)| slot);
         let offloads = port.features();
         port.budget = params.budget;

@@ -446,6 +446,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             }
             port.parking.wake(self.now_ns);
             port.count::<COUNTS>(PortCounter::Wakeups, 1);
+            self.plane.time_next();
             self.activate(slot);
         }
     }

@@ -96,6 +96,7 @@ fn sleeping_sides_are_timed_and_no_sample_exceeds_its_frame() {
             && is_timed(&source, PortLatency::HostWakeup)
             && is_timed(&sink, PortLatency::ReceiveResidence)
             && is_timed(&sink, PortLatency::GuestWakeup)
+            && is_timed(&source, PortLatency::Service)
     });
 
     let (source, sink) = (latencies(&counters, "source"), latencies(&counters, "sink"));
@@ -105,6 +106,7 @@ fn sleeping_sides_are_timed_and_no_sample_exceeds_its_frame() {
         samples(&sink, PortLatency::ReceiveResidence).1,
         samples(&sink, PortLatency::GuestWakeup).1,
     ];
+    assert_eq!(0, samples(&sink, PortLatency::Service).0, "nothing came from it");
     let bound = longest.as_nanos() as u64;
     assert!(greatest.iter().all(|&greatest| (1..=bound).contains(&greatest)), "{greatest:?} ns of {bound} ns");
     assert_eq!([0, 0], [source[PortLatency::IMPOSSIBLE], sink[PortLatency::IMPOSSIBLE]]);

@@ -9,26 +9,30 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::write;
 use vbnet_core::error::{Error, Fault};
+use vbnet_core::guest::clock::monotonic_ns;
 use vbnet_core::guest::intc::{Level, Outbox};
 use vbnet_core::shm::counters::CounterFile;
 use vbnet_core::shm::doorbell::Doorbell;
-use vbnet_core::shm::intc::{LEVEL_BYTES, LevelMemory, PRIORITIES};
+use vbnet_core::shm::intc::{LEVEL_BYTES, LEVEL_SIGNAL_OFFSET, LevelMemory, PRIORITIES};
 use vbnet_core::shm::region::Ram;
+use vbnet_core::shm::stamp::{AGE_MAX_NS, stamp};
 use vbnet_core::signals::{
-    LevelPart, Line, LineCounter, LineInfo, OutboxCounter, Route, SignalEvent, SignalTable, Target,
+    LevelPart, Line, LineCounter, LineInfo, OutboxCounter, OutboxLatency, Route, SignalEvent, SignalTable, Target,
 };
 
 /// Longest any test waits for anything.
 const DEADLINE: Duration = Duration::from_secs(20);
 const LEVELS: u32 = 4096;
 const OUTBOX: u32 = LEVELS + PRIORITIES * LEVEL_BYTES as u32;
+const KICK_ENABLED: u32 = 0x80;
+const KICK_RUNG_AT: u32 = 0x108;
 
 fn eventually(mut claim: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -89,10 +93,13 @@ impl Host {
     }
 
     fn outbox(&self, guest: &Guest) -> (u64, Outbox) {
-        let kick = Doorbell::create().unwrap();
+        self.outbox_by(guest, &Doorbell::create().unwrap())
+    }
+
+    fn outbox_by(&self, guest: &Guest, kick: &Doorbell) -> (u64, Outbox) {
         let seen = LevelMemory::attach(&guest.seen, OUTBOX, LEVEL_BYTES as u32).unwrap();
-        let id = self.table.outbox_attach("g", seen, again(&kick)).unwrap();
-        (id, Outbox::new(LevelMemory::attach(&guest.ram, OUTBOX, LEVEL_BYTES as u32).unwrap(), kick))
+        let id = self.table.outbox_attach("g", seen, again(kick)).unwrap();
+        (id, Outbox::new(LevelMemory::attach(&guest.ram, OUTBOX, LEVEL_BYTES as u32).unwrap(), again(kick)))
     }
 
     fn outbox_count(&self, counter: OutboxCounter) -> u64 {
@@ -642,6 +649,42 @@ fn numbers_that_were_not_granted_are_counted_and_raise_nothing() {
     outbox.raise(7).unwrap();
     eventually(|| host.outbox_count(OutboxCounter::Refused) == 3);
     assert_eq!(1, line.count(LineCounter::Raises));
+}
+
+#[test]
+fn host_that_slept_is_timed_hearing_an_outbox_and_a_stamp_of_the_future_is_not_believed() {
+    let host = Host::new();
+    let guest = Guest::new();
+    let kick = Doorbell::create().unwrap();
+    let (id, outbox) = host.outbox_by(&guest, &kick);
+    let words = || {
+        let blocks = host.counters.reader().blocks();
+        blocks.into_iter().find(|block| block.kind == "outbox_latency").map(|block| block.values)
+    };
+    let count = |at: usize| words().unwrap()[at];
+    let start = Instant::now();
+
+    eventually(|| {
+        outbox.raise(7).unwrap();
+        count(0) >= 3
+    });
+    let longest_ns = count(3);
+    let honest = count(OutboxLatency::WORDS - 1);
+    // What a guest can do: ring for the arming that there is, with a time of its own.
+    let signal = OUTBOX + LEVEL_SIGNAL_OFFSET as u32;
+    // SAFETY: words of the guest's memory, aligned, which lives as long as the guest.
+    let enabled = unsafe { guest.ram.at(signal + KICK_ENABLED, 4).unwrap().cast::<AtomicU32>().as_ref() };
+    // SAFETY: as above.
+    let rung_at = unsafe { guest.ram.at(signal + KICK_RUNG_AT, 8).unwrap().cast::<AtomicU64>().as_ref() };
+    eventually(|| {
+        rung_at.store(stamp(enabled.load(Ordering::Relaxed), monotonic_ns() + 2 * AGE_MAX_NS), Ordering::Relaxed);
+        kick.ring().unwrap();
+        count(OutboxLatency::WORDS - 1) != 0
+    });
+    host.table.outbox_detach(id).unwrap();
+
+    assert!((1..=start.elapsed().as_nanos() as u64).contains(&longest_ns), "{longest_ns} ns");
+    assert_eq!((0, None), (honest, words()));
 }
 
 #[test]

@@ -11,11 +11,13 @@ use std::io;
 use std::mem::{size_of_val, zeroed};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
+use std::time::Instant;
 
 use smoltcp::wire::{Ipv4Address, Ipv4Packet, TcpPacket};
 use switch_guest::{DEADLINE, Guest, Lab, SWITCH, frame, mac};
 use vbnet_core::error::Error;
 use vbnet_core::net::frame::MacAddress;
+use vbnet_core::port::latency::PortLatency;
 use vbnet_core::port::{PortCounter, PortPart};
 use vbnet_core::shm::doorbell::Doorbell;
 
@@ -192,6 +194,31 @@ fn device_that_is_asleep_wakes_the_worker_every_time() {
             tap.send(&sent);
             assert_eq!(sent, receive_own(&mut lab.guests[0]));
         }
+    });
+}
+
+#[test]
+fn turns_of_a_device_are_timed_though_its_queue_is_not() {
+    Tap::in_namespace(|tap| {
+        let mut lab = Lab::new(1);
+        lab.fabric.port_add_tap(SWITCH, "tap", "", tap.shared(), 1500).unwrap();
+        let start = Instant::now();
+        let samples = |lab: &Lab| {
+            let blocks = lab.counters.reader().blocks();
+            let is_taps = |labels: &str| labels.contains("device=tap,");
+            let block = blocks.iter().find(|block| block.kind == "port_latency" && is_taps(&block.labels)).unwrap();
+            [PortLatency::Service, PortLatency::TransmitResidence, PortLatency::HostWakeup]
+                .map(|what| (block.values[what.start()], block.values[what.start() + 3]))
+        };
+
+        while samples(&lab)[0].0 < 3 {
+            tap.send(&frame(mac(1), mac(9), 64, 7));
+            receive_own(&mut lab.guests[0]);
+        }
+
+        let [(_, longest_ns), residence, wakeup] = samples(&lab);
+        assert!((1..=start.elapsed().as_nanos() as u64).contains(&longest_ns), "{longest_ns} ns");
+        assert_eq!(((0, 0), (0, 0)), (residence, wakeup));
     });
 }
 

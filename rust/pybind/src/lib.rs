@@ -5,11 +5,12 @@
 
 use pyo3::prelude::*;
 use vbnet_core::fastcall::{FastcallCounter, ServiceCounter};
+use vbnet_core::guest::stack::StackStats;
 use vbnet_core::guest::traffic::{SinkStats, SourceStats};
 use vbnet_core::net::switch::SwitchCounter;
 use vbnet_core::port::PortCounter;
 use vbnet_core::port::latency::PortLatency;
-use vbnet_core::signals::{LineCounter, OutboxCounter, WakeupLatency};
+use vbnet_core::signals::{LineCounter, OutboxCounter, OutboxLatency, WakeupLatency};
 use vbnet_core::timer::agenda::TimerCounter;
 use vbnet_core::virtio::blk::BlkCounter;
 use vbnet_core::virtio::device::{Transport, VirtioCounter};
@@ -96,7 +97,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("TIMER_COUNTERS", TimerCounter::NAMES.to_vec())?;
     module.add("PORT_COUNTERS", PortCounter::NAMES.to_vec())?;
     module.add("PORT_LATENCIES", PortLatency::NAMES.to_vec())?;
+    module.add("OUTBOX_LATENCIES", OutboxLatency::NAMES.to_vec())?;
     module.add("SIGNAL_LATENCIES", WakeupLatency::NAMES.to_vec())?;
+    module.add("STACK_COUNTERS", StackStats::NAMES.to_vec())?;
     module.add("TRAFFIC_SOURCE_COUNTERS", SourceStats::NAMES.to_vec())?;
     module.add("TRAFFIC_SINK_COUNTERS", SinkStats::NAMES.to_vec())?;
     module.add("WORKER_COUNTERS", WorkerCounter::NAMES.to_vec())?;

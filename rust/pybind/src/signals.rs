@@ -55,9 +55,16 @@ impl Signals {
     }
 
     fn route_to_apic(&self, py: Python<'_>, line: u64, apics: &Apics, vcpu: usize, vector: u32) -> PyResult<()> {
-        let apic = apics.inner.0.get(vcpu).cloned();
+        let apic = apics.inner.vcpu(vcpu);
         let apic = apic.ok_or_else(|| raise_plain(py, "NotFoundError", &format!("there is no vCPU {vcpu}")))?;
         py.detach(|| self.inner.route_to_apic(LineId(line), apic, vector)).or_raise(py)
+    }
+
+    /// Emulates controllers of a guest, one vCPU for each doorbell.
+    fn apics(&self, py: Python<'_>, guest: &str, call_fds: Vec<RawFd>) -> PyResult<Apics> {
+        let bell = |fd| duplicate(py, fd).map(Doorbell::from_fd);
+        let bells = call_fds.into_iter().map(bell).collect::<PyResult<Vec<_>>>()?;
+        Ok(Apics { inner: Arc::new(self.inner.apics(guest, bells)) })
     }
 
     fn route_nowhere(&self, py: Python<'_>, line: u64) -> PyResult<()> {
@@ -249,14 +256,6 @@ pub(crate) struct Apics {
 
 #[pymethods]
 impl Apics {
-    /// One vCPU for each doorbell.
-    #[new]
-    fn new(py: Python<'_>, call_fds: Vec<RawFd>) -> PyResult<Self> {
-        let apic = |fd| Ok::<_, PyErr>(Arc::new(core::Apic::new(Doorbell::from_fd(duplicate(py, fd)?))));
-        let vcpus = call_fds.into_iter().map(apic).collect::<PyResult<Vec<_>>>()?;
-        Ok(Self { inner: Arc::new(core::Apics(vcpus)) })
-    }
-
     /// Has urgent signals raise the threads that serve them; no coordinator: no more.
     #[pyo3(signature = (coordinator = None, member = 0))]
     fn boost(&self, py: Python<'_>, coordinator: Option<&SchedCoordinator>, member: u64) -> PyResult<()> {

@@ -9,10 +9,10 @@ from vbnet import _native
 from vbnet.bus.kinds import Catalogue, Kind, discover
 from vbnet.devices.fastcall.metrics import SERVICE, SLOT
 from vbnet.devices.intc.metrics import LATENCY as SIGNAL_LATENCY
-from vbnet.devices.intc.metrics import OUTBOX, SIGNAL
+from vbnet.devices.intc.metrics import OUTBOX, OUTBOX_LATENCY, SIGNAL
 from vbnet.devices.sched.metrics import SCHED
 from vbnet.devices.timer.metrics import TIMER
-from vbnet.devices.venet.metrics import LATENCY, PORT, SINK, SOURCE
+from vbnet.devices.venet.metrics import LATENCY, PORT, SINK, SOURCE, STACK
 from vbnet.errors import UsageError
 from vbnet.hostnode.metrics import CAPTURE, SWITCH, VHOST_USER, WORKER
 from vbnet.metric import HISTOGRAM_WORDS, Metric, MetricBlock, MetricCatalogue, MetricKind
@@ -25,6 +25,7 @@ from vbnet.telemetry.catalogue import installed, known
         (_native.PORT_COUNTERS, PORT),
         (_native.PORT_LATENCIES, LATENCY),
         (_native.SIGNAL_LATENCIES, SIGNAL_LATENCY),
+        (_native.STACK_COUNTERS, STACK),
         (_native.TRAFFIC_SOURCE_COUNTERS, SOURCE),
         ([*_native.TRAFFIC_SINK_COUNTERS, "latency"], SINK),
         (_native.SWITCH_COUNTERS, SWITCH),
@@ -33,6 +34,7 @@ from vbnet.telemetry.catalogue import installed, known
         (_native.VHOST_USER_COUNTERS, VHOST_USER),
         (_native.LINE_COUNTERS, SIGNAL),
         (_native.OUTBOX_COUNTERS, OUTBOX),
+        (_native.OUTBOX_LATENCIES, OUTBOX_LATENCY),
         (_native.TIMER_COUNTERS, TIMER),
         (_native.SCHED_COUNTERS, SCHED),
         (_native.FASTCALL_COUNTERS, SLOT),

@@ -243,11 +243,8 @@ class IntcConnection(Connection):
 
     def _start_trapped(self, lines: list[SharedRegion]) -> bytes:
         """Emulate a controller a vCPU, whose interrupt line is the call doorbell of its lowest level."""
-        from vbnet._native import Apics  # noqa: PLC0415 - hosts without emulated controllers do without
-
-        apics = Apics([region.signal.call_fd for region in lines if region.signal is not None])
-        self._signals.attach_apics(self.guest, apics)
-        self._traps = apics.handler()
+        fds = [region.signal.call_fd for region in lines if region.signal is not None]
+        self._traps = self._signals.attach_apics(self.guest, fds).handler()
         return wire.MODE.pack(wire.TRAPPED)
 
     def _trap(self, function: int, data: bytes) -> bytes:

@@ -95,7 +95,8 @@ LATENCY: Final = MetricBlock(
             f"priority_{priority}": Metric(
                 "vbnet_signal_wakeup_latency_seconds",
                 "seconds",
-                "From the raise that rang a doorbell to the guest's first look, over all vCPUs.",
+                "From the raise that rang a doorbell to the guest's first look, over all vCPUs; of an emulated "
+                "controller, to its acknowledge.",
                 MetricKind.HISTOGRAM,
                 {"priority": str(priority)},
                 per_unit=SECOND_NS,
@@ -113,4 +114,26 @@ LATENCY: Final = MetricBlock(
 )
 """One guest's interrupt controller, timed."""
 
-BLOCKS: Final = (SIGNAL, OUTBOX, LATENCY)
+OUTBOX_LATENCY: Final = MetricBlock(
+    "outbox_latency",
+    ("guest",),
+    {
+        "wakeup": Metric(
+            "vbnet_outbox_wakeup_latency_seconds",
+            "seconds",
+            "From a guest's ring of its outbox's doorbell to the host's first look.",
+            MetricKind.HISTOGRAM,
+            per_unit=SECOND_NS,
+        ),
+        "impossible": Metric(
+            "vbnet_outbox_stamp_drop_total",
+            "stamps",
+            "Stamps of a guest's outbox that were not believed.",
+            fixed={"reason": "impossible"},
+            detail="of the future, or older than 10 s",
+        ),
+    },
+)
+"""One guest's outbox, timed: each ring that woke the host."""
+
+BLOCKS: Final = (SIGNAL, OUTBOX, LATENCY, OUTBOX_LATENCY)

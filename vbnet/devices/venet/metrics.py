@@ -12,7 +12,7 @@ from vbnet._native import FAULT_REASONS
 from vbnet.metric import Metric, MetricBlock, MetricKind
 from vbnet.units import SECOND_NS
 
-__all__ = ["BLOCKS", "LATENCY", "PORT", "SINK", "SOURCE"]
+__all__ = ["BLOCKS", "LATENCY", "PORT", "SINK", "SOURCE", "STACK"]
 
 _NOT_GIVEN: Final = {
     "no_room": "the guest had posted no buffer, or the TAP's queue was full",
@@ -138,6 +138,13 @@ LATENCY: Final = MetricBlock(
         "receive_residence": _residence("receive", "from the worker's return of a buffer to the guest's taking"),
         "host_wakeup": _wakeup("host", "the worker's, by a guest that sends"),
         "guest_wakeup": _wakeup("guest", "the guest's, by frames for it or slots that came back"),
+        "service": Metric(
+            "vbnet_device_service_seconds",
+            "seconds",
+            "How long a worker's turn that found frames of this device took, until their receivers were told; samples.",
+            MetricKind.HISTOGRAM,
+            per_unit=SECOND_NS,
+        ),
         "impossible": Metric(
             "vbnet_stamp_drop_total",
             "stamps",
@@ -147,7 +154,8 @@ LATENCY: Final = MetricBlock(
         ),
     },
 )
-"""The rings of one port, timed: one slot in 1024, and every publish that wakes somebody."""
+"""One port, timed. Rings of venet: one slot in 1024, and every publish that wakes somebody. Turns of any port: one in
+256 of its worker's, and the first after a sleep."""
 
 
 def _sent(name: str, unit: str, explanation: str) -> Metric:
@@ -220,4 +228,40 @@ SINK: Final = MetricBlock(
 )
 """What a traffic guest receives; written by the guest's own process."""
 
-BLOCKS: Final = (PORT, LATENCY, SOURCE, SINK)
+STACK: Final = MetricBlock(
+    "stack",
+    ("guest",),
+    {
+        "rx_frames": Metric("vbnet_stack_receive_packets_total", "packets", "Frames that a small IP host took."),
+        "rx_bytes": Metric("vbnet_stack_receive_bytes_total", "bytes", "Their bytes."),
+        "tx_frames": Metric("vbnet_stack_transmit_packets_total", "packets", "Frames that a small IP host sent."),
+        "tx_bytes": Metric("vbnet_stack_transmit_bytes_total", "bytes", "Their bytes."),
+        "tx_drops_no_room": Metric(
+            "vbnet_stack_transmit_drop_total",
+            "packets",
+            "Frames that a small IP host could not send.",
+            fixed={"reason": "no_room"},
+            detail="its ring was full",
+        ),
+        "pings_answered": Metric("vbnet_stack_pings_total", "pings", "Echo requests answered."),
+        "udp_datagrams": Metric("vbnet_stack_udp_datagrams_total", "datagrams", "UDP datagrams echoed or discarded."),
+        "tcp_connections": Metric("vbnet_stack_tcp_connections_total", "connections", "TCP connections accepted."),
+        "tcp_open": Metric(
+            "vbnet_stack_tcp_open_connections", "connections", "TCP connections there are now.", MetricKind.GAUGE
+        ),
+        "tcp_refused": Metric(
+            "vbnet_stack_tcp_drop_total",
+            "connections",
+            "TCP connections refused.",
+            fixed={"reason": "too_many"},
+            detail="as many as may be were open",
+        ),
+        "tcp_bytes": Metric("vbnet_stack_tcp_bytes_total", "bytes", "Bytes echoed, discarded or sunk by TCP services."),
+        "http_requests": Metric(
+            "vbnet_stack_http_requests_total", "requests", "HTTP requests answered, whatever the status."
+        ),
+    },
+)
+"""What a small IP host does; written by its own process."""
+
+BLOCKS: Final = (PORT, LATENCY, SOURCE, SINK, STACK)

@@ -31,7 +31,7 @@ use crate::shm::intc::{LEVEL_BYTES, LevelMemory, PRIORITIES};
 use crate::shm::layout::FASTCALL_SLOT_BYTES;
 use crate::shm::layout::RAM_HEADER_BYTES;
 use crate::shm::region::{RAM_MIN, Ram};
-use crate::signals::apic::{self, Apic, Apics};
+use crate::signals::apic::{self, Apics};
 use crate::signals::{LevelPart, Line, LineCounter, SignalTable};
 use crate::worker::watchdog::{Ringer, Watchdog};
 
@@ -437,11 +437,12 @@ pub fn end_cost(cores: Cores, ending: Ending, rate: u64, length: Duration) -> Re
             }
             Ending::Trapped => {
                 let bell = copy(&bench.bells[0])?;
-                let apic = Arc::new(Apic::new(copy(&bell)?));
+                let apics = bench.table.apics("bench", [copy(&bell)?]);
+                let apic = apics.vcpu(0).ok_or(Error::Closed("the vCPU"))?;
                 for (line, vector) in lines.iter().zip(0..) {
                     bench.table.route_to_apic(line.id(), apic.clone(), vector)?;
                 }
-                let (caller, service) = trap_line(apic)?;
+                let (caller, service) = trap_line(apics)?;
                 let board = board.clone();
                 thread::spawn(move || {
                     let served =
@@ -541,8 +542,8 @@ fn end_by_trap(bell: &Doorbell, caller: &FastCaller, board: &Board) -> Served {
     served
 }
 
-/// A fastcall slot whose calls end up at `apic`.
-fn trap_line(apic: Arc<Apic>) -> Result<(FastCaller, Service)> {
+/// A fastcall slot whose calls end up at `apics`.
+fn trap_line(apics: Apics) -> Result<(FastCaller, Service)> {
     let service = Service::start(Arc::new(CounterFile::create(None, COUNTER_BYTES)?))?;
     let ram = Ram::create("vbnet-bench", RAM_MIN)?;
     let (kick, call) = (Doorbell::create()?, Doorbell::create()?);
@@ -555,6 +556,6 @@ fn trap_line(apic: Arc<Apic>) -> Result<(FastCaller, Service)> {
         call: copy(&call)?,
     };
     service.attach(APIC_SESSION, parts, SlotParams::default(), "guest=bench")?;
-    service.register(APIC_SESSION, APIC_DEVICE, Arc::new(Apics(vec![apic])))?;
+    service.register(APIC_SESSION, APIC_DEVICE, Arc::new(apics))?;
     Ok((FastCaller::new(caller, kick, call, TRAP_SPIN_US), service))
 }

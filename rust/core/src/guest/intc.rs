@@ -243,6 +243,7 @@ impl Outbox {
     /// The doorbell is no eventfd.
     pub fn raise(&self, number: u32) -> Result<bool> {
         if self.raiser.raise(number) == Raised::Asleep {
+            self.raiser.ringing(monotonic_ns());
             self.kick.ring()?;
             return Ok(true);
         }

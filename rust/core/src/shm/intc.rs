@@ -476,6 +476,11 @@ impl Taker {
         self.listener.answer(now_ns);
     }
 
+    /// How long ago the doorbell was rung for the sleep that it ended; once for each.
+    pub fn woken_after(&self, now_ns: impl FnOnce() -> u64) -> Age {
+        self.listener.woken_after(now_ns)
+    }
+
     /// No doorbell is wanted: the taker is awake, or holds this level back.
     pub fn disarm(&self) {
         self.listener.mask();

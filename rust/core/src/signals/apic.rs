@@ -20,9 +20,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use rustix::io::Errno;
 
 use super::controller::WakeHook;
+use super::latency::WakeupTimes;
 use crate::fastcall::{FastHandler, Refusal};
+use crate::guest::clock::monotonic_ns;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::intc::{PRIORITIES, VECTORS};
+use crate::shm::stamp::Age;
 
 const WORDS: usize = VECTORS as usize / 64;
 
@@ -37,6 +40,8 @@ pub struct Interrupt {
 
 /// Request and service registers of one vCPU.
 struct Pins {
+    /// The priority that the doorbell was rung for, and when; until the vCPU acknowledges.
+    rung: Option<(u32, u64)>,
     requested: [[u64; WORDS]; PRIORITIES as usize],
     in_service: [Option<u32>; PRIORITIES as usize],
     is_asserted: bool,
@@ -45,6 +50,7 @@ struct Pins {
 impl Default for Pins {
     fn default() -> Self {
         Self {
+            rung: None,
             requested: [[0; WORDS]; PRIORITIES as usize],
             in_service: [None; PRIORITIES as usize],
             is_asserted: false,
@@ -93,13 +99,14 @@ pub struct Apic {
     pins: Mutex<Box<Pins>>,
     pub(crate) bell: Doorbell,
     told: RwLock<Option<Told>>,
+    /// By priority.
+    times: Arc<WakeupTimes>,
 }
 
 impl Apic {
     /// One vCPU, whose guest waits on `bell`.
-    #[must_use]
-    pub fn new(bell: Doorbell) -> Self {
-        Self { pins: Mutex::default(), bell, told: RwLock::new(None) }
+    pub(crate) fn new(bell: Doorbell, times: Arc<WakeupTimes>) -> Self {
+        Self { pins: Mutex::default(), bell, told: RwLock::new(None), times }
     }
 
     fn pins(&self) -> MutexGuard<'_, Box<Pins>> {
@@ -130,6 +137,7 @@ impl Apic {
             return Requested::Later;
         }
         pins.is_asserted = true;
+        pins.rung = Some((priority, monotonic_ns()));
         Requested::Assert
     }
 
@@ -138,6 +146,9 @@ impl Apic {
     pub fn acknowledge(&self) -> Option<Interrupt> {
         let mut pins = self.pins();
         pins.is_asserted = false;
+        if let Some((priority, rung_ns)) = pins.rung.take() {
+            self.times.record(priority, Age::Nanoseconds(monotonic_ns().saturating_sub(rung_ns)));
+        }
         let (priority, word) = pins.next()?;
         let bit = pins.requested[priority][word].trailing_zeros();
         pins.requested[priority][word] &= pins.requested[priority][word] - 1;
@@ -159,23 +170,45 @@ impl Apic {
 }
 
 /// The vCPUs of one guest, as the fastcalls of its interrupt controller reach them.
-#[derive(Debug, Default)]
-pub struct Apics(pub Vec<Arc<Apic>>);
+#[derive(Debug)]
+pub struct Apics {
+    vcpus: Vec<Arc<Apic>>,
+    times: Arc<WakeupTimes>,
+}
 
 impl Apics {
+    /// One vCPU for each doorbell.
+    pub(crate) fn new(bells: impl IntoIterator<Item = Doorbell>, times: WakeupTimes) -> Self {
+        let times = Arc::new(times);
+        let vcpus = bells.into_iter().map(|bell| Arc::new(Apic::new(bell, times.clone()))).collect();
+        Self { vcpus, times }
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn vcpu(&self, number: usize) -> Option<Arc<Apic>> {
+        self.vcpus.get(number).cloned()
+    }
+
     /// Has `hook` told of requests from now on; `None`: nobody.
     pub fn set_hook(&self, hook: Option<&Arc<dyn WakeHook>>) {
-        for (vcpu, apic) in (0..).zip(&self.0) {
+        for (vcpu, apic) in (0..).zip(&self.vcpus) {
             let told = hook.map(|hook| Told { hook: hook.clone(), vcpu });
             *apic.told.write().unwrap_or_else(PoisonError::into_inner) = told;
         }
     }
 }
 
+impl Drop for Apics {
+    fn drop(&mut self) {
+        self.times.close();
+    }
+}
+
 impl FastHandler for Apics {
     fn call(&self, function: u32, data: &[u8], answer: &mut [u8]) -> std::result::Result<usize, Refusal> {
         let vcpu = <[u8; 4]>::try_from(data).map(u32::from_le_bytes).ok();
-        let Some(apic) = vcpu.and_then(|vcpu| self.0.get(vcpu as usize)) else {
+        let Some(apic) = vcpu.and_then(|vcpu| self.vcpus.get(vcpu as usize)) else {
             return Err(Refusal::new(Errno::INVAL, "acknowledge and end take the number of a vCPU, four bytes"));
         };
         match function {
@@ -202,10 +235,13 @@ impl fmt::Debug for Apic {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::latency::WakeupLatency;
     use super::*;
+    use crate::shm::counters::CounterFile;
+    use crate::shm::histogram;
 
     fn apic() -> Apic {
-        Apic::new(Doorbell::create().unwrap())
+        Apic::new(Doorbell::create().unwrap(), Arc::default())
     }
 
     #[test]
@@ -245,19 +281,40 @@ mod tests {
 
     #[test]
     fn hook_is_told_of_what_is_new_also_while_the_doorbell_is_asserted_and_under_its_vcpus_number() {
-        let apics = Apics(vec![Arc::new(apic()), Arc::new(apic())]);
+        let apics = Apics::new((0..2).map(|_| Doorbell::create().unwrap()), WakeupTimes::default());
         let notes = Arc::new(Notes::default());
         let hook: Arc<dyn WakeHook> = notes.clone();
 
-        apics.0[1].raise(7, 9);
+        apics.vcpus[1].raise(7, 9);
         apics.set_hook(Some(&hook));
         for (vcpu, priority, vector) in [(0, 2, 1), (0, 2, 1), (0, 6, 2), (1, 5, 3)] {
-            apics.0[vcpu].raise(priority, vector);
+            apics.vcpus[vcpu].raise(priority, vector);
         }
         apics.set_hook(None);
-        apics.0[0].raise(7, 4);
+        apics.vcpus[0].raise(7, 4);
 
         assert_eq!(vec![(0, 2), (0, 6), (1, 5)], *notes.0.lock().unwrap());
+    }
+
+    #[test]
+    fn acknowledge_of_a_rung_doorbell_is_timed_once_at_the_priority_it_was_rung_for() {
+        let file = CounterFile::create(None, 1 << 17).unwrap();
+        let block = file.allocate("signal_latency", "", WakeupLatency::WORDS).unwrap();
+        let apics = Apics::new([Doorbell::create().unwrap()], WakeupTimes::new(Some(block)));
+        let apic = apics.vcpu(0).unwrap();
+        let samples = || {
+            let blocks = file.reader().blocks();
+            blocks.first().map(|found| [2, 5].map(|priority| found.values[priority * histogram::WORDS]))
+        };
+
+        let _ = apic.acknowledge();
+        apic.raise(2, 1);
+        apic.raise(5, 2);
+        let _ = (apic.acknowledge(), apic.end(), apic.acknowledge(), apic.end());
+        let timed = samples();
+        drop(apics);
+
+        assert_eq!((Some([1, 0]), None), (timed, samples()), "and nothing is left when the guest has gone");
     }
 
     #[test]

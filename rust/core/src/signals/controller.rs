@@ -15,14 +15,12 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use super::latency::WakeupTimes;
 use super::line::{Line, LineCounter, Outcome};
 use crate::error::Fault;
 use crate::guest::clock::monotonic_ns;
-use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
-use crate::shm::histogram::{self, Recorder};
 use crate::shm::intc::{LevelMemory, LevelSnapshot, PRIORITIES, Raised, Raiser, Way};
-use crate::shm::stamp::Age;
 use crate::worker::watchdog::Ringer;
 
 /// Most vCPUs of one controller.
@@ -52,39 +50,11 @@ struct Level {
     rung_for: Mutex<Weak<Line>>,
 }
 
-/// How long a guest's levels took to be woken: one histogram a priority, over all vCPUs, then what cannot be believed.
-pub struct WakeupLatency;
-
-impl WakeupLatency {
-    /// Names of what is in a block, in their order: a histogram a priority, and a count of impossible answers.
-    pub const NAMES: [&'static str; 9] = [
-        "priority_0",
-        "priority_1",
-        "priority_2",
-        "priority_3",
-        "priority_4",
-        "priority_5",
-        "priority_6",
-        "priority_7",
-        "impossible",
-    ];
-    /// Where the count of impossible answers is, behind the histograms.
-    pub const IMPOSSIBLE: usize = PRIORITIES as usize * histogram::WORDS;
-    /// Words of a block.
-    pub const WORDS: usize = Self::IMPOSSIBLE + 1;
-
-    /// Where the histogram of a priority begins.
-    #[must_use]
-    pub const fn start(priority: u32) -> usize {
-        priority as usize * histogram::WORDS
-    }
-}
-
 /// One guest's interrupt controller, as the host holds it.
 pub struct Controller {
     guest: String,
-    /// A block of [`WakeupLatency::WORDS`] words. Whoever rings writes, one at a time.
-    latencies: Option<Mutex<Block>>,
+    /// By priority.
+    times: WakeupTimes,
     vcpus: Vec<[Level; PRIORITIES as usize]>,
     is_blocked: AtomicBool,
     is_gone: AtomicBool,
@@ -112,7 +82,7 @@ pub struct LevelStatus {
 }
 
 impl Controller {
-    pub(crate) fn new(guest: String, vcpus: Vec<[LevelPart; PRIORITIES as usize]>, latencies: Option<Block>) -> Self {
+    pub(crate) fn new(guest: String, vcpus: Vec<[LevelPart; PRIORITIES as usize]>, times: WakeupTimes) -> Self {
         let level = |part: LevelPart| Level {
             spurious_seen: AtomicU64::new(part.memory.spurious()),
             raiser: Raiser::new(part.memory, Way::ToGuest),
@@ -122,7 +92,7 @@ impl Controller {
         };
         Self {
             guest,
-            latencies: latencies.map(Mutex::new),
+            times,
             vcpus: vcpus.into_iter().map(|parts| parts.map(level)).collect(),
             is_blocked: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
@@ -171,6 +141,7 @@ impl Controller {
     /// Nothing is delivered any more.
     pub(crate) fn retire(&self) {
         self.is_gone.store(true, Ordering::Relaxed);
+        self.times.close();
     }
 
     pub(crate) fn raise(&self, line: &Arc<Line>, vcpu: u32, vector: u32, ringer: &Ringer) -> Result<Delivery, Fault> {
@@ -205,7 +176,7 @@ impl Controller {
                 }
                 level.settle(Some(line));
                 level.rung_device.store(line.device_key(), Ordering::Relaxed);
-                self.record(priority, level.raiser.ringing(monotonic_ns()));
+                self.times.record(priority, level.raiser.ringing(monotonic_ns()));
                 if let Err(fault) = ringer.ring(&level.bell) {
                     line.add(LineCounter::Blocked);
                     self.is_blocked.store(true, Ordering::Relaxed);
@@ -223,24 +194,7 @@ impl Controller {
         let now_ns = monotonic_ns();
         for (priority, level) in self.vcpus.iter().flat_map(|levels| (0..).zip(levels)) {
             level.settle(None);
-            self.record(priority, level.raiser.heard_after(now_ns));
-        }
-    }
-
-    fn record(&self, priority: u32, age: Age) {
-        let Some(block) = &self.latencies else { return };
-        if age == Age::Unknown {
-            return;
-        }
-        let block = block.lock().unwrap_or_else(PoisonError::into_inner);
-        match age {
-            Age::Nanoseconds(age_ns) => {
-                let words = block.values().get(WakeupLatency::start(priority)..);
-                if let Some(recorder) = words.and_then(Recorder::new) {
-                    recorder.record(age_ns, 1);
-                }
-            }
-            _ => block.add(WakeupLatency::IMPOSSIBLE, 1),
+            self.times.record(priority, level.raiser.heard_after(now_ns));
         }
     }
 }

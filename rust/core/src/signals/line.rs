@@ -410,6 +410,7 @@ mod tests {
     use crate::shm::counters::CounterFile;
     use crate::shm::intc::{LevelMemory, Taker, Way};
     use crate::signals::controller::LevelPart;
+    use crate::signals::latency::WakeupTimes;
     use crate::worker::watchdog::Watchdog;
 
     fn line() -> Arc<Line> {
@@ -425,7 +426,7 @@ mod tests {
             memory: if priority == 0 { memory.clone() } else { LevelMemory::on_heap() },
             bell: Doorbell::create().unwrap(),
         };
-        let controller = Controller::new("g".to_owned(), vec![std::array::from_fn(part)], None);
+        let controller = Controller::new("g".to_owned(), vec![std::array::from_fn(part)], WakeupTimes::default());
         (Arc::new(controller), Taker::new(memory, Way::ToGuest))
     }
 

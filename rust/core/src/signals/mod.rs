@@ -21,7 +21,9 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::fs::{FileType, fstat, readlink};
 
 pub use self::apic::{Apic, Apics, Interrupt};
-pub use self::controller::{Controller, LevelPart, LevelStatus, VCPUS_MAX, WakeHook, WakeupLatency};
+pub use self::controller::{Controller, LevelPart, LevelStatus, VCPUS_MAX, WakeHook};
+use self::latency::WakeupTimes;
+pub use self::latency::{OutboxLatency, WakeupLatency};
 pub use self::line::{Caller, Line, LineCounter, LineId, Outcome, Target};
 use self::service::{Command, Grants, Held, Outbox, Service};
 pub use self::service::{OutboxCounter, SignalEvent};
@@ -33,6 +35,7 @@ use crate::shm::labels;
 
 pub mod apic;
 pub(crate) mod controller;
+pub(crate) mod latency;
 pub(crate) mod line;
 pub(crate) mod service;
 
@@ -340,10 +343,19 @@ impl SignalTable {
         let mut book = self.book()?;
         book.last_id += 1;
         let id = book.last_id;
-        let labels = labels::text(&[("guest", guest)]);
-        let latencies = self.counters.allocate_spare("signal_latency", &labels, WakeupLatency::WORDS);
-        book.controllers.insert(id, Arc::new(Controller::new(guest.to_owned(), vcpus, latencies)));
+        book.controllers.insert(id, Arc::new(Controller::new(guest.to_owned(), vcpus, self.wakeup_times(guest))));
         Ok(id)
+    }
+
+    fn wakeup_times(&self, guest: &str) -> WakeupTimes {
+        let labels = labels::text(&[("guest", guest)]);
+        WakeupTimes::new(self.counters.allocate_spare("signal_latency", &labels, WakeupLatency::WORDS))
+    }
+
+    /// Emulated controllers of a guest, one vCPU for each doorbell. They are the caller's; lines lead there by
+    /// [`Self::route_to_apic`].
+    pub fn apics(&self, guest: &str, bells: impl IntoIterator<Item = Doorbell>) -> Apics {
+        Apics::new(bells, self.wakeup_times(guest))
     }
 
     /// The controller of that number.
@@ -423,7 +435,9 @@ impl SignalTable {
     /// [`Error::Machine`]: no thread, descriptor or counters are left.
     pub fn outbox_attach(&self, guest: &str, memory: LevelMemory, kick: Doorbell) -> Result<u64> {
         let mut book = self.book()?;
-        let block = self.counters.allocate("outbox", &labels::text(&[("guest", guest)]), OutboxCounter::COUNT)?;
+        let labels = labels::text(&[("guest", guest)]);
+        let block = self.counters.allocate("outbox", &labels, OutboxCounter::COUNT)?;
+        let times = self.counters.allocate_spare("outbox_latency", &labels, OutboxLatency::WORDS);
         book.last_id += 1;
         let token = book.last_id;
         let grants = Grants::default();
@@ -432,6 +446,7 @@ impl SignalTable {
             kick,
             grants: grants.clone(),
             block,
+            times: WakeupTimes::new(times),
             is_active: false,
             last_work: Instant::now(),
         });

@@ -24,8 +24,10 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::time::Timespec;
 
+use super::latency::WakeupTimes;
 use super::line::{Line, LineId};
 use crate::error::{Error, Fault, Result};
+use crate::guest::clock::monotonic_ns;
 use crate::net::counters::counters;
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
@@ -110,6 +112,7 @@ pub(crate) struct Outbox {
     pub kick: Doorbell,
     pub grants: Grants,
     pub block: Block,
+    pub times: WakeupTimes,
     pub is_active: bool,
     pub last_work: Instant,
 }
@@ -323,6 +326,7 @@ impl Loop {
         match self.held.get(&token) {
             Some(Held::Outbox(outbox)) => {
                 outbox.block.add(OutboxCounter::Kicks as usize, 1);
+                outbox.times.record(0, outbox.taker.woken_after(monotonic_ns));
                 self.activate(token);
             }
             Some(Held::Source { file, is_socket, line }) => {

@@ -82,9 +82,8 @@ impl Prefilter {
 /// eight frames wait for those before them.
 #[inline]
 fn having_one(word: Word, starts: &[FrameStart]) -> u64 {
-    let bits = |starts: &[FrameStart]| {
-        starts.iter().rev().fold(0, |found, start| found << 1 | u64::from(word.is_in(start)))
-    };
+    let bits =
+        |starts: &[FrameStart]| starts.iter().rev().fold(0, |found, start| found << 1 | u64::from(word.is_in(start)));
     let (eights, rest) = starts.as_chunks::<8>();
     eights.iter().rev().fold(bits(rest), |found, eight| found << 8 | bits(eight))
 }

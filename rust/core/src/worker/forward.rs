@@ -24,11 +24,13 @@ use super::offloaded::{Scratch, give, scratch};
 use super::parking::Parking;
 use super::watchdog::Ringer;
 use super::watched::show_flooded;
+use crate::guest::clock::monotonic_ns;
 use crate::net::frame::{FrameStart, START_BYTES};
 use crate::net::mac_table::{PortSlot, Tick};
 use crate::net::offload::{Features, Request};
 use crate::net::switch::{RouteCache, Switch, Verdict};
 use crate::port::batch::{BATCH, Batch, Piece};
+use crate::port::latency::{Latencies, PortLatency};
 use crate::port::tap::{Received, TapPort};
 use crate::port::venet::VenetPort;
 use crate::port::vhost_user::{Rings, VhostUserPort};
@@ -36,11 +38,15 @@ use crate::port::{PortCounter, PortEvent, PortId, PortPart, PortStatus, Refusal}
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::line;
+use crate::shm::stamp::Age;
 use crate::watch::{Stage, Watches};
 
 /// Bytes of every receiver's buffer that are asked for as soon as it is claimed; the rest when its turn to be copied into
 /// is next, so that a batch of long frames does not push itself out of the first cache.
 const FIRST_LINES: u32 = 128;
+
+/// Turns with frames between two that are timed.
+const TURNS_UNTIMED: u32 = 256;
 
 /// What is behind a port. A port is boxed as a whole, and the common kind shall be in one piece with it.
 #[derive(Debug)]
@@ -65,6 +71,7 @@ pub(crate) struct Port {
     pub parking: Parking,
     pub end: End,
     pub block: Block,
+    pub latencies: Latencies,
     cache: RouteCache,
     /// It was given frames that it has not been told of.
     is_touched: bool,
@@ -93,6 +100,7 @@ impl Port {
             parking: Parking::new(0),
             end,
             block,
+            latencies: Latencies::default(),
             cache: RouteCache::default(),
             is_touched: false,
             is_tx_reported: false,
@@ -194,6 +202,10 @@ pub(crate) struct Plane<const COUNTS: bool> {
     pub(super) scratch: Box<Scratch>,
     /// Ports that were given frames since the last [`Self::flush`].
     pub(super) touched: Vec<PortSlot>,
+    /// The turn that is timed, until its receivers have been told: whose, and when it began.
+    timed: Option<(PortSlot, u64)>,
+    /// Turns with frames until one is timed.
+    untimed: u32,
     sink: EventSink,
 }
 
@@ -219,6 +231,8 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             batch: Batch::new(),
             scratch: scratch(),
             touched: Vec::new(),
+            timed: None,
+            untimed: 0,
             sink,
         }
     }
@@ -260,6 +274,33 @@ impl<const COUNTS: bool> Plane<COUNTS> {
 
     /// Takes frames from one port and moves them to others, up to its budget.
     pub(crate) fn turn(&mut self, slot: PortSlot) -> Turn {
+        if COUNTS && self.untimed == 0 && self.timed.is_none() {
+            return self.turn_timed(slot);
+        }
+        let turn = self.turn_at(slot);
+        self.untimed = self.untimed.saturating_sub(u32::from(turn.frames != 0));
+        turn
+    }
+
+    /// Notes when a turn began, if somebody was given what it found.
+    #[cold]
+    #[inline(never)]
+    fn turn_timed(&mut self, slot: PortSlot) -> Turn {
+        let begun_ns = monotonic_ns();
+        let turn = self.turn_at(slot);
+        if turn.frames != 0 {
+            self.untimed = TURNS_UNTIMED;
+            self.timed = (!self.touched.is_empty()).then_some((slot, begun_ns));
+        }
+        turn
+    }
+
+    /// The next turn that finds frames is timed, also if it is early for that: its port has slept.
+    pub(crate) const fn time_next(&mut self) {
+        self.untimed = 0;
+    }
+
+    fn turn_at(&mut self, slot: PortSlot) -> Turn {
         match port_at(&mut self.ports, slot) {
             Some(Port { end: End::Venet(_), .. }) => self.turn_rings(slot),
             Some(Port { end: End::Tap(_), .. }) => self.turn_tap(slot),
@@ -660,6 +701,11 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         }
         if self.watches.has_news() {
             self.watches.tell(&self.ringer);
+        }
+        if let Some((slot, begun_ns)) = self.timed.take()
+            && let Some(port) = port_at(&mut self.ports, slot)
+        {
+            port.latencies.record(PortLatency::Service, Age::Nanoseconds(monotonic_ns().saturating_sub(begun_ns)));
         }
     }
 
