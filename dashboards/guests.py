@@ -11,8 +11,11 @@ from vbnet.devices.echo.metrics import ECHO
 from vbnet.devices.fastcall.metrics import SLOT
 from vbnet.devices.sched.metrics import SCHED
 from vbnet.devices.state.metrics import STATE
+from vbnet.devices.venet.metrics import STACK
 from vbnet.devices.virtio.metrics import BLK, VIRTIO
 from vbnet.hostnode import metrics as host
+from vbnet.metric import MetricKind
+from vbnet.telemetry.own import PROGRAMS
 
 __all__ = ["GUESTS"]
 
@@ -20,6 +23,7 @@ HERE: Final = scope("guest")
 _GUEST: Final = "{{lab}} {{guest}}"
 _DEVICE: Final = "{{lab}} {{device}}"
 _STATE: Final = host.GUEST.values["state"]
+_STACK: Final = "a lab has stack guests"
 
 
 def _guest(name: str, how: str = "sum") -> Query:
@@ -130,6 +134,105 @@ _EACH: Final = Row(
             "At 1 opening is refused: the guest forgets to close.",
             limits=(0.8, 0.95),
             top=1,
+        ),
+    ],
+)
+
+_PROGRAMS: Final = Row(
+    "Guests' own programs",
+    [
+        Panel(
+            "Counted by programs",
+            [Query(HERE.programs(MetricKind.COUNTER), f"{_GUEST} {{{{metric}}}}")],
+            "Counters that guests' programs declare (`guest.counters`), a second, over all their labels.",
+            "What they mean is in the program; each is exported as `vbnet_guest_program_NAME_total`.",
+            width=8,
+            empty_until="a guest's program counts",
+        ),
+        Panel(
+            "Gauges of programs",
+            [Query(HERE.programs(MetricKind.GAUGE), f"{_GUEST} {{{{metric}}}}")],
+            "Gauges that guests' programs declare, as they are.",
+            "What they mean is in the program; each is exported as `vbnet_guest_program_NAME`.",
+            width=8,
+            empty_until="a guest's program has a gauge",
+        ),
+        Panel(
+            "Left out of what programs count",
+            [Query(HERE.rate(PROGRAMS, "lab", "reason"), "{{lab}}: {{reason}}")],
+            "What a guest's program wrote into its counters file and the exporter does not believe, at each scrape.",
+            "`conflict`: two guests declare one name differently. The others: the file is not written by "
+            "`guest.counters`, or its writer has a bug.",
+            width=8,
+        ),
+    ],
+)
+
+_STACKS: Final = Row(
+    "Small IP hosts",
+    [
+        Panel(
+            "Answered",
+            [
+                Query(HERE.rate(STACK.values[name], "lab", "guest").also_in("cps"), f"{_GUEST} {words}")
+                for name, words in (
+                    ("pings_answered", "pings"),
+                    ("http_requests", "HTTP"),
+                    ("udp_datagrams", "UDP"),
+                    ("tcp_connections", "TCP"),
+                )
+            ],
+            "Echo requests, HTTP requests, UDP datagrams and TCP connections that stack guests answered, a second.",
+            "None while others ask: is the guest's link up, and is its address the one that is asked?",
+            width=8,
+            empty_until=_STACK,
+        ),
+        Panel(
+            "Frames of small IP hosts",
+            [
+                Query(HERE.rate(STACK.values["rx_frames"], "lab", "guest"), f"{_GUEST} received"),
+                Query(HERE.rate(STACK.values["tx_frames"], "lab", "guest"), f"{_GUEST} sent"),
+            ],
+            "Frames that stack guests took and sent, as they count them themselves.",
+            "Less received than its port was given: the guests' thread does not keep up.",
+            width=8,
+            empty_until=_STACK,
+        ),
+        Panel(
+            "Bytes of small IP hosts",
+            [
+                Query(HERE.rate(STACK.values["rx_bytes"], "lab", "guest"), f"{_GUEST} received"),
+                Query(HERE.rate(STACK.values["tx_bytes"], "lab", "guest"), f"{_GUEST} sent"),
+                Query(HERE.rate(STACK.values["tcp_bytes"], "lab", "guest"), f"{_GUEST} by TCP services"),
+            ],
+            "Bytes of those frames, and bytes that TCP services echoed, discarded or sunk.",
+            "By frames it is the mean length.",
+            width=8,
+            empty_until=_STACK,
+        ),
+        Panel(
+            "TCP connections open",
+            [Query(HERE.total(STACK.values["tcp_open"], "lab", "guest"), _GUEST)],
+            "TCP connections that stack guests have now.",
+            "Growing without end: a client opens and does not close.",
+            empty_until=_STACK,
+        ),
+        Panel(
+            "Refused and not sent, by reason",
+            [
+                Query(
+                    HERE.rate(whole(STACK.values["tcp_refused"]), "lab", "guest", "reason").also_in("cps"),
+                    f"{_GUEST} TCP: {{{{reason}}}}",
+                ),
+                Query(
+                    HERE.rate(whole(STACK.values["tx_drops_no_room"]), "lab", "guest", "reason").also_in("cps"),
+                    f"{_GUEST} frames: {{{{reason}}}}",
+                ),
+            ],
+            "TCP connections that stack guests refused, and frames that they could not send.",
+            "too_many: spread the clients over more hosts. no_room: the switch's worker does not keep up.",
+            limits=(0.01, 0.01),
+            empty_until=_STACK,
         ),
     ],
 )
@@ -452,6 +555,6 @@ GUESTS: Final = Dashboard(
     "vbnet / Guests and devices",
     "How each guest is, what it asks of the host node, and what its devices do.",
     variables("guest"),
-    [_GLANCE, _EACH, _BUS, _DEVICES, _CALLS, _DISKS],
+    [_GLANCE, _EACH, _PROGRAMS, _STACKS, _BUS, _DEVICES, _CALLS, _DISKS],
     marks(scope()),
 )

@@ -17,7 +17,7 @@ from typing import Final
 from vbnet.bus.kinds import discover
 from vbnet.errors import UsageError
 from vbnet.hostnode.metrics import Labelled
-from vbnet.metric import Metric, MetricKind
+from vbnet.metric import PROGRAM_PREFIX, Metric, MetricKind
 from vbnet.telemetry.catalogue import known
 from vbnet.telemetry.own import OWN
 
@@ -288,6 +288,21 @@ class Scope:
         selector = self._selector(family, matchers, suffix=suffix)
         over = f"sum by ({', '.join(by)}) " if by else "sum"
         return Expr(f"{over}(rate({selector}[{self.window}]))", "cps", frozenset({family.name}))
+
+    def programs(self, kind: MetricKind) -> Expr:
+        """What guests' own programs count, for each guest and name (label ``metric``).
+
+        Counters are shown as how fast they grow, gauges as they are. Names are the programs' own, so nothing here can
+        know them: the end of a name becomes a label, before ``rate`` takes the name away.
+        """
+        is_counter = kind is MetricKind.COUNTER
+        which = "" if is_counter else ', __name__!~".+_total"'
+        ending = "_total" if is_counter else ""
+        common = "".join(f", {label}{matcher}" for label, matcher in self.matchers.items())
+        series = f'{{__name__=~"{PROGRAM_PREFIX}.+{ending}"{which}{common}}}'
+        named = f'label_replace({series}, "metric", "${{1}}", "__name__", "{PROGRAM_PREFIX}(.+?){ending}")'
+        values = f"rate({named}[{self.window}:])" if is_counter else named
+        return Expr(f"sum by (lab, guest, metric) ({values})", "cps" if is_counter else "short", frozenset())
 
     def label_values(self, asked: Asked | Iterable[Asked], label: str) -> str:
         """Return Grafana's query for what a label says."""

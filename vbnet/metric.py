@@ -28,11 +28,13 @@ from typing import Final
 
 from vbnet.errors import UsageError
 
-__all__ = ["HISTOGRAM_WORDS", "Metric", "MetricBlock", "MetricCatalogue", "MetricKind"]
+__all__ = ["HISTOGRAM_WORDS", "PROGRAM_PREFIX", "Metric", "MetricBlock", "MetricCatalogue", "MetricKind"]
 
 _NAME = re.compile(r"vbnet_[a-z][a-z0-9_]*\Z")
 _LABEL = re.compile(r"[a-z][a-z0-9_]*\Z")
 
+PROGRAM_PREFIX: Final = "vbnet_guest_program_"
+"""How metrics begin that guests' own programs declare (:mod:`vbnet.sharedmem.programs`), and no others."""
 HISTOGRAM_WORDS: Final = 596
 """Words of a histogram (``rust/core/src/shm/histogram.rs``): count, sum, smallest, largest, then its buckets."""
 
@@ -193,6 +195,8 @@ class MetricCatalogue:
 
     def _check(self, block: MetricBlock, metric: Metric) -> None:
         """Raise UsageError unless ``metric`` may join its family."""
+        if metric.name.startswith(PROGRAM_PREFIX):
+            raise UsageError(f"{metric.name}: names of guests' own programs are theirs alone", name=metric.name)
         first, example = self.families.get(metric.name, [(block, metric)])[0]
         if first.kind != block.kind:
             raise UsageError(f"{metric.name} is of blocks {first.kind!r} and {block.kind!r}", name=metric.name)

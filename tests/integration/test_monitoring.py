@@ -41,6 +41,7 @@ guests:
   deaf: {kind: python, run: "busy.py:deaf", nics: [{switch: lan}]}
   alice: {kind: python, run: "busy.py:alice", disks: [{image: disk.img}]}
   bob: {kind: python, run: "busy.py:bob"}
+  small: {kind: stack, nics: [{switch: lan, ip: 10.9.0.10/24}]}
 vhost-user:
   machine: {switch: lan}
 devices:

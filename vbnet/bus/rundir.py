@@ -5,7 +5,8 @@
                   events.sock    ZeroMQ PUB for whoever listens
                   vhost-user-PORT.sock   Unix STREAM for front ends of vhost-user
                   host.json      pid, start time, versions                host.lock    held while a host node runs
-                  counters/      one mapped file a process                logs/        one file a process
+                  counters/      one mapped file a process; in programs/ one a guest whose program counts
+                  logs/          one file a process
                   events.jsonl   the last events (events.1.jsonl: before) errors.log   distinct errors, mapped
 
 The folder is the access control: mode 0700, owned by the user who runs the node, never reached through a symbolic
@@ -22,6 +23,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 
@@ -160,6 +162,15 @@ class RunDir:
         return self.counters / f"process-{process}.counters"
 
     @property
+    def programs(self) -> Path:
+        """Folder of the counters files of guests' own programs."""
+        return self.counters / "programs"
+
+    def program_counters(self, guest: str) -> Path:
+        """What the program of the guest of this name counts; removed by the host when the guest has ended."""
+        return self.programs / f"{quote(guest, safe='')}.counters"
+
+    @property
     def logs(self) -> Path:
         """Folder of the log files."""
         return self.path / "logs"
@@ -200,7 +211,7 @@ class RunDir:
                 limit=_MAX_SOCKET_PATH_BYTES,
             )
         self.path.parent.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (self.path.parent, self.path, self.counters, self.logs):
+        for folder in (self.path.parent, self.path, self.counters, self.programs, self.logs):
             _make_private(folder)
 
     def check(self) -> None:
@@ -227,6 +238,7 @@ class RunDir:
             self.operate_socket,
             self.host_file,
             *self.path.glob(f"{_FRONT_END}*.sock"),
+            *self.programs.glob("*.counters"),
         ):
             stale.unlink(missing_ok=True)
         return lock

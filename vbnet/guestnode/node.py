@@ -50,6 +50,7 @@ from vbnet.units import SECOND_NS, seconds_to_ns
 
 if TYPE_CHECKING:
     from vbnet.sharedmem import Ram
+    from vbnet.sharedmem.programs import ProgramCounters
 
 __all__ = ["EventStream", "GuestNode", "GuestSession"]
 
@@ -80,6 +81,7 @@ class GuestNode:
         self, address: RunDir | TcpAddress, name: str, *, secrets: Secrets | None, deadline_s: float, clock: Clock
     ) -> None:
         self.name = name
+        self.run_dir = address if isinstance(address, RunDir) else None
         self.deadline_s = deadline_s
         self._clock = clock
         self._replies: Requests[HostBody] = Requests(clock)
@@ -395,6 +397,7 @@ class GuestSession:
         self.memory = Memory(0, 0)
         self._node = node
         self._ram: Ram | None = None
+        self._counters: ProgramCounters | None = None
         self._devices: dict[int, ProxyDevice] = {}
         self._drivers: dict[str, Driver] = {}
         self._bindings: dict[ProxyDevice, asyncio.Task[DriverInstance]] = {}
@@ -504,6 +507,29 @@ class GuestSession:
             raise _strange("List", result)
         return [(listed.dev_id, listed.type, listed.name) for listed in result]
 
+    @property
+    def counters(self) -> ProgramCounters:
+        """What the program in this guest counts, for the host's exporter: Prometheus sees it with the guest's name.
+
+            requests = guest.counters.counter("requests", help="Requests answered.")
+            requests.add()
+
+        Any thread may count; it costs no call. On another machine than the host, or in a sandbox that has only the
+        host's sockets, it is counted, and nobody sees it.
+
+        Raises:
+            ClosedError: the guest is closed.
+        """
+        if isinstance(self._end, ClosedError):
+            raise self._end
+        if self._counters is None:
+            from vbnet.sharedmem.programs import ProgramCounters  # noqa: PLC0415 - most guests count nothing
+
+            run_dir = self._node.run_dir
+            place = None if run_dir is None else run_dir.program_counters(self.name)
+            self._counters = ProgramCounters(place if place and place.parent.is_dir() else None)
+        return self._counters
+
     def events(self) -> EventStream:
         """A stream of everything that happens from now on."""
         stream = EventStream()
@@ -544,6 +570,8 @@ class GuestSession:
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._node.discard(self.sid)
+        if self._counters is not None:
+            self._counters.close()
         if self._ram is not None:
             ram, self._ram = self._ram, None
             ram.close()

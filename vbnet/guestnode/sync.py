@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vbnet.bus.closing import Closing
 from vbnet.bus.limits import DEFAULT_RAM_BYTES, REQUEST_DEADLINE_S
@@ -24,6 +24,9 @@ from vbnet.errors import DeadlineError, VbnetError
 from vbnet.guestnode.driver import Driver
 from vbnet.guestnode.node import GuestNode, GuestSession
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice, SharedSignal
+
+if TYPE_CHECKING:
+    from vbnet.sharedmem.programs import ProgramCounters
 
 __all__ = ["Guest", "SyncOpenDevice"]
 
@@ -141,6 +144,11 @@ class Guest(Closing):
     def disk(self, name: str = "virtio:2", timeout: float | None = None) -> Any:  # noqa: ANN401
         """The disk ``name`` as a file: ``read``, ``write``, ``seek``, ``flush``, ``discard``."""
         return self._thread.run(self._session.disk(name, timeout))
+
+    @property
+    def counters(self) -> ProgramCounters:
+        """What the program in this guest counts, for the host's exporter: see ``GuestSession.counters``."""
+        return self._session.counters
 
     def list_devices(self) -> list[tuple[int, str, str]]:
         """Ask the host what is on the bus: dev-id, ABI type and name of each."""

@@ -126,7 +126,7 @@ class HostNode:
             options.limits,
             self.tally,
             self._bells,
-            attach_path=options.run_dir.attach_socket,
+            run_dir=options.run_dir,
         )
         self._wedges = WedgeWatch(lambda guest: wedged_levels(signals, guest), self.publish)
         self._stopped = asyncio.Event()

@@ -23,6 +23,7 @@ from vbnet.bus import messages
 from vbnet.bus.handles import HandleTable
 from vbnet.bus.limits import RAM_HEADER_BYTES, SIGNAL_BYTES, Limits
 from vbnet.bus.model import Slot
+from vbnet.bus.rundir import RunDir
 from vbnet.bus.transport import Delivery, ZmqPort
 from vbnet.clock import Clock
 from vbnet.errors import (
@@ -592,7 +593,7 @@ class SessionBook:
         limits: bounds of a session.
         tally: counts.
         bells: rings guests' doorbells.
-        attach_path: of the attach socket, told to guests.
+        run_dir: of this host, with the attach socket, told to guests, and files of theirs.
     """
 
     def __init__(
@@ -603,7 +604,7 @@ class SessionBook:
         tally: Tally,
         bells: Bells,
         *,
-        attach_path: Path,
+        run_dir: RunDir,
     ) -> None:
         self.services = services
         self.clock = services.clock
@@ -611,7 +612,8 @@ class SessionBook:
         self.limits = limits
         self.tally = tally
         self.bells = bells
-        self._attach_path = str(attach_path)
+        self._run_dir = run_dir
+        self._attach_path = str(run_dir.attach_socket)
         self._sessions: dict[str, Session] = {}
         self._tokens: dict[bytes, tuple[Session, int]] = {}
 
@@ -712,6 +714,8 @@ class SessionBook:
             session.ram.close()
             session.ram = None
         self.tally.guests.leave(session.name)
+        with contextlib.suppress(OSError):  # a folder that somebody took away has no file either
+            self._run_dir.program_counters(session.name).unlink(missing_ok=True)
         self.plugboard.model.leave(session.bus, session)
         self.plugboard.joined(session.bus, -1)
         if self.plugboard.model.is_private(session.bus):

@@ -26,6 +26,7 @@ from vbnet.telemetry.catalogue import Known, installed
 from vbnet.telemetry.families import Family, HistogramSample, Sample, families
 from vbnet.telemetry.node import counters_files, read_facts, read_files
 from vbnet.telemetry.own import own_families
+from vbnet.telemetry.programs import program_families, read_programs
 
 __all__ = ["Collector", "read_families"]
 
@@ -42,6 +43,7 @@ class Collector(PrometheusCollector):
         self._run_dir = run_dir
         self._known = known
         self._errors: Counter[str] = Counter()
+        self._program_drops: Counter[str] = Counter()
 
     def describe(self) -> list[PrometheusFamily]:
         """Nothing: a registry need not read the node to let the collector in."""
@@ -57,7 +59,10 @@ class Collector(PrometheusCollector):
         facts = read_facts(self._run_dir)
         blocks, files = read_files(counters_files(self._run_dir))
         self._errors.update(file.skipped for file in files if file.skipped)
-        yield from own_families(facts, files, self._errors, known.problems)
+        programs = read_programs(self._run_dir)
+        self._program_drops.update(programs.drops)
+        yield from own_families(facts, files, self._errors, known.problems, programs=self._program_drops)
+        yield from program_families(programs)
         yield from map(_prometheus, families(blocks, known.metrics))
 
 

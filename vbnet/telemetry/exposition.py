@@ -24,6 +24,7 @@ from vbnet.telemetry.catalogue import Known, installed
 from vbnet.telemetry.families import bucket_edges
 from vbnet.telemetry.node import FileFacts, counters_files, read_facts
 from vbnet.telemetry.own import ServerCounts, own_families
+from vbnet.telemetry.programs import program_families, read_programs
 
 __all__ = ["Exposition", "Format", "compile_catalogue"]
 
@@ -54,6 +55,7 @@ class Exposition:
         self._known = known or installed()
         self._native = compile_catalogue(self._known.metrics)
         self._errors: Counter[str] = Counter()
+        self._program_drops: Counter[str] = Counter()
         self._server = server
 
     def render(self, wanted: Format = Format.TEXT) -> bytes:
@@ -70,7 +72,10 @@ class Exposition:
         scan = _native.CounterScan(list(paths))
         files = [FileFacts(path.name, *found) for path, found in zip(paths, scan.files, strict=True)]
         self._errors.update(file.skipped for file in files if file.skipped)
-        own = list(own_families(facts, files, self._errors, self._known.problems, self._server))
+        programs = read_programs(self._run_dir)
+        self._program_drops.update(programs.drops)
+        said = own_families(facts, files, self._errors, self._known.problems, self._server, self._program_drops)
+        own = [*said, *program_families(programs)]
         match wanted:
             case Format.PROTOBUF:
                 return self._native.protobuf(scan, _native.protobuf_families([_plain(family) for family in own]))

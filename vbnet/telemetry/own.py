@@ -16,6 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from vbnet.metric import Metric, MetricKind
 from vbnet.telemetry.node import FILE_ERRORS, FileFacts, NodeFacts
+from vbnet.telemetry.programs import PROGRAM_DROPS
 
 __all__ = ["CHANGE_RESULTS", "DROP_REASONS", "OWN", "ServerCounts", "own_families"]
 
@@ -49,6 +50,11 @@ CHANGES: Final = Metric(
     "changes",
     "Changes of this exporter's web configuration, or of a file that it names.",
 )
+PROGRAMS: Final = Metric(
+    "vbnet_exporter_program_drop_total",
+    "parts",
+    "Parts of what guests' own programs count that this exporter left out, at each read.",
+)
 DECLARATIONS: Final = Metric(
     "vbnet_exporter_declaration_errors", "kinds", "Kinds of device whose metrics could not be loaded.", _GAUGE
 )
@@ -60,6 +66,7 @@ OWN: Final[dict[Metric, tuple[str, ...]]] = {
     ERRORS: ("reason",),
     DROPS: ("reason",),
     CHANGES: ("result",),
+    PROGRAMS: ("reason",),
     DECLARATIONS: (),
 }
 """Every family made here, with its labels; and ``process_*`` as every Prometheus client has them."""
@@ -78,12 +85,13 @@ class ServerCounts:
     changes: Counter[str] = field(default_factory=Counter)
 
 
-def own_families(
+def own_families(  # noqa: PLR0917 - one for each thing that is told
     facts: NodeFacts,
     files: Sequence[FileFacts],
     errors: Counter[str],
     problems: Iterable[str] = (),
     server: ServerCounts | None = None,
+    programs: Counter[str] | None = None,
 ) -> Iterator[PrometheusFamily]:
     """Make them.
 
@@ -93,6 +101,7 @@ def own_families(
         errors: files skipped so far, by reason; this read's are in it.
         problems: what is wrong with declarations.
         server: what the server that tells it counts; None: there is none.
+        programs: of guests' programs, what was left out so far, by reason.
     """
     yield _gauge(UP, [((), int(facts.is_up))])
     record = facts.record
@@ -102,6 +111,7 @@ def own_families(
     yield _gauge(FILE_BYTES, [((file.name,), file.bytes) for file in read])
     yield _gauge(FILE_USED, [((file.name,), file.used_bytes) for file in read])
     yield _counter(ERRORS, FILE_ERRORS, errors)
+    yield _counter(PROGRAMS, PROGRAM_DROPS, programs or Counter())
     if server is not None:
         yield _counter(DROPS, DROP_REASONS, server.drops)
         yield _counter(CHANGES, CHANGE_RESULTS, server.changes)

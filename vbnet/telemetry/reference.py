@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 
 from vbnet.bus.kinds import discover
 from vbnet.metric import Metric, MetricBlock, MetricKind
+from vbnet.sharedmem.programs import METRICS_MAX, SERIES_MAX
 from vbnet.telemetry.catalogue import known
 from vbnet.telemetry.families import bucket_edges
 from vbnet.telemetry.node import FILE_ERRORS
 from vbnet.telemetry.own import CHANGE_RESULTS, DROP_REASONS, OWN
+from vbnet.telemetry.programs import GUESTS_MAX, PROGRAM_DROPS
 from vbnet.telemetry.server import CONNECTIONS_MAX, EXCHANGE_DEADLINE_S
 
 __all__ = ["render"]
@@ -30,10 +32,12 @@ _OWNERS = {
     "vhost_user": "a socket for front ends",
     "capture": "a port that is captured, or traced; at most 64 captures and traces at once",
     "port": "a port of a switch, or a loopback; a TAP of the machine itself has no guest",
-    "port_latency": "a port with rings, while three quarters of the counters file have room; samples",
+    "port_latency": "a port, while three quarters of the counters file have room; samples",
     "signal": "a signal of the host: two a network card, and what guests and operators make",
     "signal_latency": "a guest's interrupt controller",
     "outbox": "a guest's outbox; one for each guest that raises others' signals",
+    "outbox_latency": "a guest's outbox, while three quarters of the counters file have room",
+    "stack": "a small IP host, in a file of its own process",
     "traffic_source": "a traffic guest, in a file of its own process",
     "traffic_sink": "a traffic guest, in a file of its own process",
     "timer": "a guest's timers on one device",
@@ -73,6 +77,12 @@ other.
   (`--enable-feature=native-histograms`, or `scrape_native_histograms` from 3.8 on) asks for protocol buffers, and is
   given one series each with buckets that grow by 2^(1/8) instead, of which only those that count something are told.
   Values are then off by their own width in shared memory, 1/32, at most. Dashboards and rules ask for either form.
+- **Waits are timed where both moments are known** ([decision 0019](decisions/0019-one-word-stamps.md)). venet's rings,
+  the levels of interrupt controllers and outboxes have words for stamps; of an emulated controller the host sees both
+  ends. The queue of a TAP in the kernel and the rings of a vhost-user front end say nothing of when a frame came, or
+  of when their other side was woken, and the kernel does not say when it began to wake a worker. Neither is guessed:
+  such ports have `vbnet_device_service_seconds` alone, from the beginning of a worker's turn that found frames until
+  their receivers were told, which every port has.
 - Kinds of device from other packages bring their own declarations. A block that nobody declared is left out.
 - There are no `_created` samples: a block knows its generation, not its moment.
 
@@ -121,6 +131,44 @@ refused, 5 for a port that is taken.
 """
 
 
+_PROGRAMS = """## Guests' own programs
+
+A program in a guest declares what it counts and gives it a name; nothing has to be known of it here.
+
+```python
+from vbnet import Guest
+
+
+def main(guest: Guest) -> None:
+    orders = guest.counters.counter("orders", help="Orders taken.")
+    left = guest.counters.counter("refused", unit="orders", help="Not taken.", fixed={{"reason": "sold_out"}})
+    stock = guest.counters.gauge("stock", unit="pieces", help="Pieces on the shelf.")
+    orders.add()
+    left.add(2)
+    stock.set(40)
+```
+
+They are exported as `vbnet_guest_program_orders_total`, `vbnet_guest_program_refused_total` with `reason`, and
+`vbnet_guest_program_stock`, with the guest's name in `guest`, and are seen on the dashboard "Guests and devices". An
+asynchronous guest (`GuestSession`) has the same `counters`. Counting is a store into a file of the guest's own,
+`counters/programs/GUEST.counters` in the node's run directory; it is no call, and any thread may do it. The file goes
+with the guest, however that ends. A guest on another machine than the host, or in a sandbox without that folder,
+counts for itself alone.
+
+A program in another language writes that file as [docs/wire/counters.md](wire/counters.md#programs) says.
+
+- **Bounds.** A guest has at most {metrics} metrics, {series} numbers together, and {guests} guests are read: a label
+  whose values grow (an address, a user) is refused by `ResourceError` when it is too much.
+- **Names** are lower case, without Prometheus' endings (`_total`, `_sum`, ...). All begin with `vbnet_guest_program_`,
+  so none can be one of vbnet's own. Labels `guest`, `lab`, `node`, `job`, `instance`, `le` and `quantile` are not
+  theirs.
+- **A file is believed in nothing but its numbers.** The guest's name is the file's. What is half-written, too large,
+  malformed, there twice, or declared otherwise by a guest that is before it in the alphabet is left out, and counted in
+  `vbnet_exporter_program_drop_total`. Numbers are whole words of 64 bits, so none is NaN.
+
+"""
+
+
 def render() -> str:
     """Return the page."""
     edges = [edge for edge, _ in bucket_edges()]
@@ -135,6 +183,7 @@ def render() -> str:
         )
     ]
     lines += _own()
+    lines.append(_PROGRAMS.format(metrics=METRICS_MAX, series=SERIES_MAX, guests=GUESTS_MAX).rstrip() + "\n")
     for block in known(discover(with_entry_points=False)).metrics.blocks.values():
         lines += _block(block)
     return "\n".join(lines).rstrip() + "\n"
@@ -149,6 +198,7 @@ def _own() -> Iterator[str]:
     yield ""
     yield from _table((metric, labels) for metric, labels in OWN.items())
     yield from _reasons("Why a file is skipped:", FILE_ERRORS)
+    yield from _reasons("Why a part of what a guest's program counts is left out:", PROGRAM_DROPS)
     yield from _reasons("Why a client of the exporter is not served:", DROP_REASONS)
     yield from _reasons("What became of a changed web configuration:", CHANGE_RESULTS, "result")
 

@@ -17,10 +17,14 @@ def alice(guest: Guest) -> int:
     timers = guest.bind("timer0")
     page = guest.run(guest.bind("publish0").publisher(0))
     disk = guest.disk("disk0")
+    steps = guest.counters.counter("steps", help="Steps of Alice's loop.")
+    last = guest.counters.gauge("last_step", help="The last of them.", unit="steps")
     step = 0
     with guest.bind("sched0").thread("batch"):
         while True:
             step += 1
+            steps.add()
+            last.set(step)
             page.publish(step=step)
             disk.seek(0)
             disk.write(disk.read(512))

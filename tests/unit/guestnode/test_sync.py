@@ -120,3 +120,28 @@ def test_without_a_host_a_guest_is_told_at_once(run_root: Path) -> None:
     """No deadline has to pass."""
     with pytest.raises(NotFoundError):
         vbnet.Guest("app", address=run_root / "none")
+
+
+def test_a_guest_counts_for_the_exporter_while_it_is_there(run_root: Path) -> None:
+    """Its file appears with the first counter and goes with the guest; closed, it counts no more."""
+    with HostProcess(run_root) as host:
+        with vbnet.Guest("app:1", address=host.run_dir) as guest:
+            before = list(host.run_dir.programs.iterdir())
+            guest.counters.counter("orders", help="Orders taken.").add()
+            during = list(host.run_dir.programs.iterdir())
+
+        assert ([], [host.run_dir.program_counters("app:1")]) == (before, during)
+        assert [] == list(host.run_dir.programs.iterdir())
+        with pytest.raises(ClosedError):
+            _ = guest.counters
+
+
+def test_a_guest_in_a_sandbox_counts_for_itself(run_root: Path) -> None:
+    """Where the folder is not to be reached, a program goes on as ever."""
+    with HostProcess(run_root) as host, vbnet.Guest("app", address=host.run_dir) as guest:
+        host.run_dir.programs.rmdir()
+
+        orders = guest.counters.counter("orders", help="Orders taken.")
+        orders.add(3)
+
+        assert (3, False) == (orders.value, guest.counters.is_exported)

@@ -1,7 +1,8 @@
 """Guests that are small IP hosts: ping, echo and a web page, from one to a thousand in one process.
 
 Their stacks run on a native thread; this process only joins them to the bus and then waits for the host node's end.
-Each has little memory: short rings are enough for a small host, and a thousand of them must fit the machine.
+Each has little memory: short rings are enough for a small host, and a thousand of them must fit the machine. What they
+do is counted in a file of this process in the run directory, which the supervisor removes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from vbnet.bus.descriptors import raise_descriptor_limit
+from vbnet.bus.rundir import RunDir
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import GuestPlan
@@ -22,6 +24,8 @@ NIC_TIMEOUT_S = 30.0
 JOINS_AT_ONCE = 32
 SLOTS = 64
 """Slots of each ring of a stack guest."""
+COUNTER_BYTES = 512
+"""A guest's share of the counters file, and more than enough for the file's head."""
 
 
 def run(job: Job) -> int:
@@ -34,6 +38,8 @@ async def _serve(job: Job) -> int:
     from vbnet import _native  # noqa: PLC0415 -- native code only in the process that serves
     from vbnet.devices.venet.driver import VenetDriver  # noqa: PLC0415 -- same
 
+    place = RunDir(job.folder).process_counters(job.process.name)
+    counters = _native.CounterFile.create(place, COUNTER_BYTES * (1 + len(job.process.guests)))
     stacks = _native.StackGuests()
     room = asyncio.Semaphore(JOINS_AT_ONCE)
     async with await GuestNode.connect(job.folder, job.process.name) as node:
@@ -44,7 +50,7 @@ async def _serve(job: Job) -> int:
                 guest = await node.join(plan.name, plan.bus, kind="stack", ram_bytes=ram_bytes)
                 guest.register(VenetDriver(slots=SLOTS))
                 nic = await guest.nic(plan.nics[0].name, NIC_TIMEOUT_S)
-                _add(stacks, plan, nic)
+                _add(stacks, plan, nic, counters)
                 job.report(plan.name, "ready")
 
         await asyncio.gather(*(join(plan) for plan in job.process.guests))
@@ -57,9 +63,9 @@ async def _serve(job: Job) -> int:
             stacks.close()
 
 
-def _add(stacks: _native.StackGuests, plan: GuestPlan, nic: _native.Venet) -> None:
+def _add(stacks: _native.StackGuests, plan: GuestPlan, nic: _native.Venet, counters: _native.CounterFile) -> None:
     first = plan.nics[0]
-    stacks.add(plan.name, nic, mac=first.mac, ip=first.ip, gateway=first.gateway, mtu=first.mtu)
+    stacks.add(plan.name, nic, mac=first.mac, ip=first.ip, gateway=first.gateway, mtu=first.mtu, counters=counters)
 
 
 def _print_faults(stacks: _native.StackGuests) -> None:
