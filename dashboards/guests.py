@@ -12,7 +12,7 @@ from vbnet.devices.fastcall.metrics import SLOT
 from vbnet.devices.sched.metrics import SCHED
 from vbnet.devices.state.metrics import STATE
 from vbnet.devices.venet.metrics import STACK
-from vbnet.devices.virtio.metrics import BLK, VIRTIO
+from vbnet.devices.virtio.metrics import BLK, CONSOLE, RNG, VIRTIO
 from vbnet.hostnode import metrics as host
 from vbnet.metric import MetricKind
 from vbnet.telemetry.own import PROGRAMS
@@ -468,7 +468,7 @@ _UNTIL_DISKS: Final = "guests have disks"
 _WHOSE: Final = "{{lab}} {{guest}} {{device}}"
 
 _DISKS: Final = Row(
-    "Disks",
+    "Virtio: disks, consoles, entropy",
     [
         Panel(
             "Requests",
@@ -511,6 +511,40 @@ _DISKS: Final = Row(
             "The file beneath is slow; other devices' threads do not wait for it.",
             width=8,
             empty_until=_UNTIL_DISKS,
+        ),
+        Panel(
+            "Consoles",
+            [
+                Query(HERE.rate(CONSOLE.values["transmit_bytes"], "lab", "guest", "device"), f"{_WHOSE} said"),
+                Query(HERE.rate(CONSOLE.values["receive_bytes"], "lab", "guest", "device"), f"{_WHOSE} typed"),
+                Query(
+                    HERE.rate(whole(CONSOLE.values["unread_bytes"]), "lab", "guest", "reason"),
+                    f"{_GUEST} let go of: {{{{reason}}}}",
+                ),
+            ],
+            "Bytes of guests' consoles, and those that were let go of.",
+            "`unread`: nobody is attached, which is well if there is a log. `unlogged`: the log's file system is full.",
+            width=8,
+            empty_until="guests have consoles",
+        ),
+        Panel(
+            "Entropy",
+            [
+                Query(HERE.rate(RNG.values["requests"], "lab", "guest", "device"), f"{_WHOSE} requests"),
+                Query(HERE.rate(RNG.values["errors"], "lab", "guest", "device"), f"{_WHOSE} without an answer"),
+            ],
+            "Requests of guests for the machine's random numbers.",
+            "A high steady rate: a guest should seed a generator of its own.",
+            width=8,
+            empty_until="guests have entropy devices",
+        ),
+        Panel(
+            "Bytes of entropy",
+            [Query(HERE.rate(RNG.values["bytes"], "lab", "guest", "device"), _WHOSE)],
+            "Random bytes given to guests.",
+            "A high steady rate: a guest should seed a generator of its own.",
+            width=8,
+            empty_until="guests have entropy devices",
         ),
         Panel(
             "Virtio: chains, doorbells and sleep",

@@ -47,6 +47,7 @@ __all__ = [
     "BenchRange",
     "BenchWindows",
     "CaptureRings",
+    "ConsoleTerminal",
     "CounterBlock",
     "CounterFile",
     "CounterScan",
@@ -83,6 +84,7 @@ __all__ = [
     "VirtioDevice",
     "VirtioDisk",
     "VirtioHost",
+    "VirtioStream",
     "__version__",
     "bench_asleep",
     "bench_bare",
@@ -781,12 +783,32 @@ class DiskImage:
     def sectors(self) -> int: ...
 
 @final
+class ConsoleTerminal:
+    def __new__(cls) -> Self: ...
+    @property
+    def name(self) -> str: ...
+
+@final
 class VirtioHost:
     def __new__(cls, counters: CounterFile) -> Self: ...
     def open_disk(
         self,
         ram: Ram,
         image: DiskImage | None,
+        *,
+        name: str,
+        labels: str = "",
+        transport: str = "vbus",
+        spin_us: int = 50,
+    ) -> VirtioDevice: ...
+    def open_rng(
+        self, ram: Ram, *, name: str, labels: str = "", transport: str = "vbus", spin_us: int = 50
+    ) -> VirtioDevice: ...
+    def open_console(
+        self,
+        ram: Ram,
+        terminal: ConsoleTerminal,
+        log_fd: int | None,
         *,
         name: str,
         labels: str = "",
@@ -840,5 +862,22 @@ class VirtioDisk:
     def sync(self, timeout: float) -> None: ...
     def trim(self, offset: int, length: int, is_zero: bool, timeout: float) -> None: ...
     def read_serial(self, timeout: float) -> str: ...
+    def abandon(self) -> None: ...
+    def release(self) -> None: ...
+
+@final
+class VirtioStream:
+    def __new__(
+        cls,
+        ram: Ram,
+        offset: int,
+        length: int,
+        call: Callable[[int, bytes], bytes],
+        share: Callable[[int, int, int, int], tuple[int, int]],
+        *,
+        spin_us: int = 50,
+    ) -> Self: ...
+    def read(self, limit: int, timeout: float | None = None) -> bytes: ...
+    def write(self, content: Buffer, timeout: float) -> int: ...
     def abandon(self) -> None: ...
     def release(self) -> None: ...

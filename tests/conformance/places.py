@@ -62,6 +62,8 @@ class Facts:
         table = device.attributes
         self.attributes: dict[str, Attribute[Any]] = {name: table.declaration(name) for name in table.texts()}
         self.interfaces: dict[str, Interface] = {shown.name: shown for shown in device.plug("facts")}
+        device.unplug("facts")
+        device.release()
         fabric.close()
 
 

@@ -50,6 +50,8 @@ devices:
   echo0: {type: echo, guests: [bob]}
   timer0: {type: timer, guests: [alice]}
   sched0: {type: sched, guests: [alice]}
+  console0: {type: virtio-console, guests: [alice]}
+  rng0: {type: virtio-rng, guests: [alice]}
   page: {type: state, attributes: {schema: "step:u64"}, guests: [alice]}
 """
 TAIL = 0x80

@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "host": Entry("host", "Run, inspect and stop a host node by itself."),
         "bus": Entry("bus", "List, create and delete buses."),
         "device": Entry("device", "List, create, set, fill, plug, unplug and delete devices."),
+        "console": Entry("console", "Attach to a guest's console."),
         "guest": Entry("guest", "List, reset and run guests."),
         "switch": Entry("switch", "List switches and the MAC addresses they learned."),
         "port": Entry("port", "List, add and remove switch ports."),

@@ -47,6 +47,8 @@ _OWNERS = {
     "echo": "an echo device",
     "virtio": "a virtio device that a guest has open",
     "virtio_blk": "a disk that a guest has open",
+    "virtio_console": "a console that a guest has open",
+    "virtio_rng": "an entropy device that a guest has open",
     "fastcall": "a slot through which one thread of a guest calls",
     "fastcall_service": "the thread that serves fastcalls; one",
 }

@@ -115,6 +115,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<virtio::VirtioHost>()?;
     module.add_class::<virtio::VirtioDevice>()?;
     module.add_class::<virtio::VirtioDisk>()?;
+    module.add_class::<virtio::VirtioStream>()?;
+    module.add_class::<virtio::ConsoleTerminal>()?;
     module.add("VIRTIO_COUNTERS", VirtioCounter::NAMES.to_vec())?;
     module.add("VIRTIO_BLK_COUNTERS", BlkCounter::NAMES.to_vec())?;
     module.add("VIRTIO_TRANSPORTS", Transport::ALL.map(|(_, name)| name).to_vec())?;

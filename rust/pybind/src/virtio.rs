@@ -12,11 +12,15 @@ use vbnet_core::error::{Error, Result as CoreResult};
 use vbnet_core::fastcall::FastHandler as CoreFastHandler;
 use vbnet_core::guest::virtio::arena::Arena;
 use vbnet_core::guest::virtio::disk as guest;
+use vbnet_core::guest::virtio::stream::Stream;
 use vbnet_core::guest::virtio::transport::{Registers, Tally, Waker};
 use vbnet_core::shm::doorbell::Doorbell;
 use vbnet_core::signals::{Caller, LineId};
 use vbnet_core::virtio::blk::{BlkKind, Disk};
+use vbnet_core::virtio::console::{ConsoleKind, Terminal};
 use vbnet_core::virtio::device::{self as core, Kind, Params, QueueRegion, Transport};
+
+use vbnet_core::virtio::rng::RngKind;
 
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise_plain};
@@ -52,6 +56,26 @@ impl DiskImage {
     }
 }
 
+/// A pseudo terminal of the host, for a console.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct ConsoleTerminal {
+    inner: Arc<Terminal>,
+}
+
+#[pymethods]
+impl ConsoleTerminal {
+    #[new]
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        Ok(Self { inner: Arc::new(py.detach(Terminal::create).or_raise(py)?) })
+    }
+
+    /// Path of its terminal end.
+    #[getter]
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+}
+
 /// What the virtio devices of a host share.
 #[pyclass(frozen, module = "vbnet._native")]
 pub(crate) struct VirtioHost {
@@ -81,6 +105,40 @@ impl VirtioHost {
     ) -> PyResult<VirtioDevice> {
         let disk = image.map(|image| image.inner.clone());
         let kind = BlkKind::new(disk, self.inner.counters(), labels).or_raise(py)?;
+        self.open(py, Arc::new(kind), ram, name, labels, transport, spin_us)
+    }
+
+    /// Opens an entropy device for a guest.
+    #[pyo3(signature = (ram, *, name, labels = "", transport = "vbus", spin_us = 50))]
+    fn open_rng(
+        &self,
+        py: Python<'_>,
+        ram: &Ram,
+        name: &str,
+        labels: &str,
+        transport: &str,
+        spin_us: u32,
+    ) -> PyResult<VirtioDevice> {
+        let kind = RngKind::new(self.inner.counters(), labels).or_raise(py)?;
+        self.open(py, Arc::new(kind), ram, name, labels, transport, spin_us)
+    }
+
+    /// Opens a console for a guest; `log_fd` stays the caller's.
+    #[pyo3(signature = (ram, terminal, log_fd, *, name, labels = "", transport = "vbus", spin_us = 50))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn open_console(
+        &self,
+        py: Python<'_>,
+        ram: &Ram,
+        terminal: &ConsoleTerminal,
+        log_fd: Option<RawFd>,
+        name: &str,
+        labels: &str,
+        transport: &str,
+        spin_us: u32,
+    ) -> PyResult<VirtioDevice> {
+        let log = log_fd.map(|fd| duplicate(py, fd)).transpose()?.map(|file| Arc::new(File::from(file)));
+        let kind = ConsoleKind::new(terminal.inner.clone(), log, self.inner.counters(), labels).or_raise(py)?;
         self.open(py, Arc::new(kind), ram, name, labels, transport, spin_us)
     }
 
@@ -356,8 +414,7 @@ impl VirtioDisk {
         timeout: f64,
         work: impl FnOnce(&mut guest::Disk, guest::Patience) -> CoreResult<bool> + Send,
     ) -> PyResult<()> {
-        let limit = Duration::try_from_secs_f64(timeout)
-            .map_err(|error| raise_plain(py, "UsageError", &format!("a timeout of {timeout} s: {error}")))?;
+        let limit = limit_of(py, timeout)?;
         let outcome = py.detach(|| {
             let mut disk = lock(&self.disk);
             let Some(disk) = disk.as_mut() else {
@@ -371,6 +428,102 @@ impl VirtioDisk {
         }
         Err(raise_plain(py, "DeadlineError", &format!("the disk did not answer within {timeout} s")))
     }
+}
+
+/// The driver of a device of bytes in order: entropy, a console. One thread may read while another writes.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct VirtioStream {
+    stream: Mutex<Option<Stream>>,
+    waker: Arc<Waker>,
+    bell: Arc<Doorbell>,
+    raised: Arc<Mutex<Option<PyErr>>>,
+    spin: Duration,
+}
+
+#[pymethods]
+impl VirtioStream {
+    /// Starts it on an open device, in `length` bytes at `offset` of the guest's RAM. Not on the loop's own thread.
+    #[new]
+    #[pyo3(signature = (ram, offset, length, call, share, *, spin_us = 50))]
+    fn new(
+        py: Python<'_>,
+        ram: &Ram,
+        offset: u32,
+        length: u32,
+        call: Py<PyAny>,
+        share: Py<PyAny>,
+        spin_us: u32,
+    ) -> PyResult<Self> {
+        let arena = Arena::new(&ram.region(py)?, offset, length).or_raise(py)?;
+        let raised = Arc::new(Mutex::new(None));
+        let registers = Box::new(PythonRegisters { call, share, raised: raised.clone() });
+        let started = py.detach(|| Stream::start(registers, &arena));
+        let stream = better(py, &raised, started)?;
+        let bell =
+            stream.bell().ok_or_else(|| raise_plain(py, "UsageError", "the device has no queue to read from"))?;
+        let spin = Duration::from_micros(spin_us.into());
+        Ok(Self { waker: stream.waker(), bell, raised, spin, stream: Mutex::new(Some(stream)) })
+    }
+
+    /// Up to `limit` bytes that are there, or the first to come in time; none: the time was up. `None` waits for ever.
+    #[pyo3(signature = (limit, timeout = None))]
+    fn read<'py>(&self, py: Python<'py>, limit: usize, timeout: Option<f64>) -> PyResult<Bound<'py, PyBytes>> {
+        let end = timeout.map(|timeout| limit_of(py, timeout)).transpose()?.map(|wait| Instant::now() + wait);
+        let outcome = py.detach(|| {
+            let mut found = Vec::new();
+            loop {
+                let is_asleep = {
+                    let mut stream = lock(&self.stream);
+                    let stream = self.held(&mut stream)?;
+                    if stream.poll_read(limit, |bytes| found.extend_from_slice(bytes))? != 0 {
+                        return Ok(found);
+                    }
+                    stream.arm_read()?
+                };
+                let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+                if left.is_some_and(|left| left.is_zero()) {
+                    return Ok(found);
+                }
+                if is_asleep {
+                    self.bell.wait(left)?;
+                }
+            }
+        });
+        Ok(PyBytes::new(py, &better(py, &self.raised, outcome)?))
+    }
+
+    /// Writes what there is time for: how many bytes.
+    fn write(&self, py: Python<'_>, content: PyBuffer<u8>, timeout: f64) -> PyResult<usize> {
+        let content = content.to_vec(py)?;
+        let limit = limit_of(py, timeout)?;
+        let outcome = py.detach(|| {
+            let patience = guest::Patience { deadline: Instant::now() + limit, spin: self.spin };
+            self.held(&mut lock(&self.stream))?.write(&content, patience)
+        });
+        better(py, &self.raised, outcome)
+    }
+
+    /// The host is gone: whoever waits gets `PeerGone`.
+    fn abandon(&self) {
+        self.waker.abandon();
+    }
+
+    /// Lets go of the memory.
+    fn release(&self, py: Python<'_>) {
+        py.detach(|| drop(lock(&self.stream).take()));
+    }
+}
+
+impl VirtioStream {
+    fn held<'a>(&self, stream: &'a mut Option<Stream>) -> CoreResult<&'a mut Stream> {
+        self.waker.check()?;
+        stream.as_mut().ok_or(Error::Closed("this device"))
+    }
+}
+
+fn limit_of(py: Python<'_>, timeout: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(timeout)
+        .map_err(|error| raise_plain(py, "UsageError", &format!("a timeout of {timeout} s: {error}")))
 }
 
 /// The value, or what Python raised on the way to the error, or else the error.

@@ -11,12 +11,12 @@ pause = threading.Event()
 
 
 def alice(guest: Guest) -> int:
-    """Name a signal that Bob may ring, keep timers, publish a state, be scheduled, use a disk."""
+    """Name a signal that Bob may ring, keep timers, publish a state, be scheduled, use virtio devices."""
     bell = guest.run(guest.bind("intc0").create("bell", lambda: None, priority=3))
     guest.run(bell.grant("bob"))
     timers = guest.bind("timer0")
     page = guest.run(guest.bind("publish0").publisher(0))
-    disk = guest.disk("disk0")
+    disk, console, rng = guest.disk("disk0"), guest.bind("console0"), guest.bind("rng0")
     steps = guest.counters.counter("steps", help="Steps of Alice's loop.")
     last = guest.counters.gauge("last_step", help="The last of them.", unit="steps")
     step = 0
@@ -29,6 +29,7 @@ def alice(guest: Guest) -> int:
             disk.seek(0)
             disk.write(disk.read(512))
             disk.flush()
+            console.write(rng.read(16))
             timers.wait(timers.arm(PERIOD_S), 1.0)
 
 

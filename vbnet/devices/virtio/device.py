@@ -4,18 +4,22 @@ Registers, queues and requests are native code's business (``rust/core/src/virti
 here is what an operator sees and sets. All virtio devices of a class share one native host, which frees their threads
 from doorbells that guests made block.
 
-A disk is an open file that an operator put in (``vbnet device insert``). The host never opens one by a name.
+A disk is an open file that an operator put in (``vbnet device insert``), and so is a console's log. The host never
+opens one by a name. A console is a pseudo terminal; whoever attaches opens its terminal end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import os
+import stat
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vbnet.devices.virtio import wire
-from vbnet.errors import BusyError, PeerFault, UnsupportedError, UsageError
+from vbnet.errors import BusyError, ClosedError, PeerFault, UnsupportedError, UsageError
 from vbnet.hostnode.device import (
     Attribute,
     AttributeTable,
@@ -31,9 +35,10 @@ from vbnet.hostnode.rows import label_text
 from vbnet.hostnode.values import within
 
 if TYPE_CHECKING:
-    from vbnet._native import DiskImage, VirtioDevice, VirtioHost
+    from vbnet._native import ConsoleTerminal, DiskImage, VirtioDevice, VirtioHost
+    from vbnet.sharedmem import Ram
 
-__all__ = ["BlkClass", "BlkDevice"]
+__all__ = ["BlkClass", "BlkDevice", "ConsoleClass", "ConsoleDevice", "RngClass", "RngDevice"]
 
 SPIN_MAX_US = 100_000
 SERIAL_BYTES = 20
@@ -88,22 +93,28 @@ class Share:
                 on_fault(PeerFault(text, rule=rule))
 
 
-class BlkClass(DeviceClass):
-    """Disks: each an open file of the operator's."""
+class VirtioClass(DeviceClass):
+    """What the classes here have in common: all devices of one share its native part, which ends with the last."""
 
-    name = "virtio-blk"
-    abi_types = (wire.BLK_TYPE,)
+    abi_type: str
 
     def __init__(self) -> None:
+        self.abi_types = (self.abi_type,)
         self._share: Share | None = None
         self._devices = 0
 
-    def create(self, services: HostServices, name: str) -> BlkDevice:
-        """Make a drive without a disk; an operator puts one in."""
+    def create(self, services: HostServices, name: str) -> VirtioBase:
+        """Make one."""
         if self._share is None:
             self._share = Share(services)
+        device = self.make(self._share, name)
         self._devices += 1
-        return BlkDevice(self._share, name, self._released)
+        device.released = self._released
+        return device
+
+    @abstractmethod
+    def make(self, share: Share, name: str) -> VirtioBase:
+        """Make a device of this class."""
 
     def _released(self) -> None:
         self._devices -= 1
@@ -112,25 +123,25 @@ class BlkClass(DeviceClass):
             self._share = None
 
 
-class BlkDevice(Device):
-    """One drive, with a disk or without.
+class VirtioBase(Device):
+    """One device, whatever its kind: it shows one interface on each of its buses.
 
     Args:
         share: of the host.
         name: of the device.
-        released: called when it was deleted.
-
-    Attributes:
-        image: the disk, or None.
+        abi_type: what it shows.
+        attributes: its own, beside those that all have.
     """
 
-    def __init__(self, share: Share, name: str, released: Callable[[], None]) -> None:
+    is_shared = False
+    """Whether it may be on several buses at once."""
+
+    def __init__(self, share: Share, name: str, abi_type: str, attributes: Sequence[Attribute[Any]] = ()) -> None:
         self.share = share
         self.name = name
-        self._released = released
-        self._file: tuple[int, bool] | None = None
+        self.abi_type = abi_type
+        self.released: Callable[[], None] = lambda: None
         self._bus: str | None = None
-        self.image: DiskImage | None = None
         self.attributes = AttributeTable(
             (
                 Attribute(
@@ -147,30 +158,84 @@ class BlkDevice(Device):
                     50,
                     is_locked_while_open=True,
                 ),
-                Attribute(
-                    "serial",
-                    f"serial number that the guest reads, at most {SERIAL_BYTES} ASCII characters",
-                    _serial,
-                    name.replace(".", "-")[-SERIAL_BYTES:] if name.isascii() else "",
-                    is_locked_while_open=True,
-                ),
-                Attribute("image", "name of the file that was put in; empty: none", str, "", is_read_only=True),
-                Attribute("access", "`rw` or `ro`", str, "rw", is_read_only=True),
-                Attribute("bytes", "size of the disk", int, 0, is_read_only=True),
+                *attributes,
             )
         )
 
+    @abstractmethod
+    def open_native(self, ram: Ram, how: Mapping[str, Any]) -> VirtioDevice:
+        """Open its native half for a guest.
+
+        Args:
+            ram: the guest's memory.
+            how: keyword arguments that all kinds take.
+        """
+
     def plug(self, bus: str) -> Sequence[Interface]:
-        """Show one interface, named after the last part of the device's name; a disk has one bus."""
-        if self._bus is not None:
-            raise BusyError(f"device {self.name!r} is plugged into {self._bus!r}; a disk has one bus", bus=self._bus)
+        """Show one interface, named after the last part of the device's name."""
+        if self._bus is not None and not self.is_shared:
+            raise BusyError(
+                f"device {self.name!r} is plugged into {self._bus!r}, and has one bus at a time", bus=self._bus
+            )
         self._bus = bus
-        return [BlkInterface(self)]
+        return [VirtioInterface(self)]
 
     def unplug(self, bus: str) -> None:
         """It may be plugged elsewhere now."""
         if self._bus == bus:
             self._bus = None
+
+    def release(self) -> None:
+        """It was deleted."""
+        self.released()
+
+
+class BlkClass(VirtioClass):
+    """Disks: each an open file of the operator's."""
+
+    name = "virtio-blk"
+    abi_type = wire.BLK_TYPE
+
+    def make(self, share: Share, name: str) -> BlkDevice:
+        """Make a drive without a disk; an operator puts one in."""
+        return BlkDevice(share, name)
+
+
+class BlkDevice(VirtioBase):
+    """One drive, with a disk or without.
+
+    Args:
+        share: of the host.
+        name: of the device.
+
+    Attributes:
+        image: the disk, or None.
+    """
+
+    def __init__(self, share: Share, name: str) -> None:
+        self.image: DiskImage | None = None
+        serial = name.replace(".", "-")[-SERIAL_BYTES:] if name.isascii() else ""
+        super().__init__(
+            share,
+            name,
+            wire.BLK_TYPE,
+            (
+                Attribute(
+                    "serial",
+                    f"serial number that the guest reads, at most {SERIAL_BYTES} ASCII characters",
+                    _serial,
+                    serial,
+                    is_locked_while_open=True,
+                ),
+                Attribute("image", "name of the file that was put in; empty: none", str, "", is_read_only=True),
+                Attribute("access", "`rw` or `ro`", str, "rw", is_read_only=True),
+                Attribute("bytes", "size of the disk", int, 0, is_read_only=True),
+            ),
+        )
+
+    def open_native(self, ram: Ram, how: Mapping[str, Any]) -> VirtioDevice:
+        """Open the disk, if there is one."""
+        return self.share.native.open_disk(ram, self.image, **how)
 
     def insert(self, fd: int, name: str, *, is_read_only: bool) -> None:
         """Take an open file for a disk, instead of the one before."""
@@ -184,18 +249,108 @@ class BlkDevice(Device):
     def release(self) -> None:
         """The file is closed."""
         self.image = None
-        self._released()
+        super().release()
 
 
-class BlkInterface(Interface):
+class RngClass(VirtioClass):
+    """Entropy of the machine."""
+
+    name = "virtio-rng"
+    abi_type = wire.RNG_TYPE
+
+    def make(self, share: Share, name: str) -> RngDevice:
+        """Make one."""
+        return RngDevice(share, name, wire.RNG_TYPE)
+
+
+class RngDevice(VirtioBase):
+    """Gives guests the machine's random numbers."""
+
+    is_shared = True
+
+    def open_native(self, ram: Ram, how: Mapping[str, Any]) -> VirtioDevice:
+        """Open it."""
+        return self.share.native.open_rng(ram, **how)
+
+
+class ConsoleClass(VirtioClass):
+    """Consoles, each on a pseudo terminal of the host."""
+
+    name = "virtio-console"
+    abi_type = wire.CONSOLE_TYPE
+
+    def make(self, share: Share, name: str) -> ConsoleDevice:
+        """Make one; its pseudo terminal is there at once."""
+        return ConsoleDevice(share, name)
+
+
+class ConsoleDevice(VirtioBase):
+    """One console: what its guest says goes to the terminal, and to a file if an operator gave one.
+
+    Args:
+        share: of the host.
+        name: of the device.
+    """
+
+    def __init__(self, share: Share, name: str) -> None:
+        from vbnet._native import ConsoleTerminal  # noqa: PLC0415 - hosts without consoles do without
+
+        terminal = ConsoleTerminal()
+        self._terminal: ConsoleTerminal | None = terminal
+        self._log: int | None = None
+        super().__init__(
+            share,
+            name,
+            wire.CONSOLE_TYPE,
+            (
+                Attribute("terminal", "where to attach to it", str, terminal.name, is_read_only=True),
+                Attribute("log", "name of the file that keeps what the guest says", str, "", is_read_only=True),
+            ),
+        )
+
+    def open_native(self, ram: Ram, how: Mapping[str, Any]) -> VirtioDevice:
+        """Open it."""
+        if self._terminal is None:
+            raise ClosedError(f"device {self.name!r} was deleted")
+        return self.share.native.open_console(ram, self._terminal, self._log, **how)
+
+    def insert(self, fd: int, name: str, *, is_read_only: bool) -> None:
+        """Take an open file for a log, which is added to from where it is."""
+        if is_read_only:
+            raise UsageError("a console writes to its log; do not insert it to be read only", name=name)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise UsageError("a console's log is a regular file", name=name)
+        log = os.dup(fd)
+        try:
+            os.lseek(log, 0, os.SEEK_END)
+        except BaseException:
+            os.close(log)
+            raise
+        self._end_log()
+        self._log = log
+        self.attributes.publish("log", name)
+
+    def release(self) -> None:
+        """Terminal and log are closed."""
+        self._terminal = None
+        self._end_log()
+        super().release()
+
+    def _end_log(self) -> None:
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+
+
+class VirtioInterface(Interface):
     """What the guest opens."""
 
-    abi_type = wire.BLK_TYPE
     versions = (wire.VERSION,)
     exclusive = True
 
-    def __init__(self, device: BlkDevice) -> None:
+    def __init__(self, device: VirtioBase) -> None:
         self.name = device.name.rpartition(".")[2]
+        self.abi_type = device.abi_type
         self._device = device
 
     def connect(self, opener: Opener, version: int) -> Connection:  # noqa: ARG002 - there is one version
@@ -206,21 +361,19 @@ class BlkInterface(Interface):
 class VirtioConnection(Connection):
     """One driver's use. Nothing here looks into the guest's memory."""
 
-    def __init__(self, device: BlkDevice, opener: Opener) -> None:
+    def __init__(self, device: VirtioBase, opener: Opener) -> None:
         if opener.ram is None:
             raise UnsupportedError("a virtio device works in the guest's memory, and this guest shares none")
         self._device = device
         self._opener = opener
-        labels = label_text({"guest": opener.guest, "device": device.name})
         attributes = device.attributes
-        self._native = device.share.native.open_disk(
-            opener.ram,
-            device.image,
-            name=device.name.rpartition(".")[2],
-            labels=labels,
-            transport=attributes["transport"],
-            spin_us=attributes["spin_us"],
-        )
+        how = {
+            "name": device.name.rpartition(".")[2],
+            "labels": label_text({"guest": opener.guest, "device": device.name}),
+            "transport": attributes["transport"],
+            "spin_us": attributes["spin_us"],
+        }
+        self._native = device.open_native(opener.ram, how)
         device.share.watch(self._native, opener.fault)
         if attributes["transport"] != wire.TRANSPORTS[0]:
             self.fast = self._native.fast()

@@ -1,10 +1,12 @@
-"""The guest half of virtio: disks as files.
+"""The guest half of virtio: disks as files, consoles, entropy.
 
     with guest.disk("disk0") as disk:            # a file: read, readinto, write, seek, tell, flush
         disk.seek(4096)
         disk.write(b"whole or in part")          # on the device when it returns; flush() for the file beneath
         disk.discard(1 << 20, 1 << 20)           # these bytes are of no use any more
     buffered = io.BufferedRandom(guest.disk("disk0"))
+    guest.bind("console0").write(b"hello")
+    seed = guest.bind("rng0").read(32)
 
 The native driver lays queue and buffers out in a block of the guest's memory, once, and copies data between there and
 whoever reads or writes. Operations block their thread, with a deadline, and let go of the interpreter; several threads
@@ -18,25 +20,75 @@ import asyncio
 import contextlib
 import errno
 import io
-from typing import TYPE_CHECKING, Final
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from vbnet.devices.virtio import wire
-from vbnet.errors import BusyError, ClosedError, ResourceError, UsageError
+from vbnet.errors import BusyError, ClosedError, DeadlineError, ResourceError, UsageError
 from vbnet.guestnode.memory import Block
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from vbnet._native import VirtioDisk
+    from vbnet._native import VirtioDisk, VirtioStream
+    from vbnet.sharedmem import Ram
 
-__all__ = ["Disk", "DiskDriver", "DiskFile"]
+__all__ = ["Console", "ConsoleDriver", "Disk", "DiskDriver", "DiskFile", "Entropy", "EntropyDriver"]
 
 BUFFER_BYTES_MIN: Final = 128 << 10
 BUFFER_BYTES_MAX: Final = 1 << 20
+STREAM_BYTES: Final = 64 << 10
+"""Of the guest's memory, for a device of bytes in order: its queues, and buffers of 1 KiB."""
 _PAGE_BYTES: Final = 4096
 TIMEOUT_S: Final = 30.0
 """How long a disk may take to answer, unless somebody says otherwise."""
+
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Make(Protocol[T_co]):
+    """Makes a native driver, in a thread that may wait."""
+
+    def __call__(
+        self,
+        ram: Ram,
+        offset: int,
+        length: int,
+        call: Callable[[int, bytes], bytes],
+        share: Callable[[int, int, int, int], tuple[int, int]],
+        *,
+        spin_us: int,
+    ) -> T_co: ...
+
+
+async def _started(device: ProxyDevice, make: _Make[T], length: int, spin_us: int) -> tuple[OpenDevice, Block, T]:
+    """Open a device and start its native driver in a block of the guest's memory."""
+    opened = await device.open(wire.VERSION)
+    loop = asyncio.get_running_loop()
+    block = None
+
+    def share(region: int, offset: int, length: int, signal_offset: int) -> tuple[int, int]:
+        work = opened.shm(region, offset, length, signal_offset=signal_offset)
+        signal = asyncio.run_coroutine_threadsafe(work, loop).result()
+        if signal is None:  # a queue is always shared with one
+            raise BusyError(f"the host gave queue {region} no doorbell")
+        return signal.kick_fd, signal.call_fd
+
+    try:
+        block = device.memory.allocate(length, _PAGE_BYTES)
+        native = await asyncio.to_thread(
+            make, device.ram, block.offset, block.length, opened.fastcall, share, spin_us=spin_us
+        )
+    except BaseException:
+        await opened.close()
+        if block is not None:
+            device.memory.free(block)
+        raise
+    return opened, block, native
 
 
 class DiskDriver:
@@ -60,27 +112,7 @@ class DiskDriver:
         """Open the device and start its driver."""
         from vbnet._native import VirtioDisk  # noqa: PLC0415 - guests without disks do without
 
-        opened = await device.open(wire.VERSION)
-        loop = asyncio.get_running_loop()
-        block = None
-
-        def share(region: int, offset: int, length: int, signal_offset: int) -> tuple[int, int]:
-            work = opened.shm(region, offset, length, signal_offset=signal_offset)
-            signal = asyncio.run_coroutine_threadsafe(work, loop).result()
-            if signal is None:  # a queue is always shared with one
-                raise BusyError(f"the host gave queue {region} no doorbell")
-            return signal.kick_fd, signal.call_fd
-
-        try:
-            block = device.memory.allocate(self._length(device), _PAGE_BYTES)
-            native = await asyncio.to_thread(
-                VirtioDisk, device.ram, block.offset, block.length, opened.fastcall, share, spin_us=self._spin_us
-            )
-        except BaseException:
-            await opened.close()
-            if block is not None:
-                device.memory.free(block)
-            raise
+        opened, block, native = await _started(device, VirtioDisk, self._length(device), self._spin_us)
         return Disk(opened, block, native, self._timeout)
 
     def _length(self, device: ProxyDevice) -> int:
@@ -274,3 +306,94 @@ class DiskFile(io.RawIOBase):
     def _check(self) -> None:
         if self.closed:
             raise ClosedError("this file of a disk is closed")
+
+
+class _StreamDriver:
+    """Drives devices that give or take bytes in order.
+
+    Args:
+        spin_us: how long to wait awake for room before going to sleep, in µs.
+    """
+
+    def __init__(self, *, spin_us: int = 50) -> None:
+        self._spin_us = spin_us
+
+    async def _start(self, device: ProxyDevice) -> tuple[OpenDevice, Block, VirtioStream]:
+        from vbnet._native import VirtioStream  # noqa: PLC0415 - guests without such devices do without
+
+        return await _started(device, VirtioStream, STREAM_BYTES, self._spin_us)
+
+
+class _Stream:
+    """A device of bytes in order, at work."""
+
+    def __init__(self, opened: OpenDevice, block: Block, native: VirtioStream) -> None:
+        self._opened = opened
+        self._block = block
+        self._native = native
+
+    async def remove(self) -> None:
+        """The device left, or the guest does: let waits end, then give the memory back."""
+        self._native.abandon()
+        await self._opened.close()
+        self._native.release()
+        self._opened.device.memory.free(self._block)
+
+
+class EntropyDriver(_StreamDriver):
+    """Drives ``virtio:4`` devices."""
+
+    abi_type = wire.RNG_TYPE
+
+    async def probe(self, device: ProxyDevice) -> Entropy:
+        """Open the device and start its driver."""
+        return Entropy(*await self._start(device))
+
+
+class Entropy(_Stream):
+    """The machine's random numbers."""
+
+    def read(self, length: int, timeout: float = TIMEOUT_S) -> bytes:
+        """``length`` random bytes.
+
+        Raises:
+            DeadlineError: not that many in time. PeerGone: device or host are gone.
+        """
+        found = b""
+        end = time.monotonic() + timeout
+        while len(found) < length:
+            more = self._native.read(length - len(found), max(end - time.monotonic(), 0))
+            if not more:
+                raise DeadlineError(f"no entropy within {timeout:g} s", deadline_s=timeout)
+            found += more
+        return found
+
+
+class ConsoleDriver(_StreamDriver):
+    """Drives ``virtio:3`` devices."""
+
+    abi_type = wire.CONSOLE_TYPE
+
+    async def probe(self, device: ProxyDevice) -> Console:
+        """Open the device and start its driver."""
+        return Console(*await self._start(device))
+
+
+class Console(_Stream):
+    """A console: bytes from whoever is attached, and to them. One thread may read while another writes."""
+
+    def read(self, limit: int = 4096, timeout: float | None = None) -> bytes:
+        """What was typed: up to ``limit`` bytes, or the first to come; none when the time was up.
+
+        Raises:
+            PeerGone: device or host are gone.
+        """
+        return self._native.read(limit, timeout)
+
+    def write(self, data: Buffer, timeout: float = TIMEOUT_S) -> int:
+        """Say ``data``; gives how much of it there was time for. What nobody reads is let go of on the host.
+
+        Raises:
+            PeerGone: device or host are gone.
+        """
+        return self._native.write(data, timeout)

@@ -8,7 +8,7 @@ from vbnet._native import FAULT_REASONS
 from vbnet.metric import Metric, MetricBlock, MetricKind
 from vbnet.units import SECOND_NS
 
-__all__ = ["BLK", "BLOCKS", "VIRTIO"]
+__all__ = ["BLK", "BLOCKS", "CONSOLE", "RNG", "VIRTIO"]
 
 
 def _device(name: str, unit: str, explanation: str) -> Metric:
@@ -95,4 +95,37 @@ BLK: Final = MetricBlock(
 )
 """One disk that a guest has open."""
 
-BLOCKS: Final = (VIRTIO, BLK)
+RNG: Final = MetricBlock(
+    "virtio_rng",
+    ("guest", "device"),
+    {
+        "requests": Metric("vbnet_entropy_requests_total", "requests", "Requests for entropy answered."),
+        "bytes": Metric("vbnet_entropy_bytes_total", "bytes", "Random bytes given to guests."),
+        "errors": Metric("vbnet_entropy_errors_total", "requests", "Requests for entropy without an answer."),
+    },
+)
+"""One entropy device that a guest has open."""
+
+
+def _console(direction: str, explanation: str) -> Metric:
+    return Metric(f"vbnet_console_{direction}_bytes_total", "bytes", explanation)
+
+
+def _console_drop(reason: str, detail: str) -> Metric:
+    name, explanation = "vbnet_console_drop_bytes_total", "Bytes of guests' consoles that were let go of."
+    return Metric(name, "bytes", explanation, fixed={"reason": reason}, detail=detail)
+
+
+CONSOLE: Final = MetricBlock(
+    "virtio_console",
+    ("guest", "device"),
+    {
+        "transmit_bytes": _console("transmit", "Bytes that guests said on their consoles."),
+        "receive_bytes": _console("receive", "Bytes that were typed for guests."),
+        "unread_bytes": _console_drop("unread", "the terminal was full, as nobody is attached to it"),
+        "unlogged_bytes": _console_drop("unlogged", "the log's file did not take them"),
+    },
+)
+"""One console that a guest has open."""
+
+BLOCKS: Final = (VIRTIO, BLK, CONSOLE, RNG)

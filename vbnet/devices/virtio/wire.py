@@ -12,9 +12,11 @@ from typing import Final
 
 from vbnet._native import VIRTIO_TRANSPORTS
 
-__all__ = ["BLK_TYPE", "SECTOR_BYTES", "TRANSPORTS", "VERSION", "Function"]
+__all__ = ["BLK_TYPE", "CONSOLE_TYPE", "RNG_TYPE", "SECTOR_BYTES", "TRANSPORTS", "VERSION", "Function"]
 
 BLK_TYPE: Final = "virtio:2"
+CONSOLE_TYPE: Final = "virtio:3"
+RNG_TYPE: Final = "virtio:4"
 VERSION: Final = 1
 SECTOR_BYTES: Final = 512
 TRANSPORTS: Final = tuple(VIRTIO_TRANSPORTS)

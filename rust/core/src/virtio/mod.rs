@@ -8,11 +8,13 @@
 //! ```
 
 pub mod blk;
+pub mod console;
 pub mod device;
 pub(crate) mod guard;
 pub(crate) mod memory;
 pub(crate) mod packed;
 pub(crate) mod queue;
+pub mod rng;
 pub mod server;
 pub(crate) mod split;
 #[cfg(test)]

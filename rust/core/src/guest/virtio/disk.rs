@@ -31,7 +31,7 @@ use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
 
 use super::arena::{Arena, RamHal};
-use super::transport::{BusTransport, Failure, Registers, Tally, Waker};
+use super::transport::{ALIVE, BusTransport, Failure, Registers, Tally, Waker};
 use crate::error::{Error, Fault, Result};
 
 /// Bytes of a sector.
@@ -102,9 +102,9 @@ pub struct Disk {
 // SAFETY: the slots' places lie in the arena's memory, which this holds; they have no thread affinity.
 unsafe impl Send for Disk {}
 
-fn driver_error(error: VirtioError) -> Error {
+pub(super) fn driver_error(error: VirtioError) -> Error {
     match error {
-        VirtioError::DmaError => Error::Usage("the block of memory for a disk's driver is too small".into()),
+        VirtioError::DmaError => Error::Usage("the block of memory for a virtio driver is too small".into()),
         other => Error::Usage(format!("the virtio driver refused: {other}")),
     }
 }
@@ -126,17 +126,7 @@ impl Disk {
             return Err(Error::Usage(format!("this is no disk but a {:?}", transport.device_type())));
         }
         let failure = transport.failure();
-        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        transport.set_status(DeviceStatus::empty());
-        transport.set_status(known);
-        let features = transport.read_device_features() & WANTED;
-        transport.write_driver_features(features);
-        transport.set_status(known | DeviceStatus::FEATURES_OK);
-        let status = transport.get_status();
-        failure.take()?;
-        if !status.contains(DeviceStatus::FEATURES_OK) || features & 1 << VIRTIO_F_VERSION_1 == 0 {
-            return Err(Error::Usage("the device does not agree to the features that are needed".into()));
-        }
+        let features = transport.agree(WANTED)?;
         if transport.config_bytes() < 8 {
             let found = transport.config_bytes() as u64;
             return Err(Fault::BadSize { what: "configuration of a disk", found, limit: 8 }.into());
@@ -159,7 +149,7 @@ impl Disk {
             fault: None,
         };
         disk.lay_out()?;
-        disk.transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
+        disk.transport.set_status(DeviceStatus::from_bits_retain(ALIVE));
         disk.failure.take()?;
         Ok(disk)
     }

@@ -7,4 +7,5 @@
 
 pub mod arena;
 pub mod disk;
+pub mod stream;
 pub mod transport;

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error as VirtioError, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -30,6 +31,12 @@ use crate::shm::layout::SIGNAL_PAIR_BYTES;
 use crate::shm::pair::PairMemory;
 use crate::shm::signal::{Listener, Notifier};
 use crate::virtio::device::{CONFIG_BYTES_MAX, Transport as Shape, function};
+
+/// Status of a device whose driver is at work.
+pub(crate) const ALIVE: u32 = DeviceStatus::ACKNOWLEDGE.bits()
+    | DeviceStatus::DRIVER.bits()
+    | DeviceStatus::FEATURES_OK.bits()
+    | DeviceStatus::DRIVER_OK.bits();
 
 /// Polls between two looks at the clock.
 const POLLS_A_LOOK: u32 = 64;
@@ -80,14 +87,14 @@ impl Failure {
 #[derive(Debug, Default)]
 pub struct Waker {
     is_gone: AtomicBool,
-    call: Mutex<Option<Arc<Doorbell>>>,
+    calls: Mutex<Vec<Arc<Doorbell>>>,
 }
 
 impl Waker {
     /// The host is gone: whoever waits, and whoever waits later, gets [`Error::PeerGone`].
     pub fn abandon(&self) {
         self.is_gone.store(true, Ordering::Relaxed);
-        if let Some(call) = &*self.call.lock().unwrap_or_else(PoisonError::into_inner) {
+        for call in &*self.calls.lock().unwrap_or_else(PoisonError::into_inner) {
             // The guest's own copy; a full counter wakes as well. The write orders the store before the sleeper's wake-up.
             let _ = call.ring();
         }
@@ -200,6 +207,44 @@ impl BusTransport {
     #[must_use]
     pub fn tally(&self) -> Arc<Tally> {
         self.tally.clone()
+    }
+
+    /// Resets the device, and agrees on those of the features that both sides know: which. Queues can be set up then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: the device does not agree. Otherwise what the registers ran into.
+    pub(crate) fn agree(&mut self, wanted: u64) -> Result<u64> {
+        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        self.set_status(DeviceStatus::empty());
+        self.set_status(known);
+        let features = self.read_device_features() & wanted;
+        self.write_driver_features(features);
+        self.set_status(known | DeviceStatus::FEATURES_OK);
+        let status = self.get_status();
+        self.failure.take()?;
+        if status.contains(DeviceStatus::FEATURES_OK) && features & 1 << VIRTIO_F_VERSION_1 != 0 {
+            return Ok(features);
+        }
+        Err(Error::Usage("the device does not agree to the features that are needed".into()))
+    }
+
+    /// The doorbell by which the device calls for a queue.
+    pub(crate) fn bell(&self, queue: u16) -> Option<Arc<Doorbell>> {
+        self.queues.get(usize::from(queue))?.as_ref().map(|signal| signal.call.clone())
+    }
+
+    /// Asks for a queue's doorbell. `true`: nothing came, wait for it.
+    pub(crate) fn arm(&self, queue: u16, is_done: impl FnOnce() -> bool) -> bool {
+        let Some(Some(signal)) = self.queues.get(usize::from(queue)) else { return false };
+        signal.listener.acknowledge();
+        // As in `wait`: the ring is looked at once more after the signal was armed.
+        let is_asleep = signal.listener.arm();
+        if is_done() {
+            signal.listener.mask();
+            return false;
+        }
+        is_asleep
     }
 
     /// Bytes of the device's configuration.
@@ -332,7 +377,7 @@ impl BusTransport {
         let shown = (start as u32, (end - start) as u32, (signal - start) as u32);
         let (kick, call) = self.registers.share(queue.into(), shown.0, shown.1, shown.2)?;
         let (kick, call) = (Doorbell::from_fd(kick), Arc::new(Doorbell::from_fd(call)));
-        *self.waker.call.lock().unwrap_or_else(PoisonError::into_inner) = Some(call.clone());
+        self.waker.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call.clone());
         *entry = Some(QueueSignal { listener, notifier, kick, call });
         Ok(())
     }
