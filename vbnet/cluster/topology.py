@@ -11,18 +11,18 @@ address that the file leaves out is derived from the names of lab, guest and NIC
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from vbnet.cluster.parts import NAME_PATTERN, TAP_PATTERN, PartReader, said
 from vbnet.cluster.quantity import duration_s, length_bytes, rate_per_second
 from vbnet.cluster.source import Place, Problem, Source, TopologyError, load_source, parse_source
 from vbnet.errors import did_you_mean
@@ -41,9 +41,6 @@ SOCKET_PATH_MAX_BYTES = 107
 MTU_MIN, MTU_MAX = 68, 65535
 RAM_MIN_BYTES, RAM_MAX_BYTES = 64 << 10, 4 << 30
 
-NAME_PATTERN = r"^[a-z][a-z0-9-]{0,30}$"
-TAP_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,14}$"
-
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="Lower-case letters, digits and hyphens; at most 31.")]
 Mtu = Annotated[int, Meta(ge=MTU_MIN, le=MTU_MAX, description="Largest IP packet in bytes.")]
 Address = Annotated[str, Meta(description="An IP address with its prefix length, such as 10.10.0.10/24.")]
@@ -54,7 +51,6 @@ Offloads = Annotated[
 Amount = str | int
 Restart = Literal["no", "on-failure", "always"]
 Environment = dict[str, str | int | float | bool]
-T = TypeVar("T")
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -358,92 +354,40 @@ def _checked(source: Source) -> LabFile:
     return LabFile(topology, source)
 
 
-class _Reader:
-    """Turns data into the schema's structs, one part at a time, so that each problem keeps its place."""
-
-    _EXPECTED: ClassVar[re.Pattern[str]] = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.found: list[Problem] = []
+class _Reader(PartReader):
+    """Turns data into the schema's structs."""
 
     def read(self) -> tuple[Topology | None, list[Problem]]:
         data = {key: value for key, value in self.source.data.items() if not key.startswith("x-")}
-        self._keys((), data, Topology)
+        self.keys((), data, Topology)
         parts: dict[str, Any] = {}
         if "name" not in data:
-            self._add((), "the lab has no `name`", "add `name: my-lab` at the top")
+            self.add((), "the lab has no `name`", "add `name: my-lab` at the top")
         else:
-            parts["name"] = self._convert(("name",), data["name"], Name)
+            parts["name"] = self.convert(("name",), data["name"], Name)
         parts["switches"] = {
-            name: self._named("switch", ("switches", name), name, {} if value is None else value, Switch)
-            for name, value in self._mapping("switches", data)
+            name: self.named("switch", ("switches", name), name, {} if value is None else value, Switch)
+            for name, value in self.mapping("switches", data)
         }
-        parts["guests"] = {name: self._guest(name, value) for name, value in self._mapping("guests", data)}
+        parts["guests"] = {name: self._guest(name, value) for name, value in self.mapping("guests", data)}
         parts["devices"] = {
-            name: self._named("device", ("devices", name), name, value, LabDevice)
-            for name, value in self._mapping("devices", data)
+            name: self.named("device", ("devices", name), name, value, LabDevice)
+            for name, value in self.mapping("devices", data)
         }
         parts["vhost_user"] = {
-            name: self._named("vhost-user", ("vhost-user", name), name, value, VhostUser)
-            for name, value in self._mapping("vhost-user", data)
+            name: self.named("vhost-user", ("vhost-user", name), name, value, VhostUser)
+            for name, value in self.mapping("vhost-user", data)
         }
         uplinks = data.get("uplinks") or []
         if isinstance(uplinks, list):
-            parts["uplinks"] = [self._part(("uplinks", index), value, Uplink) for index, value in enumerate(uplinks)]
+            parts["uplinks"] = [self.part(("uplinks", index), value, Uplink) for index, value in enumerate(uplinks)]
         else:
-            self._add(("uplinks",), "`uplinks` is not a list", "write `- {switch: ..., tap: ...}` entries")
+            self.add(("uplinks",), "`uplinks` is not a list", "write `- {switch: ..., tap: ...}` entries")
         if data.get("host") is not None:
-            parts["host"] = self._part(("host",), data["host"], Host)
+            parts["host"] = self.part(("host",), data["host"], Host)
         if data.get("metrics") is not None:
-            parts["metrics"] = self._part(("metrics",), data["metrics"], Metrics)
+            parts["metrics"] = self.part(("metrics",), data["metrics"], Metrics)
         return (None if self.found else Topology(**parts)), self.found
-
-    def _add(self, place: Place, what: str, fix: str) -> None:
-        self.found.append(self.source.problem(place, what, fix))
-
-    def _mapping(self, key: str, data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        value = data.get(key)
-        if value is None:
-            return
-        if not isinstance(value, dict):
-            self._add((key,), f"`{key}` is not a mapping", f"write `{key}:` and below it `name: {{...}}` entries")
-            return
-        yield from value.items()
-
-    def _keys(self, place: Place, data: Mapping[str, Any], part: type[msgspec.Struct]) -> bool:
-        known = [item.encode_name for item in msgspec.structs.fields(part)]
-        if part in GUEST_CLASSES.values():
-            known.append("kind")
-        unknown = [key for key in data if key not in known]
-        for key in unknown:
-            self._add(
-                (*place, key),
-                f"unknown key `{key}`",
-                did_you_mean(key, known, otherwise=f"known here: {', '.join(known)}"),
-            )
-        meant = {match for key in unknown for match in difflib.get_close_matches(key, known, n=1)}
-        missing = [
-            item.encode_name
-            for item in msgspec.structs.fields(part)
-            if item.required and item.encode_name not in data and item.encode_name not in meant
-        ]
-        for key in missing if place else []:
-            self._add(place, f"`{key}` is missing in {_dotted(place)}", f"add `{key}: ...`")
-        return not unknown and not missing
-
-    def _named(self, noun: str, place: Place, name: str, value: object, part: type[Any]) -> Any:  # noqa: ANN401
-        if not re.match(NAME_PATTERN, name):
-            self._add(
-                place, f"impossible {noun} name `{name}`", "use lower-case letters, digits and hyphens, at most 31"
-            )
-        return self._part(place, value, part)
-
-    def _part(self, place: Place, value: object, part: type[Any]) -> Any:  # noqa: ANN401
-        if not isinstance(value, dict):
-            self._add(place, f"{_dotted(place)} is {_said(value)}, not a mapping", "write `key: value` pairs")
-            return None
-        return self._convert(place, value, part) if self._keys(place, value, part) else None
 
     def _guest(self, name: str, value: object) -> Guest | None:
         place: Place = ("guests", name)
@@ -452,51 +396,34 @@ class _Reader:
         if isinstance(value, dict) and part is None:
             known = ", ".join(GUEST_CLASSES)
             if "kind" not in value:
-                self._add(place, f"guest `{name}` has no `kind`", f"add `kind:` with one of {known}")
+                self.add(place, f"guest `{name}` has no `kind`", f"add `kind:` with one of {known}")
             else:
                 fix = did_you_mean(str(kind), GUEST_CLASSES, otherwise=f"use one of {known}")
-                self._add((*place, "kind"), f"unknown kind {_said(kind)}", fix)
+                self.add((*place, "kind"), f"unknown kind {said(kind)}", fix)
         before = len(self.found)
         if isinstance(value, dict):
             for index, nic in enumerate(value["nics"] if isinstance(value.get("nics"), list) else []):
-                self._part((*place, "nics", index), nic, Nic)
+                self.part((*place, "nics", index), nic, Nic)
             if part is PythonGuest:
                 for index, disk in enumerate(value["disks"] if isinstance(value.get("disks"), list) else []):
-                    self._part((*place, "disks", index), disk, Disk)
+                    self.part((*place, "disks", index), disk, Disk)
             if part is TrafficGuest and value.get("send") is not None:
-                self._part((*place, "send"), value["send"], Send)
+                self.part((*place, "send"), value["send"], Send)
         if len(self.found) > before:
-            self._keys(place, value if isinstance(value, dict) else {}, part or StackGuest) if part else None
+            self.keys(place, value if isinstance(value, dict) else {}, part or StackGuest) if part else None
             return None
         guest: Guest | None = (
-            self._named("guest", place, name, value, part or StackGuest)
-            if part or not isinstance(value, dict)
-            else None
+            self.named("guest", place, name, value, part or StackGuest) if part or not isinstance(value, dict) else None
         )
         return guest
 
-    def _convert(self, place: Place, value: object, part: Any) -> Any:  # noqa: ANN401 -- any struct or constrained type
-        try:
-            return msgspec.convert(value, part)
-        except msgspec.ValidationError as error:
-            match = self._EXPECTED.match(str(error))
-            inner = _inner_place(match["path"] or "") if match else ()
-            at = (*place, *inner)
-            self._add(
-                at,
-                f"{_dotted(at)} is {_said(_value_at(value, inner))}",
-                _advice(match["what"] if match else str(error)),
-            )
-            return None
 
-
-class _Checker:
+class _Checker(PartReader):
     """What a schema cannot say: names that must exist, addresses that must not meet."""
 
     def __init__(self, source: Source, topology: Topology) -> None:
-        self.source = source
+        super().__init__(source)
         self.topology = topology
-        self.found: list[Problem] = []
         self.addresses: dict[tuple[str, str], tuple[str, int]] = {}
         self.macs: dict[str, tuple[str, int]] = {}
         self.expanded: dict[str, str] = {}
@@ -505,7 +432,7 @@ class _Checker:
     def problems(self) -> list[Problem]:
         total = sum(guest.count or 1 for guest in self.topology.guests.values())
         if total > GUESTS_MAX:
-            self._add(("guests",), f"{total} guests are more than {GUESTS_MAX}", "lower the counts")
+            self.add(("guests",), f"{total} guests are more than {GUESTS_MAX}", "lower the counts")
             return self.found
         for name, guest in self.topology.guests.items():
             self._guest_names(name, guest)
@@ -519,7 +446,7 @@ class _Checker:
             self._switch((*place, "switch"), uplink.switch)
             line = self.source.line_of((*place, "tap"))
             if uplink.tap in taps:
-                self._add(
+                self.add(
                     (*place, "tap"),
                     f"duplicate TAP `{uplink.tap}`, first on line {taps[uplink.tap]}",
                     "use another name",
@@ -532,16 +459,13 @@ class _Checker:
             self._vhost_user(("vhost-user", name), name, port, sockets)
         return self.found
 
-    def _add(self, place: Place, what: str, fix: str) -> None:
-        self.found.append(self.source.problem(place, what, fix))
-
     def _guest_names(self, name: str, guest: Guest) -> None:
         if name in RESERVED:
-            self._add(("guests", name), f"the guest name `{name}` is taken by the lab itself", "use another name")
+            self.add(("guests", name), f"the guest name `{name}` is taken by the lab itself", "use another name")
         for full in guest_names(name, guest):
             if full in self.expanded:
                 other = self.source.line_of(("guests", self.expanded[full]))
-                self._add(
+                self.add(
                     ("guests", name),
                     f"duplicate guest name `{full}`, also made on line {other}",
                     "rename one of the two",
@@ -552,15 +476,15 @@ class _Checker:
     def _guest(self, name: str, guest: Guest) -> None:
         place: Place = ("guests", name)
         if guest.ram is not None:
-            ram = self._amount((*place, "ram"), guest.ram, length_bytes)
+            ram = self.amount((*place, "ram"), guest.ram, length_bytes)
             if ram is not None and not RAM_MIN_BYTES <= ram <= RAM_MAX_BYTES:
-                self._add((*place, "ram"), f"`ram` is {guest.ram}", "use 64KiB to 4GiB")
+                self.add((*place, "ram"), f"`ram` is {guest.ram}", "use 64KiB to 4GiB")
         if guest.bus is not None and (guest.count or 1) > 1:
-            self._add((*place, "bus"), f"`bus: {guest.bus}` would be shared by {guest.count} guests", "leave `bus` out")
+            self.add((*place, "bus"), f"`bus: {guest.bus}` would be shared by {guest.count} guests", "leave `bus` out")
         if not guest.nics and not isinstance(guest, PythonGuest):
-            self._add(place, f"guest `{name}` has no NIC", "add `nics: [{switch: ...}]`")
+            self.add(place, f"guest `{name}` has no NIC", "add `nics: [{switch: ...}]`")
         if isinstance(guest, StackGuest | TrafficGuest) and len(guest.nics) > 1:
-            self._add((*place, "nics"), f"guest `{name}` has {len(guest.nics)} NICs", "this kind has exactly one")
+            self.add((*place, "nics"), f"guest `{name}` has {len(guest.nics)} NICs", "this kind has exactly one")
         if isinstance(guest, PythonGuest):
             self._entry(place, guest)
             self._disks(place, name, guest)
@@ -573,19 +497,19 @@ class _Checker:
         for index, (disk, disk_name) in enumerate(zip(guest.disks, disk_names(guest), strict=True)):
             at: Place = (*place, "disks", index)
             if disk_name in taken:
-                self._add((*at, "name"), f"duplicate name `{disk_name}` in `{name}`", "name each disk differently")
+                self.add((*at, "name"), f"duplicate name `{disk_name}` in `{name}`", "name each disk differently")
             taken.add(disk_name)
             image = image_path(self.source, disk)
             other, is_other_readonly = self.images.get(image, (0, True))
             self.images.setdefault(image, (self.source.line_of((*at, "image")), disk.readonly))
             if other and not (disk.readonly and is_other_readonly):
-                self._add(
+                self.add(
                     (*at, "image"),
                     f"`{disk.image}` is a disk on line {other} too, and one of the two is written to",
                     "use another file, or `readonly: true` for both",
                 )
             if (guest.count or 1) > 1 and not disk.readonly:
-                self._add(
+                self.add(
                     (*at, "image"),
                     f"`{disk.image}` would be written to by {guest.count} guests",
                     "add `readonly: true`, or leave `count` out",
@@ -597,7 +521,7 @@ class _Checker:
         other = ("guests", self.expanded[name]) if name in self.expanded else taken.get(name)
         if other is not None:
             line = self.source.line_of(other)
-            self._add(place, f"duplicate name `{name}`, also on line {line}", "rename one of the two")
+            self.add(place, f"duplicate name `{name}`, also on line {line}", "rename one of the two")
         if port.mac is not None and self._is_station((*place, "mac"), port.mac):
             self._claim_mac((*place, "mac"), port.mac.lower(), name)
         if port.socket == AUTO:
@@ -605,10 +529,10 @@ class _Checker:
         socket, line = socket_path(self.source, port), self.source.line_of((*place, "socket"))
         if len(os.fsencode(socket)) > SOCKET_PATH_MAX_BYTES:
             what = f"the path {socket} is longer than {SOCKET_PATH_MAX_BYTES} bytes"
-            self._add((*place, "socket"), what, "use a shorter one, or `auto`")
+            self.add((*place, "socket"), what, "use a shorter one, or `auto`")
         if socket in sockets:
             what = f"duplicate socket `{port.socket}`, first on line {sockets[socket]}"
-            self._add((*place, "socket"), what, "use another path, or `auto`")
+            self.add((*place, "socket"), what, "use another path, or `auto`")
         sockets.setdefault(socket, line)
 
     def _device(self, place: Place, name: str, device: LabDevice) -> None:
@@ -616,26 +540,26 @@ class _Checker:
             at: Place = (*place, "guests", index)
             guest = self.topology.guests.get(wanted) or self.topology.guests.get(self.expanded.get(wanted, ""))
             if guest is None:
-                self._add(
+                self.add(
                     at,
                     f"unknown guest `{wanted}`",
                     did_you_mean(wanted, [*self.topology.guests, *self.expanded], otherwise="add it"),
                 )
             elif not isinstance(guest, PythonGuest):
-                self._add(at, f"guest `{wanted}` uses no devices but its NICs", "name python guests only")
+                self.add(at, f"guest `{wanted}` uses no devices but its NICs", "name python guests only")
         from vbnet.cluster.devices import check_device  # noqa: PLC0415 -- host code, for labs that name devices only
 
         for inner, what, fix in check_device(name, device.type, device.attributes):
-            self._add((*place, *inner), what, fix)
+            self.add((*place, *inner), what, fix)
 
     def _entry(self, place: Place, guest: PythonGuest) -> None:
         path, colon, function = guest.run.rpartition(":")
         if not colon or not path or not function.isidentifier():
-            self._add((*place, "run"), f"`run` is `{guest.run}`", "write `file.py:function` or `module:function`")
+            self.add((*place, "run"), f"`run` is `{guest.run}`", "write `file.py:function` or `module:function`")
         elif path.endswith(".py") or "/" in path:
             file = Path(self.source.file).resolve().parent / path
             if not file.is_file():
-                self._add(
+                self.add(
                     (*place, "run"),
                     f"there is no file `{path}`",
                     f"paths count from the lab file's folder ({file.parent})",
@@ -646,7 +570,7 @@ class _Checker:
         for index, (nic, nic_name) in enumerate(zip(guest.nics, nic_names(guest), strict=True)):
             at: Place = (*place, "nics", index)
             if nic_name in names:
-                self._add((*at, "name"), f"duplicate NIC name `{nic_name}` in `{name}`", "name each NIC differently")
+                self.add((*at, "name"), f"duplicate NIC name `{nic_name}` in `{name}`", "name each NIC differently")
                 continue
             names[nic_name] = index
             self._switch((*at, "switch"), nic.switch)
@@ -655,12 +579,12 @@ class _Checker:
                 self._address((*at, "ip"), nic.ip, guest_names(name, guest), nic.switch)
                 self._only_ipv4((*at, "ip"), guest, nic.ip)
             elif isinstance(guest, StackGuest):
-                self._add(at, f"guest `{name}` has no `ip`", "a stack guest needs one, such as `ip: 10.10.0.10/24`")
+                self.add(at, f"guest `{name}` has no `ip`", "a stack guest needs one, such as `ip: 10.10.0.10/24`")
             self._routes(at, nic)
 
     def _only_ipv4(self, place: Place, guest: Guest, ip: str) -> None:
         if isinstance(guest, StackGuest) and ":" in ip:
-            self._add(place, f"`{ip}` is IPv6", "stack guests speak IPv4; use a netns guest for IPv6")
+            self.add(place, f"`{ip}` is IPv6", "stack guests speak IPv4; use a netns guest for IPv6")
 
     def _routes(self, at: Place, nic: Nic) -> None:
         if nic.gateway is not None:
@@ -669,7 +593,7 @@ class _Checker:
             try:
                 ipaddress.ip_network(target)
             except ValueError as error:
-                self._add(
+                self.add(
                     (*at, "routes", target), f"impossible network `{target}` ({error})", "write it as 10.20.0.0/16"
                 )
             self._next_hop((*at, "routes", target), nic, hop)
@@ -678,30 +602,30 @@ class _Checker:
         try:
             address = ipaddress.ip_address(hop)
         except ValueError:
-            self._add(place, f"impossible address `{hop}`", "write an address without prefix, such as 10.10.0.1")
+            self.add(place, f"impossible address `{hop}`", "write an address without prefix, such as 10.10.0.1")
             return
         try:
             network = ipaddress.ip_interface(nic.ip or "").network
         except ValueError:
             if nic.ip is None:
-                self._add(place, f"a route through `{hop}` on a NIC without `ip`", "give the NIC an `ip`")
+                self.add(place, f"a route through `{hop}` on a NIC without `ip`", "give the NIC an `ip`")
             return
         if address not in network:
-            self._add(place, f"`{hop}` is not inside the NIC's network {network}", "use a neighbour on that network")
+            self.add(place, f"`{hop}` is not inside the NIC's network {network}", "use a neighbour on that network")
 
     def _switch(self, place: Place, switch: str) -> None:
         if switch not in self.topology.switches:
             known = self.topology.switches
             otherwise = f"declare it: `switches: {{{switch}: {{}}}}`"
-            self._add(place, f"unknown switch `{switch}`", did_you_mean(switch, known, otherwise=otherwise))
+            self.add(place, f"unknown switch `{switch}`", did_you_mean(switch, known, otherwise=otherwise))
 
     def _is_station(self, at: Place, mac: str) -> bool:
         """Check that an address can be one card's."""
         if not re.match(r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$", mac):
-            self._add(at, f"impossible MAC address `{mac}`", "write it as 02:00:00:00:00:0a")
+            self.add(at, f"impossible MAC address `{mac}`", "write it as 02:00:00:00:00:0a")
             return False
         if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-            self._add(at, f"`{mac}` is not a station's address", "use an even first octet, such as 02")
+            self.add(at, f"`{mac}` is not a station's address", "use an even first octet, such as 02")
             return False
         return True
 
@@ -709,7 +633,7 @@ class _Checker:
         line = self.source.line_of(at)
         if mac in self.macs:
             other, other_line = self.macs[mac]
-            self._add(at, f"`{mac}` is also the MAC of `{other}` on line {other_line}", "change one of the two")
+            self.add(at, f"`{mac}` is also the MAC of `{other}` on line {other_line}", "change one of the two")
         self.macs.setdefault(mac, (owner, line))
 
     def _mac(self, at: Place, name: str, guest: Guest, nic: Nic, nic_name: str) -> None:
@@ -717,7 +641,7 @@ class _Checker:
             if not self._is_station((*at, "mac"), nic.mac):
                 return
             if (guest.count or 1) > 1:
-                self._add(
+                self.add(
                     (*at, "mac"),
                     f"`{nic.mac}` would be given to {guest.count} guests",
                     "leave `mac` out to derive them",
@@ -732,24 +656,22 @@ class _Checker:
         try:
             interface = ipaddress.ip_interface(ip)
         except ValueError as error:
-            self._add(place, f"impossible address `{ip}` ({error})", "write it as 10.10.0.10/24")
+            self.add(place, f"impossible address `{ip}` ({error})", "write it as 10.10.0.10/24")
             return
         if "/" not in ip:
-            self._add(place, f"`{ip}` has no prefix length", f"write `{ip}/24` or what your network has")
+            self.add(place, f"`{ip}` has no prefix length", f"write `{ip}/24` or what your network has")
             return
         network = interface.network
         count = len(owners)
         last = int(interface.ip) + count - 1
         has_ends = network.version == 4 and network.prefixlen < 31  # noqa: PLR2004 -- RFC 3021: /31 has no broadcast
         if has_ends and interface.ip in {network.network_address, network.broadcast_address}:
-            self._add(
-                place, f"`{ip}` is the network's own or broadcast address", f"use a host address inside {network}"
-            )
+            self.add(place, f"`{ip}` is the network's own or broadcast address", f"use a host address inside {network}")
             return
         if last > int(network.broadcast_address) - has_ends:
             room = int(network.broadcast_address) - has_ends - int(interface.ip) + 1
             fix = "lower `count`, start lower, or widen the prefix"
-            self._add(place, f"{count} addresses from `{ip}` do not fit, there is room for {room}", fix)
+            self.add(place, f"{count} addresses from `{ip}` do not fit, there is room for {room}", fix)
             return
         line = self.source.line_of(place)
         for index, owner in enumerate(owners):
@@ -757,74 +679,21 @@ class _Checker:
             if key in self.addresses:
                 other, other_line = self.addresses[key]
                 what = f"{key[1]} of `{owner}` is also the address of `{other}` on line {other_line}"
-                self._add(place, what, "move one range")
+                self.add(place, what, "move one range")
                 return
             self.addresses[key] = (owner, line)
 
     def _send(self, place: Place, name: str, guest: Guest, send: Send) -> None:
         if send.rate is not None:
-            self._amount((*place, "rate"), send.rate, rate_per_second)
+            self.amount((*place, "rate"), send.rate, rate_per_second)
         if send.for_ is not None:
-            self._amount((*place, "for"), send.for_, duration_s)
+            self.amount((*place, "for"), send.for_, duration_s)
         target = self.topology.guests.get(self.expanded.get(send.to, ""))
         if target is None:
-            self._add(
+            self.add(
                 (*place, "to"), f"unknown guest `{send.to}`", did_you_mean(send.to, self.expanded, otherwise="add it")
             )
         elif send.to in guest_names(name, guest):
-            self._add((*place, "to"), f"`{send.to}` would send to itself", "name another guest")
+            self.add((*place, "to"), f"`{send.to}` would send to itself", "name another guest")
         elif not {nic.switch for nic in guest.nics} & {nic.switch for nic in target.nics}:
-            self._add((*place, "to"), f"`{send.to}` is on no switch of `{name}`", "give both a NIC on the same switch")
-
-    def _amount(self, place: Place, value: Any, read: Callable[[Any], T]) -> T | None:  # noqa: ANN401
-        try:
-            return read(value)
-        except ValueError as error:
-            self._add(place, f"`{place[-1]}` is {_said(value)}", str(error))
-            return None
-
-
-def _inner_place(path: str) -> Place:
-    """Turn msgspec's ``.nics[0].ip`` into a place; stops at ``[...]``, which names no key."""
-    place: list[str | int] = []
-    for word, index in re.findall(r"\.([A-Za-z_]+)|\[(\d+|\.\.\.)\]", path):
-        if index == "...":
-            break
-        place.append(word or int(index))
-    return tuple(place)
-
-
-def _value_at(value: object, place: Place) -> object:
-    for step in place:
-        if isinstance(value, dict):
-            value = value.get(step)
-        elif isinstance(value, list) and isinstance(step, int):
-            value = value[step]
-    return value
-
-
-def _said(value: object) -> str:
-    text = "empty" if value is None else f"`{value}`" if isinstance(value, str | int | float) else f"a {_noun(value)}"
-    return text if len(text) < 60 else f"{text[:56]}...`"  # noqa: PLR2004 -- one line of a message
-
-
-def _noun(value: object) -> str:
-    return "mapping" if isinstance(value, dict) else "list"
-
-
-def _dotted(place: Place) -> str:
-    text = ""
-    for step in place:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-    return f"`{text}`" if text else "the file"
-
-
-def _advice(expected: str) -> str:
-    """Turn msgspec's ``Expected `int` >= 1`` into advice."""
-    if NAME_PATTERN in expected:
-        return "use lower-case letters, digits and hyphens, at most 31, a letter first"
-    if TAP_PATTERN in expected:
-        return "use at most 15 letters, digits, `_`, `.` or `-`"
-    expected = expected.replace("`str`", "text").replace("`int`", "a whole number").replace("`bool`", "true or false")
-    expected = re.sub(r", got .*$", "", expected)
-    return expected[:1].lower() + expected[1:]
+            self.add((*place, "to"), f"`{send.to}` is on no switch of `{name}`", "give both a NIC on the same switch")
