@@ -42,6 +42,7 @@ __all__ = [
     "VIRTIO_TRANSPORTS",
     "WORKER_COUNTERS",
     "Apics",
+    "Arrivals",
     "Bellman",
     "BenchExchange",
     "BenchRange",
@@ -493,18 +494,50 @@ class StackGuests:
     def close(self) -> None: ...
 
 @final
+class Arrivals:
+    @staticmethod
+    def flood() -> Arrivals: ...
+    @staticmethod
+    def constant(rate: float) -> Arrivals: ...
+    @staticmethod
+    def ramp(first: float, last: float, over: float) -> Arrivals: ...
+    @staticmethod
+    def burst(frames: int, every: float) -> Arrivals: ...
+    @staticmethod
+    def poisson(rate: float, seed: int) -> Arrivals: ...
+    @staticmethod
+    def on_off(rate: float, on: float, off: float) -> Arrivals: ...
+    @staticmethod
+    def gaps(gaps: list[int]) -> Arrivals: ...
+
+@final
 class TrafficGuest:
     def __new__(cls, device: Venet, *, mac: str, counters: CounterFile | None = None, name: str = "") -> Self: ...
     def start(
         self,
-        to: str,
+        to: str | list[str],
         *,
         size: int | list[int] | str,
-        rate: float | None = None,
+        arrivals: Arrivals | None = None,
         duration: float | None = None,
         frames: int | None = None,
         stream: int = 0,
+        at: float | None = None,
+        recorded: list[bytes] | None = None,
     ) -> None: ...
+    def ask(
+        self,
+        to: str,
+        *,
+        size: int | list[int] | str,
+        window: int = 1,
+        timeout: float = 1.0,
+        duration: float | None = None,
+        stream: int = 0,
+        at: float | None = None,
+    ) -> None: ...
+    def reflect(self) -> None: ...
+    def listen(self) -> None: ...
     def stop(self) -> None: ...
     @property
     def is_sending(self) -> bool: ...

@@ -16,8 +16,8 @@ use vbnet_core::guest::row::Row;
 use vbnet_core::guest::sequence::{Arrival, Sequence, WINDOW};
 use vbnet_core::guest::traffic::frame::{self, Found, Stamp};
 use vbnet_core::guest::traffic::{
-    Reflector, Requester, RequesterConfig, RequesterStats, Route, Running, SinkConfig, SinkStats, SourceStats,
-    SourceStep, TrafficConfig, TrafficSink, TrafficSource, run_pair,
+    Arrivals, ClosedConfig, ClosedLoop, ClosedStep, Reflector, Requester, RequesterConfig, RequesterStats, Route,
+    Running, SinkConfig, SinkStats, SourceStats, SourceStep, TrafficConfig, TrafficSink, TrafficSource, run_pair,
 };
 use vbnet_core::shm::histogram::quantile;
 
@@ -169,7 +169,11 @@ fn frames_of_others_are_foreign() {
 #[test]
 fn frames_are_due_at_exact_times_whenever_the_generator_looks() {
     //! At 3000 a second frame n is due at n/3000 s: looking late sends what is due, no more, no less.
-    let config = TrafficConfig { rate: Some(3000), frames: Some(3001), ..TrafficConfig::new(ROUTE, 60) };
+    let config = TrafficConfig {
+        arrivals: Arrivals::Constant { rate: 3000 },
+        frames: Some(3001),
+        ..TrafficConfig::new(ROUTE, 60)
+    };
     let mut bench = Bench::new(config, 256);
     bench.fake.captured = Some(Vec::new());
 
@@ -199,7 +203,11 @@ fn frames_are_due_at_exact_times_whenever_the_generator_looks() {
 fn a_stalled_host_shows_in_every_frame_it_delayed() {
     //! The host sleeps 100 ms at 10000 frames a second, with a ring of 64: all 1000 frames that were due meanwhile
     //! count with the time since they were due, although only 64 could leave.
-    let config = TrafficConfig { rate: Some(10_000), frames: Some(1000), ..TrafficConfig::new(ROUTE, 60) };
+    let config = TrafficConfig {
+        arrivals: Arrivals::Constant { rate: 10_000 },
+        frames: Some(1000),
+        ..TrafficConfig::new(ROUTE, 60)
+    };
     let mut bench = Bench::new(config, 64);
     for tick in 0..1000 {
         bench.source.step(START_NS + tick * 100_000).unwrap();
@@ -222,8 +230,11 @@ fn a_stalled_host_shows_in_every_frame_it_delayed() {
 #[test]
 fn a_duration_ends_the_schedule_and_not_the_frames_due_in_it() {
     //! Half a second at 1000 a second is 500 frames, also when the generator looks too late.
-    let config =
-        TrafficConfig { rate: Some(1000), duration: Some(Duration::from_millis(500)), ..TrafficConfig::new(ROUTE, 60) };
+    let config = TrafficConfig {
+        arrivals: Arrivals::Constant { rate: 1000 },
+        duration: Some(Duration::from_millis(500)),
+        ..TrafficConfig::new(ROUTE, 60)
+    };
     let mut bench = Bench::new(config, 1024);
     bench.source.step(START_NS).unwrap();
 
@@ -258,14 +269,162 @@ fn impossible_traffic_is_refused() {
         TrafficConfig { sizes: Sizes::Fixed(59), ..base() },
         TrafficConfig { sizes: Sizes::Fixed(1519), ..base() },
         TrafficConfig { sizes: Sizes::List(Vec::new()), ..base() },
-        TrafficConfig { rate: Some(0), ..base() },
+        TrafficConfig { arrivals: Arrivals::Constant { rate: 0 }, ..base() },
         TrafficConfig { batch: 0, ..base() },
+        TrafficConfig { routes: Vec::new(), ..base() },
     ] {
         let (sender, _) = FakeHost::default().attach(1500, 16);
 
         let made = TrafficSource::new(sender, config.clone(), Arc::new(Row::in_memory(SourceStats::WORDS)));
 
         assert!(matches!(made, Err(Error::Usage(_))), "{config:?}");
+    }
+}
+
+#[test]
+fn a_source_with_many_receivers_serves_them_in_turn_and_numbers_each_by_itself() {
+    //! Ten frames to three receivers: four, three and three, each of them in order from 0.
+    let mut fake = FakeHost::default();
+    let (sender, _) = fake.attach(1500, 64);
+    let receivers: Vec<_> = (0..3).map(|_| fake.attach(1500, 64).1).collect();
+    let routes: Vec<Route> = (1..4).map(|to| Route { to: mac(to), ..ROUTE }).collect();
+    let config = TrafficConfig { frames: Some(10), routes, ..TrafficConfig::new(ROUTE, 60) };
+    let mut source = TrafficSource::new(sender, config, Arc::new(Row::in_memory(SourceStats::WORDS))).unwrap();
+    while source.step(START_NS).unwrap() != SourceStep::Done {}
+    for frame in fake.take(0) {
+        let to = (1..4).find(|&to| frame[..6] == mac(to)).unwrap();
+        fake.deliver(to.into(), &frame);
+    }
+
+    let found: Vec<SinkStats> = receivers
+        .into_iter()
+        .map(|receiver| {
+            let row = Arc::new(Row::in_memory(SinkStats::WORDS));
+            let mut sink = TrafficSink::new(receiver, SinkConfig::default(), row.clone());
+            while sink.step(|| START_NS).unwrap() != 0 {}
+            SinkStats::read(&row)
+        })
+        .collect();
+
+    let whole = |frames| SinkStats { frames, bytes: frames * 60, ..SinkStats::default() };
+    assert_eq!(vec![whole(4), whole(3), whole(3)], found);
+}
+
+#[test]
+fn a_source_that_begins_anew_counts_on_and_numbers_from_zero() {
+    let mut bench = Bench::new(TrafficConfig { frames: Some(5), ..TrafficConfig::new(ROUTE, 60) }, 64);
+    bench.finish(START_NS);
+    let row = Arc::new(Row::in_memory(SourceStats::WORDS));
+    row.set(0, 5);
+    let again = TrafficConfig { frames: Some(3), ..TrafficConfig::new(Route { stream: 8, ..ROUTE }, 60) };
+
+    bench.source = TrafficSource::new(bench.source.into_sender(), again, row.clone()).unwrap();
+    bench.finish(START_NS);
+
+    assert_eq!((8, 8, 0), (row.load(0), bench.stats().frames, bench.stats().lost));
+}
+
+#[test]
+fn recorded_frames_are_sent_byte_for_byte_with_new_addresses() {
+    //! What lies behind the addresses is nobody's business; sizes are the recording's own.
+    let recorded: Vec<Box<[u8]>> = vec![[9; 20].into(), [7; 1000].into()];
+    let config = TrafficConfig { recorded: Some(recorded.into()), frames: Some(3), ..TrafficConfig::new(ROUTE, 60) };
+    let mut fake = FakeHost::default();
+    let (sender, _) = fake.attach(1500, 16);
+    let mut source = TrafficSource::new(sender, config, Arc::new(Row::in_memory(SourceStats::WORDS))).unwrap();
+    while source.step(START_NS).unwrap() != SourceStep::Done {}
+
+    let sent = fake.take(0);
+
+    assert_eq!(vec![20, 1000, 20], sent.iter().map(Vec::len).collect::<Vec<_>>());
+    assert_eq!([mac(1), mac(0)].concat(), sent[1][..12]);
+    assert!(sent[1][12..].iter().all(|&byte| byte == 7));
+}
+
+#[test]
+fn a_source_waits_for_the_moment_it_was_given() {
+    for arrivals in [Arrivals::Flood, Arrivals::Constant { rate: 1000 }] {
+        let start_ns = Some(START_NS + 10);
+        let config = TrafficConfig { arrivals, start_ns, frames: Some(1), ..TrafficConfig::new(ROUTE, 60) };
+        let mut bench = Bench::new(config, 16);
+
+        assert_eq!(SourceStep::Waits(START_NS + 10), bench.source.step(START_NS).unwrap());
+        bench.finish(START_NS + 10);
+
+        assert_eq!(1, bench.stats().frames);
+    }
+}
+
+/// A closed loop at port 0, a reflector at port 1.
+fn closed(config: ClosedConfig) -> (FakeHost, ClosedLoop, Reflector, Arc<Row>, Arc<Row>) {
+    let mut fake = FakeHost::default();
+    let (sender, receiver) = fake.attach(1500, 64);
+    let (back_sender, back_receiver) = fake.attach(1500, 64);
+    let (sent, received) = (Arc::new(Row::in_memory(SourceStats::WORDS)), Arc::new(Row::in_memory(SinkStats::WORDS)));
+    let asking = ClosedLoop::new(sender, receiver, config, sent.clone(), received.clone()).unwrap();
+    let reflector = Reflector::new(back_sender, back_receiver, true, Arc::new(Row::in_memory(Reflector::WORDS)));
+    (fake, asking, reflector, sent, received)
+}
+
+const CLOSED: ClosedConfig = ClosedConfig {
+    route: ROUTE,
+    sizes: Sizes::Fixed(64),
+    window: 4,
+    timeout: Duration::from_millis(100),
+    start_ns: None,
+    duration: Some(Duration::from_secs(1)),
+    spin: Duration::ZERO,
+};
+
+#[test]
+fn a_closed_loop_keeps_its_window_under_way_and_times_each_round_trip() {
+    let (mut fake, mut asking, mut reflector, sent, received) = closed(CLOSED);
+
+    for turn in 0..10 {
+        asking.step(|| START_NS + turn * 1000).unwrap();
+        assert_eq!(4 * (turn + 1), sent.load(0));
+        fake.pump();
+        while reflector.step().unwrap() != 0 {}
+        fake.pump();
+    }
+    asking.step(|| START_NS + 2_000_000_000).unwrap();
+
+    assert_eq!(40, received.load(0));
+    assert_eq!(40, SinkStats::latency(&received)[0]);
+    assert_eq!(ClosedStep::Done, asking.step(|| START_NS + 2_000_000_000).unwrap());
+}
+
+#[test]
+fn a_request_that_does_not_come_back_is_given_up_and_the_window_goes_on() {
+    let (mut fake, mut asking, mut reflector, sent, received) = closed(CLOSED);
+    let mut seen = 0;
+    fake.set_hook(move |frame| {
+        seen += 1;
+        if seen == 1 { Vec::new() } else { vec![frame.to_vec()] }
+    });
+    asking.step(|| START_NS).unwrap();
+    fake.pump();
+    while reflector.step().unwrap() != 0 {}
+    fake.pump();
+
+    asking.step(|| START_NS + 1000).unwrap();
+    let before = (sent.load(0), received.load(0), SinkStats::read(&received).lost);
+    asking.step(|| START_NS + 100_000_000).unwrap();
+
+    assert_eq!((7, 3, 0), before);
+    assert_eq!((8, 3, 1), (sent.load(0), received.load(0), SinkStats::read(&received).lost));
+}
+
+#[test]
+fn a_window_that_cannot_be_is_refused() {
+    for window in [0, 4097] {
+        let (sender, receiver) = FakeHost::default().attach(1500, 16);
+        let (sent, received) =
+            (Arc::new(Row::in_memory(SourceStats::WORDS)), Arc::new(Row::in_memory(SinkStats::WORDS)));
+
+        let made = ClosedLoop::new(sender, receiver, ClosedConfig { window, ..CLOSED }, sent, received);
+
+        assert!(matches!(made, Err(Error::Usage(_))), "{window}");
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,10 +16,13 @@ use vbnet_core::guest::row::Row;
 use vbnet_core::guest::stack::{StackConfig, StackGuests as Stacks, StackOptions};
 use vbnet_core::guest::stack_client::PingRequest;
 use vbnet_core::guest::stack_config::StackStats;
-use vbnet_core::guest::traffic::Running;
-use vbnet_core::guest::traffic::frame::{FRAME_MIN, Route};
-use vbnet_core::guest::traffic::sink::{SinkConfig, SinkStats, TrafficSink};
-use vbnet_core::guest::traffic::source::{SourceStats, TrafficConfig, TrafficSource};
+use vbnet_core::guest::traffic::arrivals::{self as core_arrivals, RATE_MAX};
+use vbnet_core::guest::traffic::frame::Route;
+use vbnet_core::guest::traffic::{
+    ClosedConfig, ClosedLoop, Reflector, Running, SinkConfig, SinkStats, SourceStats, TrafficConfig, TrafficSink,
+    TrafficSource,
+};
+use vbnet_core::guest::venet::{Receiver, Sender};
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::shm::{histogram, labels};
 
@@ -196,28 +200,116 @@ fn sizes(py: Python<'_>, size: &Bound<'_, PyAny>) -> PyResult<Sizes> {
 }
 
 fn frames_per_second(rate: f64) -> Result<u64> {
-    if (1.0..=1e9).contains(&rate) {
+    if (1.0..=RATE_MAX as f64).contains(&rate) {
         return Ok(rate.round() as u64);
     }
-    Err(Error::Usage(format!("a rate is 1 to 1e9 frames a second; got {rate}")))
+    Err(Error::Usage(format!("a rate is 1 to {RATE_MAX} frames a second; got {rate}")))
 }
 
-type Half = Arc<Mutex<Option<vbnet_core::guest::venet::Sender>>>;
+/// When frames are due.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct Arrivals {
+    inner: core_arrivals::Arrivals,
+}
+
+impl Arrivals {
+    fn checked(py: Python<'_>, inner: core_arrivals::Arrivals) -> PyResult<Self> {
+        inner.check().or_raise(py)?;
+        Ok(Self { inner })
+    }
+}
+
+#[pymethods]
+impl Arrivals {
+    #[staticmethod]
+    const fn flood() -> Self {
+        Self { inner: core_arrivals::Arrivals::Flood }
+    }
+
+    #[staticmethod]
+    fn constant(py: Python<'_>, rate: f64) -> PyResult<Self> {
+        let rate = frames_per_second(rate).or_raise(py)?;
+        Self::checked(py, core_arrivals::Arrivals::Constant { rate })
+    }
+
+    #[staticmethod]
+    fn ramp(py: Python<'_>, first: f64, last: f64, over: f64) -> PyResult<Self> {
+        let (from, to) = (frames_per_second(first).or_raise(py)?, frames_per_second(last).or_raise(py)?);
+        Self::checked(py, core_arrivals::Arrivals::Ramp { from, to, over: time("a ramp's time", over).or_raise(py)? })
+    }
+
+    #[staticmethod]
+    fn burst(py: Python<'_>, frames: u32, every: f64) -> PyResult<Self> {
+        let every = time("the time from burst to burst", every).or_raise(py)?;
+        Self::checked(py, core_arrivals::Arrivals::Burst { frames, every })
+    }
+
+    #[staticmethod]
+    fn poisson(py: Python<'_>, rate: f64, seed: u64) -> PyResult<Self> {
+        let rate = frames_per_second(rate).or_raise(py)?;
+        Self::checked(py, core_arrivals::Arrivals::Poisson { rate, seed })
+    }
+
+    #[staticmethod]
+    fn on_off(py: Python<'_>, rate: f64, on: f64, off: f64) -> PyResult<Self> {
+        let rate = frames_per_second(rate).or_raise(py)?;
+        let (on, off) = (time("the time on", on).or_raise(py)?, time("the time off", off).or_raise(py)?);
+        Self::checked(py, core_arrivals::Arrivals::OnOff { rate, on, off })
+    }
+
+    /// Nanoseconds from each frame to the next, over and over.
+    #[staticmethod]
+    fn gaps(py: Python<'_>, gaps: Vec<u64>) -> PyResult<Self> {
+        Self::checked(py, core_arrivals::Arrivals::Gaps(gaps.into()))
+    }
+}
+
+/// One half of a device while no thread has it.
+type Half<T> = Arc<Mutex<Option<T>>>;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A traffic generator and sink on one device, each on a native thread.
+/// A traffic generator and sink on one device, each on a native thread; or, instead of both, a reflector or a closed loop.
 #[pyclass(frozen, module = "vbnet._native")]
 pub(crate) struct TrafficGuest {
     mac: [u8; 6],
-    /// The sending half, while nothing is being sent.
-    sender: Half,
+    sender: Half<Sender>,
+    receiver: Half<Receiver>,
     sending: Mutex<Option<Running>>,
     receiving: Mutex<Option<Running>>,
     sent: Arc<Row>,
     received: Arc<Row>,
+}
+
+impl TrafficGuest {
+    fn take<T>(py: Python<'_>, half: &Half<T>) -> PyResult<T> {
+        locked(half)
+            .take()
+            .ok_or_else(|| raise_plain(py, "BusyError", "this guest is busy already, or was closed; stop it first"))
+    }
+
+    /// Ends one of the threads, which puts back what it had.
+    fn end(py: Python<'_>, thread: &Mutex<Option<Running>>) -> PyResult<()> {
+        let running = locked(thread).take();
+        running.map_or(Ok(()), |mut running| py.detach(|| running.stop())).or_raise(py)
+    }
+
+    fn routes(&self, py: Python<'_>, to: &Bound<'_, PyAny>, stream: u32) -> PyResult<Vec<Route>> {
+        let receivers = match to.extract::<String>() {
+            Ok(one) => vec![one],
+            Err(_) => to.extract::<Vec<String>>()?,
+        };
+        let route = |to: String| Ok(Route { to: mac_bytes(&to)?, from: self.mac, stream });
+        receivers.into_iter().map(route).collect::<Result<_>>().or_raise(py)
+    }
+}
+
+/// A moment of the monotonic clock, in seconds.
+fn moment(py: Python<'_>, at: Option<f64>) -> PyResult<Option<u64>> {
+    let at = at.map(|at| time("a moment", at)).transpose().or_raise(py)?;
+    Ok(at.map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)))
 }
 
 #[pymethods]
@@ -240,50 +332,57 @@ impl TrafficGuest {
         let sent = row("traffic_source", SourceStats::WORDS).or_raise(py)?;
         let received = row("traffic_sink", SinkStats::WORDS).or_raise(py)?;
         let (sender, receiver) = device.get().take_halves(py)?;
-        let mut sink = TrafficSink::new(receiver, SinkConfig::default(), received.clone());
-        let receiving = Running::start("vbnet-sink", move |stop| sink.run(stop)).or_raise(py)?;
-        Ok(Self {
+        let guest = Self {
             mac,
             sender: Arc::new(Mutex::new(Some(sender))),
+            receiver: Arc::new(Mutex::new(Some(receiver))),
             sending: Mutex::new(None),
-            receiving: Mutex::new(Some(receiving)),
+            receiving: Mutex::new(None),
             sent,
             received,
-        })
+        };
+        guest.listen(py)?;
+        Ok(guest)
     }
 
     /// Begins to send; `BusyError` while an earlier start still sends.
-    #[pyo3(signature = (to, *, size, rate = None, duration = None, frames = None, stream = 0))]
+    #[pyo3(signature = (to, *, size, arrivals = None, duration = None, frames = None, stream = 0, at = None, recorded = None))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn start(
         &self,
         py: Python<'_>,
-        to: &str,
+        to: &Bound<'_, PyAny>,
         size: &Bound<'_, PyAny>,
-        rate: Option<f64>,
+        arrivals: Option<&Arrivals>,
         duration: Option<f64>,
         frames: Option<u64>,
         stream: u32,
+        at: Option<f64>,
+        recorded: Option<Vec<Vec<u8>>>,
     ) -> PyResult<()> {
-        let route = Route { to: mac_bytes(to).or_raise(py)?, from: self.mac, stream };
+        let routes = self.routes(py, to, stream)?;
+        let Some(&first) = routes.first() else {
+            return Err(raise_plain(py, "UsageError", "traffic goes to one receiver at least; got an empty list"));
+        };
         let config = TrafficConfig {
+            routes,
             sizes: sizes(py, size)?,
-            rate: rate.map(frames_per_second).transpose().or_raise(py)?,
+            arrivals: arrivals.map_or(core_arrivals::Arrivals::Flood, |arrivals| arrivals.inner.clone()),
+            start_ns: moment(py, at)?,
             frames,
             duration: duration.map(|seconds| time("duration", seconds)).transpose().or_raise(py)?,
-            ..TrafficConfig::new(route, 64)
+            recorded: recorded.map(|frames| frames.into_iter().map(Vec::into_boxed_slice).collect()),
+            ..TrafficConfig::new(first, 64)
         };
+        let sender = Self::take(py, &self.sender)?;
         // The core checks too, but would keep the half it refuses.
-        let sender = locked(&self.sender).take().ok_or_else(|| {
-            raise_plain(py, "BusyError", "this guest is sending already, or was closed; stop it first")
-        })?;
-        if let Err(error) = config.sizes.cycle(FRAME_MIN, sender.limit()) {
+        if let Err(error) = config.cycle(&sender) {
             *locked(&self.sender) = Some(sender);
             return Err(raise(py, error));
         }
         let mut source = TrafficSource::new(sender, config, self.sent.clone()).or_raise(py)?;
         let half = self.sender.clone();
-        let work = move |stop: &std::sync::atomic::AtomicBool| {
+        let work = move |stop: &AtomicBool| {
             let outcome = source.run(stop);
             *locked(&half) = Some(source.into_sender());
             outcome
@@ -292,10 +391,86 @@ impl TrafficGuest {
         Ok(())
     }
 
+    /// Begins to ask a reflector, so many requests under way; `BusyError` while this guest sends or reflects.
+    #[pyo3(signature = (to, *, size, window = 1, timeout = 1.0, duration = None, stream = 0, at = None))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn ask(
+        &self,
+        py: Python<'_>,
+        to: &str,
+        size: &Bound<'_, PyAny>,
+        window: u32,
+        timeout: f64,
+        duration: Option<f64>,
+        stream: u32,
+        at: Option<f64>,
+    ) -> PyResult<()> {
+        let config = ClosedConfig {
+            route: Route { to: mac_bytes(to).or_raise(py)?, from: self.mac, stream },
+            sizes: sizes(py, size)?,
+            window,
+            timeout: time("timeout", timeout).or_raise(py)?,
+            start_ns: moment(py, at)?,
+            duration: duration.map(|seconds| time("duration", seconds)).transpose().or_raise(py)?,
+            spin: SinkConfig::default().spin,
+        };
+        let sender = Self::take(py, &self.sender)?;
+        if let Err(error) = config.check(&sender) {
+            *locked(&self.sender) = Some(sender);
+            return Err(raise(py, error));
+        }
+        Self::end(py, &self.receiving)?;
+        let receiver = Self::take(py, &self.receiver)?;
+        let (sent, received) = (self.sent.clone(), self.received.clone());
+        let mut asking = ClosedLoop::new(sender, receiver, config, sent, received).or_raise(py)?;
+        let halves = (self.sender.clone(), self.receiver.clone());
+        let work = move |stop: &AtomicBool| {
+            let outcome = asking.run(stop);
+            let (sender, receiver) = asking.into_halves();
+            *locked(&halves.1) = Some(receiver);
+            *locked(&halves.0) = Some(sender);
+            outcome
+        };
+        *locked(&self.sending) = Some(Running::start("vbnet-asking", work).or_raise(py)?);
+        Ok(())
+    }
+
+    /// Sends every test frame back from now on, instead of counting it; `BusyError` while this guest sends.
+    fn reflect(&self, py: Python<'_>) -> PyResult<()> {
+        let sender = Self::take(py, &self.sender)?;
+        Self::end(py, &self.receiving)?;
+        let receiver = Self::take(py, &self.receiver)?;
+        let mut reflector = Reflector::new(sender, receiver, false, Arc::new(Row::in_memory(Reflector::WORDS)));
+        let halves = (self.sender.clone(), self.receiver.clone());
+        let work = move |stop: &AtomicBool| {
+            let outcome = reflector.run(stop);
+            let (sender, receiver) = reflector.into_halves();
+            *locked(&halves.1) = Some(receiver);
+            *locked(&halves.0) = Some(sender);
+            outcome
+        };
+        *locked(&self.receiving) = Some(Running::start("vbnet-reflector", work).or_raise(py)?);
+        Ok(())
+    }
+
+    /// Counts what arrives from now on, knowing no stream: what a new guest does.
+    fn listen(&self, py: Python<'_>) -> PyResult<()> {
+        Self::end(py, &self.receiving)?;
+        let receiver = Self::take(py, &self.receiver)?;
+        let mut sink = TrafficSink::new(receiver, SinkConfig::default(), self.received.clone());
+        let half = self.receiver.clone();
+        let work = move |stop: &AtomicBool| {
+            let outcome = sink.run(stop);
+            *locked(&half) = Some(sink.into_receiver());
+            outcome
+        };
+        *locked(&self.receiving) = Some(Running::start("vbnet-sink", work).or_raise(py)?);
+        Ok(())
+    }
+
     /// Ends what is being sent.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
-        let running = locked(&self.sending).take();
-        running.map_or(Ok(()), |mut running| py.detach(|| running.stop())).or_raise(py)
+        Self::end(py, &self.sending)
     }
 
     #[getter]
@@ -321,5 +496,6 @@ impl TrafficGuest {
             }
         });
         locked(&self.sender).take();
+        locked(&self.receiver).take();
     }
 }

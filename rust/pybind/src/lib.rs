@@ -105,6 +105,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("WORKER_COUNTERS", WorkerCounter::NAMES.to_vec())?;
     module.add("SWITCH_COUNTERS", SwitchCounter::NAMES.to_vec())?;
     module.add_class::<guests::StackGuests>()?;
+    module.add_class::<guests::Arrivals>()?;
     module.add_class::<guests::TrafficGuest>()?;
     module.add_class::<venet::VenetLayout>()?;
     module.add_class::<venet::Venet>()?;

@@ -52,9 +52,13 @@ async def _serve(job: Job) -> int:
 
 async def _report(traffic: _native.TrafficGuest, send: SendPlan | None) -> int:
     """Send as asked, and print what was counted once a second and at the end, one JSON line each time."""
+    from vbnet._native import Arrivals  # noqa: PLC0415 -- as above
+
     if send is not None:
-        rate = None if send.rate_per_second is None else max(1, round(send.rate_per_second))
-        traffic.start(send.mac, size=send.size, rate=rate, duration=send.duration_s)
+        arrivals = None
+        if send.rate_per_second is not None:
+            arrivals = Arrivals.constant(max(1.0, send.rate_per_second))
+        traffic.start(send.mac, size=send.size, arrivals=arrivals, duration=send.duration_s)
     last = None
     while send is None or traffic.is_sending:
         await asyncio.sleep(REPORT_EVERY_S)

@@ -95,6 +95,12 @@ impl Reflector {
         }
         Ok(())
     }
+
+    /// Ends the reflector and gives its driver back.
+    #[must_use]
+    pub fn into_halves(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
+    }
 }
 
 /// What a requester asks.

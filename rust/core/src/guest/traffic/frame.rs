@@ -107,6 +107,16 @@ pub fn write(room: &mut [u8], route: &Route, number: u64, scheduled_ns: u64, is_
     rest.copy_from_slice(&last[..count]);
 }
 
+/// Writes a recorded frame, as long as `room`, with the addresses of a route.
+pub fn write_recorded(room: &mut [u8], route: &Route, recorded: &[u8]) {
+    if room.len() != recorded.len() || recorded.len() < 12 {
+        return;
+    }
+    room.copy_from_slice(recorded);
+    room[..6].copy_from_slice(&route.to);
+    room[6..12].copy_from_slice(&route.from);
+}
+
 /// Reads a frame.
 #[inline]
 #[must_use]

@@ -1,10 +1,13 @@
-//! Traffic for measuring: [`source`] sends numbered frames, [`sink`] tells what became of them, [`echo`] times round
-//! trips, [`frame`] is what they say to each other.
+//! Traffic for measuring: [`source`] sends numbered frames when [`arrivals`] says, [`sink`] tells what became of them,
+//! [`closed`] sends the next when one has come back, [`echo`] sends back and times round trips, [`frame`] is what they say to
+//! each other.
 //!
 //! Each runs on whatever thread its owner gives it, until done or told to stop; [`Running`] is such a thread. Time is a
 //! parameter of every step, so that a test can be its own clock. Statistics are a [`super::row::Row`] that anybody may
 //! read while they run.
 
+pub mod arrivals;
+pub mod closed;
 pub mod echo;
 pub mod frame;
 pub mod sink;
@@ -21,6 +24,8 @@ use crate::error::{Error, Result};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::histogram;
 
+pub use arrivals::Arrivals;
+pub use closed::{ClosedConfig, ClosedLoop, ClosedStep};
 pub use echo::{Reflector, Requester, RequesterConfig, RequesterStats};
 pub use frame::Route;
 pub use sink::{SinkConfig, SinkStats, TrafficSink};

@@ -88,7 +88,7 @@ impl SinkStats {
         super::histogram_words(row, Self::LATENCY)
     }
 
-    const fn words(&self) -> [u64; Self::LATENCY] {
+    pub(super) const fn words(&self) -> [u64; Self::LATENCY] {
         [self.frames, self.bytes, self.lost, self.reordered, self.duplicates, self.corrupted, self.foreign, self.stale]
     }
 }
@@ -128,7 +128,7 @@ impl Intake {
             Arrival::Ahead(skipped) => self.stats.lost += skipped,
             Arrival::Reordered => {
                 self.stats.reordered += 1;
-                self.stats.lost -= 1;
+                self.stats.lost = self.stats.lost.saturating_sub(1);
             }
             Arrival::Duplicate => self.stats.duplicates += 1,
             Arrival::Stale => self.stats.stale += 1,
@@ -165,11 +165,11 @@ pub struct TrafficSink {
 }
 
 impl TrafficSink {
-    /// A sink that has seen nothing. `row` has at least [`SinkStats::WORDS`] counters; with fewer, latencies are not
-    /// recorded.
+    /// A sink that has seen nothing. `row` has at least [`SinkStats::WORDS`] counters, which go on from what they say; with
+    /// fewer, latencies are not recorded.
     #[must_use]
     pub fn new(receiver: Receiver, config: SinkConfig, row: Arc<Row>) -> Self {
-        let intake = Intake { streams: Vec::new(), last: 0, stats: SinkStats::default() };
+        let intake = Intake { streams: Vec::new(), last: 0, stats: SinkStats::read(&row) };
         Self { receiver, config, intake, row }
     }
 

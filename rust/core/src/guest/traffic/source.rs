@@ -1,7 +1,7 @@
-//! The generator: test frames at a rate, or as many as fit.
+//! The generator: test frames when they are due, or as many as fit.
 //!
-//! With a rate the loop is *open*: frame `n` is due at `start + n / rate` whatever happens to those before it, and says
-//! so in its header. A host that stalls makes later frames late, not fewer, and their latency counts from when they
+//! With a schedule ([`super::arrivals`]) the loop is *open*: a frame is due when it is whatever happens to those before it, and
+//! says so in its header. A host that stalls makes later frames late, not fewer, and their latency counts from when they
 //! were due: nothing is omitted because the generator waited. How late frames left is counted here, so that a slow
 //! generator is not mistaken for a slow network. Source: "coordinated omission", G. Tene.
 
@@ -9,23 +9,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::arrivals::{Arrivals, Schedule};
 use super::frame::{self, FRAME_MAX, FRAME_MIN, Route};
 use super::{LOOK, pause};
 use crate::error::{Error, Result};
-use crate::guest::clock::{SECOND_NS, monotonic_ns};
+use crate::guest::clock::monotonic_ns;
 use crate::guest::imix::Sizes;
 use crate::guest::row::Row;
 use crate::guest::venet::Sender;
+use crate::net::frame::HEADER_BYTES;
 
 /// What is sent.
 #[derive(Clone, Debug)]
 pub struct TrafficConfig {
-    /// From whom to whom.
-    pub route: Route,
+    /// From whom to whom: one frame to each in turn, each numbered by itself.
+    pub routes: Vec<Route>,
     /// Frame sizes in bytes, header included, 60 at least.
     pub sizes: Sizes,
-    /// Frames a second; `None`: as many as there is room for.
-    pub rate: Option<u64>,
+    /// When frames are due.
+    pub arrivals: Arrivals,
+    /// When the first is due, in nanoseconds of the monotonic clock; `None`, or a time that is over: at once.
+    pub start_ns: Option<u64>,
     /// Ends after so many frames.
     pub frames: Option<u64>,
     /// Ends after so long: frames due later are not sent.
@@ -36,21 +40,41 @@ pub struct TrafficConfig {
     pub does_poll: bool,
     /// Header and number only: no pattern, no time.
     pub is_light: bool,
+    /// Whole frames that are sent over and over instead of numbered ones, with the route's addresses; [`Self::sizes`] is then
+    /// not looked at.
+    pub recorded: Option<Arc<[Box<[u8]>]>>,
 }
 
 impl TrafficConfig {
     /// Checked frames of `size` bytes, as many as there is room for, until stopped.
     #[must_use]
-    pub const fn new(route: Route, size: u32) -> Self {
+    pub fn new(route: Route, size: u32) -> Self {
         Self {
-            route,
+            routes: vec![route],
             sizes: Sizes::Fixed(size),
-            rate: None,
+            arrivals: Arrivals::Flood,
+            start_ns: None,
             frames: None,
             duration: None,
             batch: 32,
             does_poll: false,
             is_light: false,
+            recorded: None,
+        }
+    }
+
+    /// The sizes of frames, over and over.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: the device does not carry one of them.
+    pub fn cycle(&self, sender: &Sender) -> Result<Box<[u32]>> {
+        let most = sender.limit().min(FRAME_MAX);
+        match &self.recorded {
+            None => self.sizes.cycle(FRAME_MIN, most),
+            Some(frames) => {
+                Sizes::List(frames.iter().map(|frame| frame.len() as u32).collect()).cycle(HEADER_BYTES, most)
+            }
         }
     }
 }
@@ -102,23 +126,6 @@ pub enum SourceStep {
     Done,
 }
 
-/// When frames are due, exactly: 32 binary places below the nanosecond keep a rate true for weeks.
-#[derive(Clone, Copy, Debug)]
-struct Schedule {
-    next: u128,
-    interval: u128,
-}
-
-impl Schedule {
-    const fn next_ns(&self) -> u64 {
-        (self.next >> 32) as u64
-    }
-
-    const fn advance(&mut self) {
-        self.next += self.interval;
-    }
-}
-
 /// The generator.
 #[derive(Debug)]
 pub struct TrafficSource {
@@ -126,50 +133,62 @@ pub struct TrafficSource {
     config: TrafficConfig,
     sizes: Box<[u32]>,
     turn: usize,
+    /// The route of the next frame, and its number there.
+    route: usize,
+    number: u64,
     schedule: Option<Schedule>,
+    /// Nothing is due before.
+    start_ns: u64,
     end_ns: Option<u64>,
     has_begun: bool,
+    /// Frames that this row had counted before: what is counted goes on, what is sent begins anew.
+    frames_before: u64,
     stats: SourceStats,
     row: Arc<Row>,
 }
 
 impl TrafficSource {
-    /// A generator that has not begun. `row` has at least [`SourceStats::WORDS`] counters.
+    /// A generator that has not begun. `row` has at least [`SourceStats::WORDS`] counters, which go on from what they say.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`]: a size, the rate or the batch cannot be.
+    /// [`Error::Usage`]: a size, the schedule, the routes or the batch cannot be.
     pub fn new(sender: Sender, config: TrafficConfig, row: Arc<Row>) -> Result<Self> {
-        let sizes = config.sizes.cycle(FRAME_MIN, sender.limit().min(FRAME_MAX))?;
-        if config.batch == 0 || config.rate == Some(0) {
+        let sizes = config.cycle(&sender)?;
+        config.arrivals.check()?;
+        if config.batch == 0 || config.routes.is_empty() {
             return Err(Error::Usage(format!(
-                "traffic goes in batches of at least one frame, at one frame a second at least; got {} and {:?}",
-                config.batch, config.rate
+                "traffic goes in batches of at least one frame, to one receiver at least; got {} and {}",
+                config.batch,
+                config.routes.len()
             )));
         }
+        let stats = SourceStats::read(&row);
         Ok(Self {
             sender,
             config,
             sizes,
             turn: 0,
+            route: 0,
+            number: 0,
             schedule: None,
+            start_ns: 0,
             end_ns: None,
             has_begun: false,
-            stats: SourceStats::default(),
+            frames_before: stats.frames,
+            stats,
             row,
         })
     }
 
     fn begin(&mut self, now_ns: u64) {
         self.has_begun = true;
-        self.schedule = self.config.rate.map(|rate| Schedule {
-            next: u128::from(now_ns) << 32,
-            interval: (u128::from(SECOND_NS) << 32) / u128::from(rate),
-        });
+        self.start_ns = self.config.start_ns.unwrap_or(now_ns).max(now_ns);
+        self.schedule = Schedule::new(&self.config.arrivals, self.start_ns);
         self.end_ns = self
             .config
             .duration
-            .map(|duration| now_ns.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)));
+            .map(|duration| self.start_ns.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)));
     }
 
     /// Sends what is due at `now_ns`, at most one batch. The first step sets the schedule off.
@@ -182,9 +201,14 @@ impl TrafficSource {
         if !self.has_begun {
             self.begin(now_ns);
         }
-        let outcome = match self.schedule {
+        let outcome = match self.schedule.take() {
+            None if now_ns < self.start_ns => return Ok(SourceStep::Waits(self.start_ns)),
             None => self.flood(now_ns),
-            Some(schedule) => self.keep_time(now_ns, schedule),
+            Some(mut schedule) => {
+                let outcome = self.keep_time(now_ns, &mut schedule);
+                self.schedule = Some(schedule);
+                outcome
+            }
         };
         self.sender.flush()?;
         self.count();
@@ -193,31 +217,39 @@ impl TrafficSource {
 
     /// How many more frames there may be, at most one batch.
     fn quota(&self) -> u32 {
-        let left = self.config.frames.map_or(u64::MAX, |limit| limit - self.stats.frames);
+        let left = self.config.frames.map_or(u64::MAX, |limit| limit - (self.stats.frames - self.frames_before));
         u32::try_from(left).unwrap_or(u32::MAX).min(self.config.batch)
     }
 
     /// Writes up to `count` frames, due at `due_ns`, where there is room for them; how many.
     #[inline]
     fn stage(&mut self, count: u32, due_ns: u64) -> Result<u32> {
-        let Self { sender, config, sizes, turn, stats, .. } = self;
+        let Self { sender, config, sizes, turn, route, number, stats, .. } = self;
         let stamp_ns = if config.is_light { 0 } else { due_ns };
-        let (first, mut number, mut bytes, mut next) = (stats.frames, stats.frames, stats.bytes, *turn);
+        let (mut staged, mut bytes, mut next) = (0, stats.bytes, *turn);
+        let (mut to, mut numbered) = (*route, *number);
         let outcome = sender.burst(count, |burst| {
             for _ in 0..count {
                 let size = sizes[next];
-                let write = |room: &mut [u8]| frame::write(room, &config.route, number, stamp_ns, config.is_light);
+                let write = |room: &mut [u8]| match &config.recorded {
+                    None => frame::write(room, &config.routes[to], numbered, stamp_ns, config.is_light),
+                    Some(frames) => frame::write_recorded(room, &config.routes[to], &frames[next]),
+                };
                 if !burst.stage_with(size as usize, write)? {
                     break;
                 }
                 next = if next + 1 == sizes.len() { 0 } else { next + 1 };
-                number += 1;
+                to += 1;
+                if to == config.routes.len() {
+                    (to, numbered) = (0, numbered + 1);
+                }
+                staged += 1;
                 bytes += u64::from(size);
             }
             Ok(())
         });
-        (*turn, stats.frames, stats.bytes) = (next, number, bytes);
-        let staged = (number - first) as u32;
+        (*turn, *route, *number) = (next, to, numbered);
+        (stats.frames, stats.bytes) = (stats.frames + u64::from(staged), bytes);
         stats.blocked += u64::from(staged < count);
         outcome.map(|()| staged)
     }
@@ -234,7 +266,7 @@ impl TrafficSource {
     }
 
     /// Stages what is due, at most one batch.
-    fn keep_time(&mut self, now_ns: u64, mut schedule: Schedule) -> Result<SourceStep> {
+    fn keep_time(&mut self, now_ns: u64, schedule: &mut Schedule) -> Result<SourceStep> {
         for _ in 0..self.quota() {
             let due_ns = schedule.next_ns();
             if self.end_ns.is_some_and(|end| due_ns >= end) {
@@ -247,7 +279,6 @@ impl TrafficSource {
                 return Ok(SourceStep::Blocked);
             }
             schedule.advance();
-            self.schedule = Some(schedule);
             let late_ns = now_ns - due_ns;
             self.stats.late_sum_ns = self.stats.late_sum_ns.wrapping_add(late_ns);
             self.stats.late_max_ns = self.stats.late_max_ns.max(late_ns);
