@@ -130,6 +130,8 @@ TOPICS: Final[Mapping[str, Topic]] = MappingProxyType(
         ),
         "lab.up": Topic("every guest of the lab is ready", ("lab", "count")),
         "lab.stopping": Topic("the lab is being taken down", ("lab",)),
+        "load.began": Topic("a load run begins to send in this lab", ("lab", "profile")),
+        "load.ended": Topic("a load run has ended; outcome says how", ("lab", "profile", "outcome")),
     }
 )
 """Every topic of a host node, in the order of docs/wire/admin.md."""

@@ -46,8 +46,11 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "errors": Entry("errors", "Show the distinct errors of a host node, also of one that hangs or is dead."),
         "keys": Entry("keys", "Make, show and allow keys for other machines."),
     },
-    "This machine": {
+    "Measuring": {
+        "load": Entry("load", "Put guests under load as a profile says, and say how it held."),
         "bench": Entry("bench", "Measure vbnet beside its baselines."),
+    },
+    "This machine": {
         "doctor": Entry("doctor", "Check that this machine has what vbnet needs."),
         "clean": Entry("clean", "Remove what killed labs and host nodes left."),
     },

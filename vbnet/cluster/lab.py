@@ -36,7 +36,7 @@ from vbnet.cluster.operate import HostControl
 from vbnet.cluster.plan import Plan, ProcessPlan
 from vbnet.cluster.restart import Again, GivenUp, RestartPolicy
 from vbnet.cluster.state import FrontEndState, GuestState, LabState, Lock, ProcessState
-from vbnet.errors import DeadlineError, PeerGone, VbnetError
+from vbnet.errors import DeadlineError, NotFoundError, PeerGone, VbnetError
 from vbnet.units import SECOND_NS
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Lab:
         self.state.phase = "up"
         self._write_now()
         self._tell("lab", self.plan.lab, "ready")
-        self._publish("lab.up", count=len(self.state.guests))
+        self.publish("lab.up", count=len(self.state.guests))
 
     async def run(self) -> int:
         """Watch the lab until every guest has ended for good.
@@ -201,6 +201,24 @@ class Lab:
                 return int(any(guest.state in {"failed", "given-up"} for guest in guests))
             await self.changed()
 
+    def order(self, guest: str, message: bytes) -> None:
+        """Tell the process of a guest what to do next; nothing happens while it does not run.
+
+        Raises:
+            NotFoundError: the lab has no such guest. ResourceError: the process does not take its orders.
+        """
+        state = self.state.guests.get(guest)
+        if state is None:
+            raise NotFoundError(f"lab {self.plan.lab} has no guest `{guest}`", guest=guest)
+        running = self._slots[state.process].process
+        if running is not None:
+            running.order(message)
+
+    def publish(self, topic: str, **fields: object) -> None:
+        """Have the host node tell whoever follows its events; nothing happens without one."""
+        if self.control is not None:
+            self.control.tell(topic, {"lab": self.plan.lab, **fields})
+
     async def changed(self) -> None:
         """Wait until a guest's state changes."""
         self._changed.clear()
@@ -212,7 +230,7 @@ class Lab:
             return
         self._is_stopping = True
         self._tell("lab", self.plan.lab, "stopping")
-        self._publish("lab.stopping")
+        self.publish("lab.stopping")
         if self._state is not None:
             self._state.phase = "stopping"
             self._write_now()
@@ -372,7 +390,7 @@ class Lab:
         loop.add_reader(running.sentinel, self._on_end, slot, running)
         self._set_guests(slot, "starting")
         if slot is not self._host:
-            self._publish("lab.started", **_of(slot.plan), pid=running.pid)
+            self.publish("lab.started", **_of(slot.plan), pid=running.pid)
 
     def _record(self, slot: _Running) -> ProcessState:
         if slot is self._host:
@@ -399,7 +417,7 @@ class Lab:
         self._tell("guest", guest.name, guest.state, guest.detail, done=ready, total=len(self.state.guests))
         is_whole = all(self.state.guests[member.name].state == "ready" for member in slot.plan.guests)
         if is_whole and not was_ready:
-            self._publish("lab.ready", **_of(slot.plan))
+            self.publish("lab.ready", **_of(slot.plan))
         if self._is_going and is_whole and slot.process is not None:
             slot.process.go()
         self._note_change()
@@ -424,23 +442,23 @@ class Lab:
             self._note_change()
             return
         said = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        self._publish("lab.exited", **_of(slot.plan), exit_code=code, detail=said)
+        self.publish("lab.exited", **_of(slot.plan), exit_code=code, detail=said)
         match slot.policy.decide(code, slot.started_ns, self._clock.now_ns()):
             case Again(delay_ns):
                 record.restarts += 1
                 delay_s = delay_ns / SECOND_NS
-                self._publish("lab.restarting", **_of(slot.plan), restarts=record.restarts, delay_s=delay_s)
+                self.publish("lab.restarting", **_of(slot.plan), restarts=record.restarts, delay_s=delay_s)
                 self._set_guests(slot, "restarting", f"{said}; again in {delay_s:g} s")
                 slot.timer = self._clock.call_later(delay_ns, lambda: self._restart(slot))
             case GivenUp(restarts):
                 slot.ended.set()
                 detail = f"{said}; failed {restarts} times within a minute"
-                self._publish("lab.given_up", **_of(slot.plan), detail=detail)
+                self.publish("lab.given_up", **_of(slot.plan), detail=detail)
                 self._set_guests(slot, "given-up", detail)
             case ended:
                 slot.ended.set()
                 if ended.is_failure:
-                    self._publish("lab.failed", **_of(slot.plan), detail=said)
+                    self.publish("lab.failed", **_of(slot.plan), detail=said)
                 self._set_guests(slot, "failed" if ended.is_failure else "ended", said)
         self._note_change()
 
@@ -476,11 +494,6 @@ class Lab:
 
     def _tell(self, step: str, subject: str, new: str, detail: str = "", *, done: int = 0, total: int = 0) -> None:
         self._watch(LabEvent(step, subject, new, detail, done, total))
-
-    def _publish(self, topic: str, **fields: object) -> None:
-        """Have the host node tell whoever follows its events."""
-        if self.control is not None:
-            self.control.tell(topic, {"lab": self.plan.lab, **fields})
 
     def _note_change(self) -> None:
         """Wake the waiting, and write the state file soon (once for many changes)."""

@@ -46,6 +46,7 @@ ENTRIES = {
 PRELOAD_ALWAYS = ("vbnet.cluster.launch", "vbnet.guestnode", "asyncio", "zmq.asyncio")
 REPORT_LENGTH_MAX_BYTES = 4096
 REPORTS_PER_TURN = 1024
+ORDER_LENGTH_MAX_BYTES = 64 << 10
 GO = b"go"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -94,6 +95,12 @@ class Job:
 
         self.reports.settimeout(0)
         await asyncio.get_running_loop().sock_recv(self.reports, len(GO))
+
+    async def order(self) -> bytes:
+        """Wait for what the supervisor wants next, after it has said go; what it means is the guest's own matter."""
+        import asyncio  # noqa: PLC0415 -- loaded by every guest that waits
+
+        return await asyncio.get_running_loop().sock_recv(self.reports, ORDER_LENGTH_MAX_BYTES)
 
     def wait_gone_ahead(self) -> None:
         """Like :meth:`gone_ahead`, for a process without an event loop of its own."""
@@ -153,6 +160,21 @@ class Process:
         """Tell the process that the whole lab can pass traffic, so that its own work may begin."""
         with suppress(OSError):
             self.reports.send(GO)
+
+    def order(self, message: bytes) -> None:
+        """Tell the process what to do next, at most :data:`ORDER_LENGTH_MAX_BYTES` at once.
+
+        Raises:
+            ResourceError: it has not taken many orders before, or the message is too long.
+        """
+        try:
+            self.reports.send(message)
+        except ConnectionError:
+            return  # it is ending, and its end is told in another way
+        except OSError as error:
+            raise ResourceError(
+                f"cannot tell process {self.pid} what to do: {error}", errno=error.errno or 0
+            ) from error
 
     def close(self) -> None:
         """Free what the supervisor holds for it, once it has ended."""

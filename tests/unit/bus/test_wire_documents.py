@@ -136,7 +136,7 @@ def test_events_are_published_with_the_fields_of_their_topic(topic: str, call: a
 
     given = named.union(*(SPREAD[text] for text in spread))
 
-    assert promised == given | ({"lab"} if topic.startswith("lab.") else set())
+    assert promised == given | ({"lab"} if topic.startswith(("lab.", "load.")) else set())
 
 
 def test_every_error_is_in_the_table_with_what_else_it_is() -> None:

@@ -13,14 +13,18 @@ from vbnet.cluster.source import TopologyError
 from vbnet.cluster.topology import json_schema, parse_topology
 
 ROOT = Path(__file__).parents[3]
-OTHERS = ROOT / "vbnet" / "telemetry" / "deploy"
-"""Grafana's files."""
+OTHERS = (ROOT / "vbnet" / "telemetry" / "deploy", ROOT / "vbnet" / "load" / "profiles")
+"""Grafana's files, and profiles of load."""
 
 LABS = sorted(
     {
         ROOT / "deploy" / "lab.yaml",
         *ROOT.glob("examples/*/*.yaml"),
-        *(path for path in (ROOT / "vbnet").glob("**/*.yaml") if not path.is_relative_to(OTHERS)),
+        *(
+            path
+            for path in (ROOT / "vbnet").glob("**/*.yaml")
+            if not any(path.is_relative_to(other) for other in OTHERS)
+        ),
     }
 )
 COMMITTED = files("vbnet.cluster") / "lab.schema.json"
