@@ -24,7 +24,7 @@ NUMBERS = {
     (-1, (1 << 63) - 1): "i63",
     (0, 7): "0..7",
 }
-TEXTS = {96: "name", 64: "word", 256: "text"}
+TEXTS = {96: "name", 64: "word", 256: "text", 1024: "str"}
 PLAIN = {bytes: "bin", str: "str", bool: "bool"}
 
 
