@@ -380,6 +380,7 @@ impl Fabric {
         port.latencies = latencies;
         port.switch = place.map(|(_, slot)| slot);
         let offloads = port.features();
+        port.status.set_offloads(offloads);
         port.budget = params.budget;
         port.priority = params.priority;
         port.parking.set_threshold(params.burst_threshold_us);
@@ -506,6 +507,7 @@ impl Fabric {
             receive_fault: port.status.fault(PortPart::Receive),
             is_gone: port.status.is_gone(),
             is_served: port.info.is_served.map(|_| port.status.is_served()),
+            offloads: port.status.offloads(),
             ..port.info.clone()
         };
         Ok(registry.ports.values().map(current).collect())

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Instant;
 
 use smoltcp::wire::{Ipv4Address, Ipv4Packet, TcpPacket};
-use switch_guest::{DEADLINE, Guest, Lab, SWITCH, frame, mac};
+use switch_guest::{DEADLINE, Guest, LONG_PAYLOAD_BYTES, Lab, SWITCH, frame, long_frame, mac};
 use vbnet_core::error::Error;
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::latency::PortLatency;
@@ -312,24 +312,6 @@ fn descriptor_that_is_no_tap_device_is_refused() {
 }
 
 const IPV4: u16 = 0x0800;
-const PAYLOAD_BYTES: usize = 4000;
-
-/// A long packet of TCP, its checksum open, and the header that leaves it to others.
-fn long_frame(to: MacAddress, from: MacAddress) -> (Vec<u8>, Vec<u8>) {
-    let total = (40 + PAYLOAD_BYTES) as u16;
-    let mut frame = [to.bytes(), from.bytes()].concat();
-    frame.extend([0x08, 0x00, 0x45, 0, (total >> 8) as u8, total as u8, 0, 1, 0x40, 0, 64, 6, 0, 0]);
-    frame.extend([10, 0, 0, 1, 10, 0, 0, 2]);
-    frame.extend([0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0]);
-    let mut sum: u32 = 0x0a00 + 1 + 0x0a00 + 2 + 6 + 20 + PAYLOAD_BYTES as u32;
-    sum = (sum & 0xffff) + (sum >> 16);
-    frame.extend([(sum >> 8) as u8, sum as u8, 0, 0]);
-    frame.extend((0..PAYLOAD_BYTES).map(|index| ((index * 7) >> 3) as u8));
-    let mut header = vec![1, 1];
-    header.extend([54u16, 1400, 34, 16].into_iter().flat_map(u16::to_le_bytes));
-    (header, frame)
-}
-
 /// A socket that sends and receives with headers in front.
 fn socket_with_headers(tap: &Tap) -> OwnedFd {
     let socket = raw_socket(tap.index, IPV4);
@@ -351,7 +333,7 @@ fn long_frame_from_the_kernel_reaches_a_guest_in_segments() {
         rustix::io::write(socket_with_headers(&tap), &[header, long.clone()].concat()).unwrap();
 
         let mut payload = Vec::new();
-        while payload.len() < PAYLOAD_BYTES {
+        while payload.len() < LONG_PAYLOAD_BYTES {
             let frame = lab.guests[0].receive();
             lab.guests[0].post(1);
             if frame[12..14] == IPV4.to_be_bytes() {

@@ -7,7 +7,7 @@ mod vhost_front;
 
 use std::sync::atomic::Ordering;
 
-use switch_guest::{DEADLINE, Lab, eventually, frame, mac};
+use switch_guest::{DEADLINE, Lab, eventually, frame, long_frame, mac};
 use vbnet_core::fabric::Param;
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::PortCounter;
@@ -403,4 +403,179 @@ fn frame_for_a_port_without_a_front_end_is_dropped_and_counted() {
     assert_eq!(Some(false), served());
     let _front = FrontEnd::new(&path);
     assert_eq!(Some(true), served());
+}
+
+const CHECKSUM: u64 = 1 << 0;
+const GUEST_CHECKSUM: u64 = 1 << 1;
+const GUEST_TCP4: u64 = 1 << 7;
+const HOST_TCP4: u64 = 1 << 11;
+const SENDS: u64 = CHECKSUM | HOST_TCP4;
+const TAKES: u64 = GUEST_CHECKSUM | GUEST_TCP4;
+
+/// Sends a frame with a header of ten bytes that asks for something, in one buffer or with the header in one of its own.
+fn send_asking(front: &mut FrontEnd, (header, frame): (&[u8], &[u8]), is_apart: bool) {
+    // Far from every other buffer, for it is longer than those.
+    let place = 0xc_0000;
+    let bytes = [header, &[0, 0], frame].concat();
+    front.memory.write(place, &bytes);
+    let length = bytes.len() as u32;
+    if is_apart {
+        front.tx.describe(&front.memory, 0, (GUEST + place, HEADER as u32, NEXT, 1));
+        front.tx.describe(&front.memory, 1, (GUEST + place + HEADER as u64, length - HEADER as u32, 0, 0));
+    } else {
+        front.tx.describe(&front.memory, 0, (GUEST + place, length, 0, 0));
+    }
+    front.offer_tx(0);
+    front.drain();
+}
+
+#[test]
+fn long_frame_of_a_front_end_reaches_a_venet_guest_in_segments() {
+    for features in KINDS {
+        for is_apart in [false, true] {
+            let mut lab = Lab::new(1);
+            let mut front = FrontEnd::with(&add_port(&lab, "vm"), features | SENDS);
+            let (header, long) = long_frame(mac(1), mac(2));
+
+            send_asking(&mut front, (&header, &long), is_apart);
+
+            let segments: Vec<_> = (0..3).map(|_| lab.guests[0].receive()).collect();
+            assert_eq!([1454, 1454, 1254], [0, 1, 2].map(|index: usize| segments[index].len()));
+            assert_eq!(long[54..], segments.iter().flat_map(|frame| frame[54..].to_vec()).collect::<Vec<_>>());
+            lab.settle();
+            assert_eq!(1, lab.count_of("vm", PortCounter::TransmitOffloads));
+            assert_eq!(1, lab.count(0, PortCounter::SegmentedFrames));
+        }
+    }
+}
+
+/// A receiver that agreed gets the request as it was, and the frame over as many buffers as it needs.
+#[test]
+fn long_frame_stays_whole_for_a_front_end_that_takes_it() {
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (a, b) = (add_port(&lab, "a"), add_port(&lab, "b"));
+        let mut a = FrontEnd::with(&a, features | SENDS);
+        let mut b = FrontEnd::with(&b, features | TAKES);
+        let (header, long) = long_frame(mac(2), mac(1));
+
+        send_asking(&mut a, (&header, &long), false);
+
+        // 12 + 4054 bytes fit into one buffer of 4096.
+        let whole = b.receive_whole();
+        assert_eq!(header, whole[..10]);
+        assert_eq!([1, 0], whole[10..12]);
+        assert_eq!(long, whole[12..]);
+        lab.barrier();
+        assert_eq!(1, lab.count_of("b", PortCounter::ReceiveOffloads));
+        assert_eq!(vec!["checksum", "tso4"], lab.fabric.ports().unwrap()[1].offloads.names().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn long_frame_that_stays_whole_is_spread_over_small_buffers() {
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (a, b) = (add_port(&lab, "a"), add_port(&lab, "b"));
+        let mut a = FrontEnd::with(&a, features | SENDS);
+        let mut b = FrontEnd::bare(&b, features | TAKES);
+        b.start();
+        (0..SIZE).for_each(|index| b.post_one(index, 1024));
+        let (header, long) = long_frame(mac(2), mac(1));
+
+        send_asking(&mut a, (&header, &long), true);
+
+        let parts: Vec<_> = (0..4).map(|_| b.receive_whole()).collect();
+        assert_eq!([&header[..], &[4, 0], &long].concat(), parts.concat());
+    }
+}
+
+#[test]
+fn long_frame_is_cut_for_a_front_end_that_takes_checksums_alone() {
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (a, b) = (add_port(&lab, "a"), add_port(&lab, "b"));
+        let mut a = FrontEnd::with(&a, features | SENDS);
+        let mut b = FrontEnd::with(&b, features | GUEST_CHECKSUM);
+        let (header, long) = long_frame(mac(2), mac(1));
+        let open = [&[1, 0, 0, 0, 0, 0][..], &header[6..]].concat();
+
+        send_asking(&mut a, (&header, &long), false);
+        let segments: Vec<_> = (0..3).map(|_| b.receive()).collect();
+        send_asking(&mut a, (&open, &long[..1514]), false);
+        let checksum = b.receive_whole();
+
+        assert_eq!(long[54..], segments.iter().flat_map(|frame| frame[54..].to_vec()).collect::<Vec<_>>());
+        assert_eq!(open, checksum[..10]);
+        assert_eq!(long[..1514], checksum[12..]);
+    }
+}
+
+/// What was agreed on and cannot be done is dropped under its reason; the queue goes on.
+#[test]
+fn request_that_cannot_be_done_is_dropped_and_counted() {
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let (a, b) = (add_port(&lab, "a"), add_port(&lab, "b"));
+        let mut a = FrontEnd::with(&a, features | SENDS);
+        let mut b = FrontEnd::with(&b, features);
+        let (good, long) = long_frame(mac(2), mac(1));
+        let changed = |changes: &[(usize, u8)]| {
+            let mut header = good.clone();
+            changes.iter().for_each(|&(at, byte)| header[at] = byte);
+            header
+        };
+        let cases = [
+            (changed(&[(0, 5)]), PortCounter::TransmitDropOffloadFlag),
+            (changed(&[(1, 3)]), PortCounter::TransmitDropOffloadKind),
+            (changed(&[(7, 0xff)]), PortCounter::TransmitDropOffloadChecksum),
+            (changed(&[(4, 0), (5, 0)]), PortCounter::TransmitDropOffloadSize),
+            (changed(&[(4, 1), (5, 0)]), PortCounter::TransmitDropOffloadSize),
+            (changed(&[(1, 4)]), PortCounter::TransmitDropOffloadHeaders),
+        ];
+        let sent = frame(mac(2), mac(1), 100, 1);
+        let mut expected = std::collections::HashMap::new();
+        for (header, reason) in cases {
+            send_asking(&mut a, (&header, &long), false);
+            a.send(&sent);
+
+            assert_eq!(sent, b.receive());
+            lab.barrier();
+            *expected.entry(reason as usize).or_insert(0) += 1;
+            assert_eq!(expected[&(reason as usize)], lab.count_of("a", reason), "{reason:?}");
+        }
+        assert!(lab.fabric.take_faults().is_empty());
+    }
+}
+
+/// Segments longer than the MTU are no way around it.
+#[test]
+fn segments_longer_than_the_mtu_are_dropped() {
+    let lab = Lab::new(0);
+    let (a, b) = (add_port(&lab, "a"), add_port(&lab, "b"));
+    let mut a = FrontEnd::with(&a, FEATURES | SENDS);
+    let _b = FrontEnd::with(&b, FEATURES | TAKES);
+    let (mut header, long) = long_frame(mac(2), mac(1));
+    header[4..6].copy_from_slice(&1500_u16.to_le_bytes());
+
+    send_asking(&mut a, (&header, &long), false);
+
+    lab.barrier();
+    assert_eq!(1, lab.count_of("a", PortCounter::TransmitDropOversize));
+}
+
+/// A kind of segmentation that this front end did not agree on is a breach, whatever others may do.
+#[test]
+fn segmentation_that_was_not_agreed_on_ends_the_queue() {
+    for features in KINDS {
+        let lab = Lab::new(0);
+        let mut a = FrontEnd::with(&add_port(&lab, "a"), features | CHECKSUM);
+        let (header, long) = long_frame(mac(2), mac(1));
+        let bytes = [&header[..], &[0, 0], &long].concat();
+        a.memory.write(0xc_0000, &bytes);
+        a.tx.describe(&a.memory, 0, (GUEST + 0xc_0000, bytes.len() as u32, 0, 0));
+        a.offer_tx(0);
+
+        assert_eq!("unknown_flags", lab.fault().reason);
+    }
 }

@@ -84,6 +84,15 @@ impl Features {
         (Self::UDP, "uso"),
     ];
 
+    /// As [`Self::bits`] gave them.
+    pub(crate) const fn from_bits(bits: u8) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+
+    pub(crate) const fn bits(self) -> u8 {
+        self.0
+    }
+
     /// Both together.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {
@@ -122,6 +131,8 @@ pub enum Unfit {
 enum Kind {
     #[default]
     Nothing,
+    /// Drop it for this reason.
+    Refused(Unfit),
     Checksum,
     Tcp4,
     Tcp6,
@@ -156,6 +167,19 @@ impl Request {
         header_bytes: 0,
         segment_bytes: 0,
     };
+
+    /// Of a frame that is to be dropped, and why.
+    pub(crate) const fn refused(unfit: Unfit) -> Self {
+        Self { kind: Kind::Refused(unfit), ..Self::NOTHING }
+    }
+
+    /// Why the frame is to be dropped, if it is.
+    pub(crate) const fn unfit(&self) -> Option<Unfit> {
+        match self.kind {
+            Kind::Refused(unfit) => Some(unfit),
+            _ => None,
+        }
+    }
 
     /// Reads the header of a frame. Both must be private: they are read more than once.
     ///
@@ -247,7 +271,7 @@ impl Request {
     pub const fn needs(&self) -> Features {
         let ecn = if self.has_ecn { Features::ECN } else { Features::NONE };
         let kind = match self.kind {
-            Kind::Nothing => return Features::NONE,
+            Kind::Nothing | Kind::Refused(_) => return Features::NONE,
             Kind::Checksum => Features::NONE,
             Kind::Tcp4 => Features::TCP4,
             Kind::Tcp6 => Features::TCP6,
@@ -274,7 +298,7 @@ impl Request {
     #[must_use]
     pub const fn header(&self) -> [u8; OFFLOAD_HEADER_BYTES] {
         let kind = match self.kind {
-            Kind::Nothing => return [0; OFFLOAD_HEADER_BYTES],
+            Kind::Nothing | Kind::Refused(_) => return [0; OFFLOAD_HEADER_BYTES],
             Kind::Checksum => KIND_NONE,
             Kind::Tcp4 => KIND_TCP4,
             Kind::Tcp6 => KIND_TCP6,

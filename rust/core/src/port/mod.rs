@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::Fault;
 use crate::net::counters::counters;
-use crate::net::offload::Unfit;
+use crate::net::offload::{Features, Unfit};
 
 pub(crate) mod batch;
 pub mod latency;
@@ -282,6 +282,7 @@ pub struct PortStatus {
     receive_fault: AtomicU32,
     is_gone: AtomicU32,
     is_served: AtomicU32,
+    offloads: AtomicU32,
 }
 
 impl PortStatus {
@@ -338,6 +339,16 @@ impl PortStatus {
     #[must_use]
     pub fn is_served(&self) -> bool {
         self.is_served.load(Ordering::Relaxed) != 0
+    }
+
+    /// What its guest can be left with.
+    #[must_use]
+    pub fn offloads(&self) -> Features {
+        Features::from_bits(self.offloads.load(Ordering::Relaxed) as u8)
+    }
+
+    pub(crate) fn set_offloads(&self, features: Features) {
+        self.offloads.store(features.bits().into(), Ordering::Relaxed);
     }
 
     pub(crate) fn set_served(&self, is_served: bool) {

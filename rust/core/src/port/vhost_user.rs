@@ -7,7 +7,7 @@
 //!
 //! A frame that lies together is copied once, from where its sender has it to where its receiver wants it, whatever kinds
 //! of port both are. One that is scattered over several buffers is gathered first; one that goes into several is written
-//! there at once.
+//! there at once. One that asks for an offload is gathered too, before its header is read: what is checked is what is sent.
 //!
 //! Who writes what: the driver owns all of this memory; we write used rings, and buffers that it posted. The rings are set up
 //! by another thread ([`crate::vhost_user`]) and handed over whole; while it changes them the port has none.
@@ -24,6 +24,7 @@ use super::batch::{BATCH, Batch, prefetch_read};
 use super::{PortPart, Refusal};
 use crate::error::Fault;
 use crate::net::frame::{FRAME_BYTES_MAX, FrameStart, HEADER_BYTES, START_BYTES, frame_limit};
+use crate::net::offload::{Features, OFFLOAD_HEADER_BYTES, Request};
 use crate::port::batch::Piece;
 use crate::shm::doorbell::Doorbell;
 use crate::virtio::memory::GuestMemory;
@@ -34,8 +35,6 @@ use crate::worker::watchdog::Ringer;
 pub(crate) const LONG_HEADER: u32 = 12;
 /// `virtio_net_hdr` without.
 pub(crate) const SHORT_HEADER: u32 = 10;
-/// Where `num_buffers` is in the longer header.
-const NUM_BUFFERS: usize = 10;
 /// Room for frames that are gathered; at least one of the longest.
 const GATHER_BYTES: usize = 256 << 10;
 
@@ -133,6 +132,10 @@ pub(crate) struct Rings {
     pub header: u32,
     /// A frame may be spread over several chains.
     pub is_mergeable: bool,
+    /// What the driver may leave to us.
+    pub takes: Features,
+    /// What we may leave to the driver.
+    pub gives: Features,
     pub memory: Arc<GuestMemory>,
 }
 
@@ -203,6 +206,11 @@ impl VhostUserPort {
         self.rings.as_ref().map_or([(0, 0); 2], |rings| [sum(&rings.tx), sum(&rings.rx)])
     }
 
+    /// What the driver can be left with.
+    pub(crate) fn features(&self) -> Features {
+        self.rings.as_ref().map_or(Features::NONE, |rings| rings.gives)
+    }
+
     pub(crate) const fn set_mtu(&mut self, mtu: u32) {
         self.frame_limit = frame_limit(mtu);
     }
@@ -245,7 +253,7 @@ impl VhostUserPort {
     #[inline]
     pub(crate) fn load(&mut self, batch: &mut Batch, wanted: usize) -> usize {
         let Self { rings: Some(rings), turn, from, loaded, gathered, frame_limit, .. } = self else { return 0 };
-        let header = rings.header;
+        let (header, takes) = (rings.header, rings.takes);
         for _ in 0..rings.tx.len() {
             let number = *turn % rings.tx.len();
             *turn = number + 1;
@@ -272,18 +280,39 @@ impl VhostUserPort {
                 }
                 found += 1;
             }
-            for (index, entry) in loaded[..found].iter().enumerate() {
+            for (index, entry) in loaded[..found].iter_mut().enumerate() {
                 let source = entry.source as *const u8;
                 // SAFETY: `find_frame` found a header and a frame behind it at this place, or gathered them there.
                 let asked = unsafe { offload(source.sub(header as usize)) };
-                if asked != 0 {
+                let piece = &mut batch.pieces[index];
+                piece.source = source;
+                piece.length = if entry.length > *frame_limit { 0 } else { entry.length };
+                if asked == 0 {
+                    continue;
+                }
+                if takes == Features::NONE {
                     ring.end(Fault::UnknownFlags { flags: asked });
                     found = index;
                     break;
                 }
-                let piece = &mut batch.pieces[index];
-                piece.source = source;
-                piece.length = if entry.length > *frame_limit { 0 } else { entry.length };
+                if !batch.has_requests {
+                    batch.has_requests = true;
+                    batch.requests.fill(Request::NOTHING);
+                }
+                let is_private = ring.ahead.chains[index].pieces != 0;
+                let Some(request) = take_request(entry, header, is_private, &mut room) else {
+                    found = index;
+                    break;
+                };
+                if !takes.contains(request.needs()) {
+                    ring.end(Fault::UnknownFlags { flags: asked });
+                    found = index;
+                    break;
+                }
+                let is_dropped = request.unfit().is_some() || request.longest(entry.length) > *frame_limit;
+                piece.source = entry.source as *const u8;
+                piece.length = if is_dropped { 0 } else { entry.length };
+                batch.requests[index] = request;
             }
             if found != 0 {
                 return found;
@@ -351,28 +380,60 @@ impl VhostUserPort {
     // Not in line: the loop over frames is tuned for guests' rings.
     #[inline(never)]
     pub(crate) unsafe fn claim(&mut self, start: &FrameStart, piece: &Piece) -> std::result::Result<*mut u8, Refusal> {
+        // SAFETY: as promised by the caller.
+        unsafe { self.claim_for(start, piece, &Request::NOTHING) }
+    }
+
+    /// As [`Self::claim`], with a request that the driver can do.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::claim`].
+    #[cold]
+    #[inline(never)]
+    pub(crate) unsafe fn claim_requested(
+        &mut self,
+        start: &FrameStart,
+        piece: &Piece,
+        request: &Request,
+    ) -> std::result::Result<*mut u8, Refusal> {
+        // SAFETY: as promised by the caller.
+        unsafe { self.claim_for(start, piece, request) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::claim`].
+    #[inline(always)]
+    unsafe fn claim_for(
+        &mut self,
+        start: &FrameStart,
+        piece: &Piece,
+        request: &Request,
+    ) -> std::result::Result<*mut u8, Refusal> {
         let Self { rings: Some(rings), given, frame_limit, .. } = self else {
             return Err(Refusal::LinkDown);
         };
         if !self.is_up {
             return Err(Refusal::LinkDown);
         }
-        if piece.length > *frame_limit {
+        if request.longest(piece.length) > *frame_limit {
             return Err(Refusal::Oversize);
         }
+        let asked = request.header();
         let (header, is_mergeable) = (rings.header, rings.is_mergeable);
         let number = if rings.rx.len() > 1 { flow(start) % rings.rx.len() } else { 0 };
         let Some(ring) = rings.rx.get_mut(number) else { return Err(Refusal::LinkDown) };
         let chain = ring.posted(0)?;
         let target = if chain.pieces == 0 && chain.bytes >= header + piece.length.max(START_BYTES as u32) {
             // SAFETY: at least the header fits there, as just compared.
-            unsafe { write_header(chain.place.as_ptr(), header, 1) };
+            unsafe { write_header(chain.place.as_ptr(), header, &asked) };
             ring.fill(&chain, header + piece.length);
             // SAFETY: more bytes than the header lie there.
             unsafe { chain.place.add(header as usize) }.as_ptr()
         } else {
             // SAFETY: as promised by the caller.
-            unsafe { scatter(ring, header, is_mergeable, (start, piece)) }?;
+            unsafe { scatter(ring, (header, &asked), is_mergeable, (start, piece)) }?;
             std::ptr::null_mut()
         };
         given.0 += 1;
@@ -446,7 +507,25 @@ fn gather(pieces: &[Segment], total: usize, room: &mut &mut [u8]) -> Option<*con
     Some(here.as_ptr())
 }
 
-/// What the header in front of a frame asks for; 0 is nothing, which is all that was offered.
+/// The request of a frame, read from a copy of header and frame that is made for that unless there is one. `None`: no room is
+/// left for it now.
+#[cold]
+#[inline(never)]
+fn take_request(entry: &mut Loaded, header: u32, is_private: bool, room: &mut &mut [u8]) -> Option<Request> {
+    let (header, length) = (header as usize, entry.length as usize);
+    let mut place = (entry.source as *const u8).wrapping_sub(header);
+    if !is_private {
+        let whole = Segment { place: NonNull::new(place.cast_mut())?, bytes: (header + length) as u32 };
+        place = gather(&[whole], header + length, room)?;
+        entry.source = place.wrapping_add(header) as usize;
+    }
+    // SAFETY: header and frame were gathered here, in memory of ours that nobody writes while the frame is in hand.
+    let whole = unsafe { std::slice::from_raw_parts(place, header + length) };
+    let (asked, frame) = (whole.first_chunk::<OFFLOAD_HEADER_BYTES>()?, &whole[header..]);
+    Some(Request::parse(asked, frame).unwrap_or_else(Request::refused))
+}
+
+/// What the header in front of a frame asks for; 0 is nothing.
 ///
 /// # Safety
 ///
@@ -462,18 +541,17 @@ unsafe fn offload(header: *const u8) -> u8 {
 ///
 /// `bytes` bytes at `place`, 10 or 12, are mapped and ours to write.
 #[inline]
-unsafe fn write_header(place: *mut u8, bytes: u32, buffers: u16) {
-    let header = header_of(buffers);
+unsafe fn write_header(place: *mut u8, bytes: u32, asked: &[u8; OFFLOAD_HEADER_BYTES]) {
+    let header = header_of(asked, 1);
     // SAFETY: as promised by the caller; the private copy has 12 bytes.
     unsafe { header.as_ptr().copy_to_nonoverlapping(place, bytes.min(LONG_HEADER) as usize) };
 }
 
-const fn header_of(buffers: u16) -> [u8; LONG_HEADER as usize] {
-    let mut header = [0; LONG_HEADER as usize];
+/// What was asked for, and `num_buffers`.
+const fn header_of(asked: &[u8; OFFLOAD_HEADER_BYTES], buffers: u16) -> [u8; LONG_HEADER as usize] {
+    let [a, b, c, d, e, f, g, h, i, j] = *asked;
     let [low, high] = buffers.to_le_bytes();
-    header[NUM_BUFFERS] = low;
-    header[NUM_BUFFERS + 1] = high;
-    header
+    [a, b, c, d, e, f, g, h, i, j, low, high]
 }
 
 /// Frames of one flow go into one queue: a number that is the same for the same addresses, and for the same ports where no
@@ -507,7 +585,7 @@ fn flow(start: &FrameStart) -> usize {
 #[cold]
 unsafe fn scatter(
     ring: &mut Ring,
-    header: u32,
+    (header, asked): (u32, &[u8; OFFLOAD_HEADER_BYTES]),
     is_mergeable: bool,
     (start, piece): (&FrameStart, &Piece),
 ) -> Result<(), Refusal> {
@@ -527,7 +605,7 @@ unsafe fn scatter(
         chains += 1;
         room += u64::from(bytes);
     }
-    let lead = header_of(u16::try_from(chains).unwrap_or(u16::MAX));
+    let lead = header_of(asked, u16::try_from(chains).unwrap_or(u16::MAX));
     let head = start.bytes();
     let first = (piece.length as usize).min(START_BYTES);
     let mut parts = [

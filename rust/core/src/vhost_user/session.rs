@@ -28,12 +28,16 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error as Refused, GpuBackend, Result as Answer, VhostUserBackendReqHandler};
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_ANY_LAYOUT, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP,
 };
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::error::{Error, Fault, Result};
 use crate::net::frame::MacAddress;
+use crate::net::offload::Features;
 use crate::port::PortId;
 use crate::port::vhost_user::{LONG_HEADER, Ring, Rings, SHORT_HEADER};
 use crate::shm::doorbell::Doorbell;
@@ -58,8 +62,42 @@ const fn bit(number: u32) -> u64 {
     1 << number
 }
 
+/// What a driver may leave to us, and what we may leave to it, by the bits under which that is agreed on.
+const TAKES: [(u64, Features); 5] = [
+    (bit(VIRTIO_NET_F_CSUM), Features::CHECKSUM),
+    (bit(VIRTIO_NET_F_HOST_TSO4), Features::TCP4),
+    (bit(VIRTIO_NET_F_HOST_TSO6), Features::TCP6),
+    (bit(VIRTIO_NET_F_HOST_ECN), Features::ECN),
+    (bit(VIRTIO_NET_F_HOST_USO), Features::UDP),
+];
+const GIVES: [(u64, Features); 5] = [
+    (bit(VIRTIO_NET_F_GUEST_CSUM), Features::CHECKSUM),
+    (bit(VIRTIO_NET_F_GUEST_TSO4), Features::TCP4),
+    (bit(VIRTIO_NET_F_GUEST_TSO6), Features::TCP6),
+    (bit(VIRTIO_NET_F_GUEST_ECN), Features::ECN),
+    (bit(VIRTIO_NET_F_GUEST_USO4) | bit(VIRTIO_NET_F_GUEST_USO6), Features::UDP),
+];
+
+/// What of `table` was agreed on; without checksums there is nothing else.
+fn agreed(features: u64, table: &[(u64, Features)]) -> Features {
+    let found = table.iter().filter(|(bits, _)| features & bits == *bits);
+    let found = found.fold(Features::NONE, |all, &(_, feature)| all.with(feature));
+    if found.contains(Features::CHECKSUM) { found } else { Features::NONE }
+}
+
+/// All bits of both tables.
+const OFFLOADS: u64 = {
+    let (mut bits, mut index) = (0, 0);
+    while index < TAKES.len() {
+        bits |= TAKES[index].0 | GIVES[index].0;
+        index += 1;
+    }
+    bits
+};
+
 /// What every port offers; one with an address of its own tells it besides.
-const FEATURES: u64 = bit(VIRTIO_NET_F_MRG_RXBUF)
+const FEATURES: u64 = OFFLOADS
+    | bit(VIRTIO_NET_F_MRG_RXBUF)
     | bit(VIRTIO_NET_F_MQ)
     | bit(VIRTIO_F_ANY_LAYOUT)
     | bit(VIRTIO_F_VERSION_1)
@@ -178,7 +216,9 @@ impl Session {
         let is_modern = state.features & bit(VIRTIO_F_VERSION_1) != 0;
         let is_mergeable = state.features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
         let header = if is_modern || is_mergeable { LONG_HEADER } else { SHORT_HEADER };
-        let mut rings = Rings { tx: Vec::new(), rx: Vec::new(), header, is_mergeable, memory: state.memory.clone() };
+        let (takes, gives) = (agreed(state.features, &TAKES), agreed(state.features, &GIVES));
+        let memory = state.memory.clone();
+        let mut rings = Rings { tx: Vec::new(), rx: Vec::new(), header, is_mergeable, takes, gives, memory };
         for index in 0..QUEUES {
             let Some(ring) = ready_ring(state, index)? else { continue };
             if index % 2 == 0 { rings.rx.push(ring) } else { rings.tx.push(ring) }

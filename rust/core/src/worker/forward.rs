@@ -134,10 +134,11 @@ impl Port {
     }
 
     /// What its guest can be left with.
-    pub(crate) const fn features(&self) -> Features {
+    pub(crate) fn features(&self) -> Features {
         match &self.end {
             End::Tap(tap) => tap.features(),
-            End::Venet(_) | End::VhostUser(_) => Features::NONE,
+            End::VhostUser(vhost) => vhost.features(),
+            End::Venet(_) => Features::NONE,
         }
     }
 
@@ -156,7 +157,9 @@ impl Port {
             // SAFETY: as promised by the caller.
             End::Tap(tap) => unsafe { tap.send(start, piece, request) }.map(|()| std::ptr::null_mut()),
             // SAFETY: as above.
-            End::Venet(_) | End::VhostUser(_) => unsafe { self.offer(start, piece) },
+            End::VhostUser(vhost) => unsafe { vhost.claim_requested(start, piece, request) },
+            // SAFETY: as above.
+            End::Venet(_) => unsafe { self.offer(start, piece) },
         }
     }
 
@@ -382,6 +385,11 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             }
             let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
             let Some(port) = port_at(&mut self.ports, slot) else { break };
+            if std::mem::take(&mut self.batch.has_requests) {
+                let asking =
+                    self.batch.requests[..done as usize].iter().filter(|request| !request.is_nothing()).count();
+                port.count::<COUNTS>(PortCounter::TransmitOffloads, asking as u64);
+            }
             let End::VhostUser(vhost) = &mut port.end else { break };
             if vhost.give_back(done) {
                 vhost.call_tx(&self.ringer);
@@ -408,6 +416,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         port.status.clear_faults();
         port.status.set_served(rings.is_some());
         let before = vhost.exchange(rings, &self.ringer);
+        port.status.set_offloads(vhost.features());
         let [(transmit, _), (receive, _)] = vhost.occupancy();
         port.block.set(PortCounter::TransmitSlots as usize, transmit.into());
         port.block.set(PortCounter::ReceiveSlots as usize, receive.into());

@@ -40,7 +40,8 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             let to = match batch.verdicts[index] {
                 Verdict::To(to) if piece.length != 0 => to,
                 verdict => {
-                    let reason = why_not_taken(verdict, piece);
+                    let unfit = batch.requests[index].unfit();
+                    let reason = unfit.map_or_else(|| why_not_taken(verdict, piece), PortCounter::of_unfit);
                     if let Some(port) = port_at(ports, slot) {
                         port.count::<COUNTS>(reason, 1);
                     }
