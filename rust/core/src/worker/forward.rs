@@ -547,7 +547,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
 
     /// Finds a buffer for every frame from `start` to `end`, or does what is requested: the copies that this took beyond one
     /// a frame.
-    #[inline]
+    #[inline(always)]
     pub(super) fn claim_any(&mut self, slot: PortSlot, start: usize, end: usize) -> u32 {
         if self.batch.has_requests {
             return self.claim_requested(slot, start, end);
@@ -557,7 +557,8 @@ impl<const COUNTS: bool> Plane<COUNTS> {
     }
 
     /// Finds a buffer for every frame from `start` to `end`.
-    #[inline]
+    // Not in line: what surrounds it would cost its loop registers.
+    #[inline(never)]
     fn claim(&mut self, slot: PortSlot, start: usize, end: usize) {
         let Self { ports, batch, touched, .. } = self;
         let mut current = PortSlot::MAX;
