@@ -90,6 +90,8 @@ pub struct PortInfo {
     pub is_served: Option<bool>,
     /// What its guest can be left with.
     pub offloads: Features,
+    /// Another front end waits for the connected one to go; none: this kind of port waits for nobody.
+    pub has_waiting: Option<bool>,
 }
 
 /// One line of a switch's table.
@@ -418,6 +420,7 @@ impl Fabric {
             is_gone: false,
             is_served: (kind == PortKind::VhostUser).then_some(false),
             offloads,
+            has_waiting: (kind == PortKind::VhostUser).then_some(false),
         };
         registry.ports.insert(id, PortRecord { info, status, server });
         registry.resume_watches(id, name, worker);
@@ -508,6 +511,7 @@ impl Fabric {
             is_gone: port.status.is_gone(),
             is_served: port.info.is_served.map(|_| port.status.is_served()),
             offloads: port.status.offloads(),
+            has_waiting: port.server.as_ref().map(Server::has_waiting),
             ..port.info.clone()
         };
         Ok(registry.ports.values().map(current).collect())

@@ -21,11 +21,11 @@ use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::{PortCounter, PortEvent, PortPart};
 use vbnet_core::shm::doorbell::Doorbell;
 use vhost_front::{
-    Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, GUEST,
-    HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, RESET_DEVICE, SET_FEATURES, SET_MEM_TABLE,
-    SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
-    SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, counted, describe, longs, memfd, socket_path,
-    table, wait_until_alone, words,
+    ADD_MEM_REG, Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM,
+    GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, REM_MEM_REG, RESET_DEVICE,
+    SET_FEATURES, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL,
+    SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, counted,
+    describe, longs, memfd, socket_path, table, wait_until_alone, words,
 };
 
 fn told(lab: &Lab, part: PortPart) -> PortEvent {
@@ -67,10 +67,12 @@ fn second_front_end_waits_for_the_first() {
     let mut second = Wire::connect(&path);
     second.send(GET_FEATURES, 0, &[], &[]);
     assert_eq!(1, counted(&lab, "vm", VhostUserCounter::Connections));
+    assert_eq!(Some(true), lab.fabric.ports().unwrap().pop().unwrap().has_waiting);
 
     drop(first);
 
     assert_eq!(FEATURES, FEATURES & u64::from_le_bytes(second.reply().try_into().unwrap()));
+    assert_eq!(Some(false), lab.fabric.ports().unwrap().pop().unwrap().has_waiting);
 }
 
 /// Stopped and started over and over, with frames under way both ways: none is lost, none comes twice.
@@ -695,4 +697,82 @@ fn protocol_features_may_be_left_out() {
     front.send(&sent);
 
     assert_eq!(sent, lab.guests[0].receive());
+}
+
+/// QEMU's card switches its first pair on when it is made, and agrees on features when its machine's driver does.
+#[test]
+fn queues_may_be_switched_on_before_features_are_agreed_on() {
+    let mut lab = Lab::new(1);
+    let path = add_port(&lab, "vm");
+    let mut wire = Wire::connect(&path);
+    wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[8]), &[]);
+    wire.send(SET_VRING_ENABLE, 0, &words(&[0, 1]), &[]);
+    wire.done(SET_VRING_ENABLE, &words(&[1, 1]), &[]);
+    let mut front = FrontEnd::agree(wire, FEATURES);
+    // So that starting does not switch them on again.
+    front.features = FEATURES & !PROTOCOL;
+    front.start();
+    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
+
+    front.send(&sent);
+
+    assert_eq!(sent, lab.guests[0].receive());
+}
+
+/// The same message in every way in which it can be wrong.
+#[test]
+fn early_switching_that_cannot_be_is_refused() {
+    for (name, index, number, reason) in
+        [("queue that is not there", 16, 1, CONTENT), ("neither on nor off", 0, 2, MESSAGE)]
+    {
+        let lab = Lab::new(0);
+        let wire = Wire::connect(&add_port(&lab, "vm"));
+        wire.send(SET_VRING_ENABLE, 0, &words(&[index, number]), &[]);
+        wire.assert_hung_up();
+        assert_eq!(reason, told(&lab, PortPart::Control).reason, "{name}");
+    }
+}
+
+/// QEMU 7.2 says each change of its memory once for every pair of queues.
+#[test]
+fn memory_may_be_added_and_removed_twice() {
+    let mut lab = Lab::new(1);
+    let mut front = FrontEnd::bare(&add_port(&lab, "vm"), FEATURES);
+    front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[8 | 0x8000]), &[]);
+    let region = longs(&[0, GUEST, MEMORY, USER, 0]);
+    let memory = front.memory.file.try_clone().unwrap();
+    for (request, files) in [
+        (ADD_MEM_REG, vec![memory.as_fd()]),
+        (REM_MEM_REG, vec![]),
+        (REM_MEM_REG, vec![]),
+        (ADD_MEM_REG, vec![memory.as_fd()]),
+        (ADD_MEM_REG, vec![memory.as_fd()]),
+    ] {
+        front.wire.done(request, &region, &files);
+    }
+    front.start();
+    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
+
+    front.send(&sent);
+
+    assert_eq!(sent, lab.guests[0].receive());
+}
+
+/// QEMU hands over no memory where none can be shared, and sets its queues up as if it had.
+#[test]
+fn queues_without_memory_are_refused_and_the_reason_says_what_helps() {
+    let lab = Lab::new(0);
+    let mut front = FrontEnd::agree(Wire::connect(&add_port(&lab, "vm")), FEATURES);
+    front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[8 | 0x8000]), &[]);
+    front.wire.done(REM_MEM_REG, &longs(&[0, GUEST, MEMORY, USER, 0]), &[]);
+    let vhost_front::Queue { index, kick, .. } = &front.rx;
+    front.wire.done(SET_VRING_NUM, &words(&[*index, SIZE.into()]), &[]);
+    front.wire.done(SET_VRING_ADDR, &[words(&[*index, 0]), longs(&[USER, USER, USER, 0])].concat(), &[]);
+    front.wire.done(SET_VRING_ENABLE, &words(&[*index, 1]), &[]);
+    front.wire.send(SET_VRING_KICK, 0, &longs(&[(*index).into()]), &[kick.as_fd()]);
+    front.wire.assert_hung_up();
+
+    let event = told(&lab, PortPart::Control);
+    assert_eq!(CONTENT, event.reason);
+    assert!(event.text.contains("share=on"), "{}", event.text);
 }

@@ -225,6 +225,7 @@ impl Fabric {
                 row.set_item("is_gone", port.is_gone)?;
                 row.set_item("is_served", port.is_served)?;
                 row.set_item("offloads", port.offloads.names().collect::<Vec<_>>())?;
+                row.set_item("has_waiting", port.has_waiting)?;
                 Ok(row)
             })
             .collect()

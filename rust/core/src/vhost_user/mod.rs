@@ -10,6 +10,7 @@
 //! changes one of them is done on rings that were taken back, so memory is never unmapped under a worker.
 //! Source: the vhost-user protocol, as in QEMU's `docs/interop/vhost-user.rst`; messages by the `vhost` crate.
 
+mod early;
 pub(crate) mod server;
 pub(crate) mod session;
 

@@ -25,10 +25,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vhost::vhost_user::{BackendReqHandler, Error as Refused};
 
+use super::early;
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::net::counters::counters;
@@ -99,8 +100,13 @@ impl Bound {
             )));
         }
         make_room(path)?;
-        let listener =
-            UnixListener::bind(path).map_err(|error| Error::machine("bind a socket for front ends", error))?;
+        let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                let folder = path.parent().unwrap_or(path).display();
+                Error::NotFound(format!("there is no folder {folder} for a socket; make it, or choose another path"))
+            }
+            _ => Error::machine("bind a socket for front ends", error),
+        })?;
         let prepared = listener
             .set_nonblocking(true)
             .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o600)))
@@ -155,6 +161,8 @@ struct Shared {
 /// The thread that serves one socket.
 pub(crate) struct Server {
     shared: Arc<Shared>,
+    /// The socket once more, to look who waits at it.
+    listener: UnixListener,
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
@@ -170,6 +178,7 @@ impl Server {
             Arc::new(Shared { is_over: AtomicBool::new(false), bell: Doorbell::create()?, current: Mutex::default() });
         let (ending, ended) = crossbeam_channel::bounded(1);
         let serving = shared.clone();
+        let listener = bound.listener.try_clone().map_err(|error| Error::machine("duplicate a socket", error))?;
         let thread = thread::Builder::new()
             .name(format!("vbnet-vhost-{}", params.port))
             .spawn(move || {
@@ -178,7 +187,14 @@ impl Server {
                 let _ = ending.send(());
             })
             .map_err(|error| Error::machine("start a thread for front ends", error))?;
-        Ok(Self { shared, ended, thread: Some(thread) })
+        Ok(Self { shared, listener, ended, thread: Some(thread) })
+    }
+
+    /// Another front end waits for the one that is connected to go.
+    pub(crate) fn has_waiting(&self) -> bool {
+        let is_busy = self.shared.current.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        is_busy && poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready != 0)
     }
 }
 
@@ -247,6 +263,7 @@ fn converse(stream: UnixStream, shared: &Shared, params: &ServerParams) -> std::
     let machine = |error: std::io::Error| told("refused_machine", format!("cannot serve a front end: {error}"));
     stream.set_nonblocking(false).map_err(machine)?;
     let handle = stream.try_clone().map_err(machine)?;
+    let mut ahead = stream.try_clone().map_err(machine)?;
     *shared.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
     let session = Arc::new(Session::new(params.port, params.mac, params.door.clone()));
     let mut messages = BackendReqHandler::from_stream(stream, session.clone());
@@ -255,7 +272,7 @@ fn converse(stream: UnixStream, shared: &Shared, params: &ServerParams) -> std::
         if shared.is_over.load(Ordering::Relaxed) {
             break Ok(());
         }
-        match messages.handle_request() {
+        match early::serve(&mut ahead, &session).unwrap_or_else(|| messages.handle_request()) {
             Ok(()) => params.block.add(VhostUserCounter::Messages as usize, 1),
             Err(refused) => break Err(refused),
         }

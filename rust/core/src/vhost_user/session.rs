@@ -132,6 +132,7 @@ struct Queue {
 #[derive(Debug, Default)]
 struct State {
     features: u64,
+    protocol_features: u64,
     memory: Arc<GuestMemory>,
     queues: [Queue; QUEUES],
     /// The worker has rings of this session.
@@ -159,6 +160,16 @@ impl Session {
     /// Why the last message was refused, if it was by us.
     pub(crate) fn take_refusal(&self) -> Option<Error> {
         self.state().refusal.take()
+    }
+
+    /// Whether it was agreed on that queues are switched on and off.
+    pub(super) fn has_agreed(&self) -> bool {
+        self.state().features & PROTOCOL_FEATURES != 0
+    }
+
+    /// Whether every message is answered that asks for it.
+    pub(super) fn answers_all(&self) -> bool {
+        self.state().protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
     /// Takes the rings from the worker for good.
@@ -240,6 +251,11 @@ fn ready_ring(state: &State, index: usize) -> Result<Option<Ring>> {
     let (Some((descriptors, used, available)), Some(kick)) = (queue.addresses, &queue.kick) else { return Ok(None) };
     if !is_enabled || queue.size == 0 || queue.fault.is_some() {
         return Ok(None);
+    }
+    if state.memory.is_empty() {
+        return Err(Error::Usage(
+            "it shares no memory for its queues; QEMU does with a memory backend that has share=on".into(),
+        ));
     }
     let at = QueueAt {
         size: queue.size,
@@ -365,6 +381,7 @@ impl VhostUserBackendReqHandler for Session {
                 Fault::BadHeader { what: "protocol features beyond those offered", found: surplus, expected: 0 };
             return Err(refuse(&mut state, fault.into()));
         }
+        state.protocol_features = features;
         Ok(())
     }
 
@@ -397,14 +414,19 @@ impl VhostUserBackendReqHandler for Session {
         _postcopy: Option<bool>,
     ) -> Answer<Option<u64>> {
         self.change(|state| {
-            state.memory = Arc::new(state.memory.with(region_at(region), &file)?);
+            // QEMU 7.2 says the same once for each pair of queues.
+            if !state.memory.has(region_at(region)) {
+                state.memory = Arc::new(state.memory.with(region_at(region), &file)?);
+            }
             Ok(None)
         })
     }
 
     fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Answer<()> {
         self.change(|state| {
-            state.memory = Arc::new(state.memory.without(region_at(region))?);
+            if state.memory.has(region_at(region)) {
+                state.memory = Arc::new(state.memory.without(region_at(region))?);
+            }
             Ok(())
         })
     }

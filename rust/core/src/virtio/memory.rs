@@ -219,6 +219,16 @@ impl GuestMemory {
         Ok(Self { regions, gone_seen: AtomicUsize::new(0) })
     }
 
+    /// Whether there is none at all.
+    pub const fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// Whether exactly this region is there.
+    pub fn has(&self, at: RegionAt) -> bool {
+        self.regions.iter().any(|region| region.at == at)
+    }
+
     /// The same memory without one region.
     ///
     /// # Errors

@@ -36,6 +36,8 @@ pub const GET_QUEUE_NUM: u32 = 17;
 pub const SET_VRING_ENABLE: u32 = 18;
 pub const GET_CONFIG: u32 = 24;
 pub const RESET_DEVICE: u32 = 34;
+pub const ADD_MEM_REG: u32 = 37;
+pub const REM_MEM_REG: u32 = 38;
 
 pub const MERGEABLE: u64 = 1 << 15;
 pub const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
@@ -413,7 +415,11 @@ impl FrontEnd {
 
     /// Connects, agrees and hands its memory over.
     pub fn bare(path: &Path, features: u64) -> Self {
-        let mut wire = Wire::connect(path);
+        Self::agree(Wire::connect(path), features)
+    }
+
+    /// Agrees over a connection and hands its memory over.
+    pub fn agree(mut wire: Wire, features: u64) -> Self {
         wire.send(SET_OWNER, 0, &[], &[]);
         assert_eq!(features, features & wire.ask_u64(GET_FEATURES));
         assert_eq!(8, 8 & wire.ask_u64(GET_PROTOCOL_FEATURES));
