@@ -41,7 +41,7 @@ def list_(
     """List ports."""
     output.print_rows(
         operator.port_list(),
-        ("id", "name", "switch", "kind", "mac", "mtu", "offloads", "is_up", "is_served", "device"),
+        ("id", "name", "switch", "kind", "mac", "mtu", "offloads", "is_up", "is_served", "device", "detail"),
         how,
         empty="no port yet",
     )

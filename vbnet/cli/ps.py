@@ -91,11 +91,16 @@ def front_end_rows(state: LabState, ports: Mapping[str, Mapping[str, Any]]) -> l
                 "pid": None,
                 "restart": None,
                 "restarts": None,
-                "detail": "" if port is None else port["device"],
+                "detail": "" if port is None else _front_end_detail(port),
                 "since_s": state.since_s,
             }
         )
     return rows
+
+
+def _front_end_detail(port: Mapping[str, Any]) -> str:
+    """The socket, and why nobody gets through to it."""
+    return f"{port['device']}: {port['detail']}" if port["detail"] else str(port["device"])
 
 
 def front_ends(folder: Path, state: LabState) -> dict[str, dict[str, Any]]:

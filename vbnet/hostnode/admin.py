@@ -101,7 +101,7 @@ class AdminDesk:
             admin.SwitchList: lambda _: list(services.fabric.switches()) if services.fabric else [],
             admin.SwitchDelete: lambda verb: services.need_fabric().switch_delete(verb.name),
             admin.SwitchMacs: lambda verb: [dict(row) for row in services.need_fabric().macs(verb.name)],
-            admin.PortList: lambda _: [dict(row) for row in services.fabric.ports()] if services.fabric else [],
+            admin.PortList: lambda _: services.port_faults.rows(services.fabric) if services.fabric else [],
             admin.PortAdd: self._port_add,
             admin.PortListen: self._port_listen,
             admin.PortRemove: lambda verb: services.need_fabric().port_remove(verb.id),

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 from vbnet.clock import Clock
 from vbnet.errors import BusyError, NotFoundError, PeerFault, UnsupportedError, UsageError
 from vbnet.hostnode.fabric import Fabric
+from vbnet.hostnode.portfaults import PortFaults
 from vbnet.hostnode.rows import Row, open_row
 from vbnet.hostnode.signals import SignalBook
 from vbnet.metric import MetricBlock
@@ -83,6 +84,7 @@ class HostServices:
         signals: lines, their routes and grants, and guests' interrupt controllers.
         fastcalls: answers calls through shared memory; None on a bench without a host.
         refused: ``refused(door, whose, error)`` takes note of a refusal; for the host's own desks.
+        port_faults: what was told last about each port.
     """
 
     clock: Clock
@@ -93,6 +95,7 @@ class HostServices:
     signals: SignalBook = field(default_factory=SignalBook)
     fastcalls: Fastcalls | None = None
     refused: Callable[[str, str, Exception], None] = lambda _door, _whose, _error: None
+    port_faults: PortFaults = field(default_factory=PortFaults)
 
     def row(self, block: MetricBlock, **labels: str) -> Row:
         """A row of counters that a device writes from Python; the device closes it when it is released.

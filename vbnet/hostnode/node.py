@@ -294,6 +294,7 @@ class HostNode:
         if self._fabric is None:
             return
         for fault in self._fabric.take_faults():
+            self._services.port_faults.note(fault)
             self._log.warning("port_fault", **fault)
             self.publish("port.fault", **fault)
 

@@ -94,7 +94,9 @@ class FakeFabric:
         self, switch: str, name: str, socket: Path, *, mac: str = "00:00:00:00:00:00", mtu: int = 1500
     ) -> int:
         """Remember a port that waits for front ends; nobody listens."""
-        return self.add_port(switch, name, "vhost-user", mac=mac, mtu=mtu, device=str(socket), is_served=False)
+        return self.add_port(
+            switch, name, "vhost-user", mac=mac, mtu=mtu, device=str(socket), is_served=False, has_waiting=False
+        )
 
     def add_port(self, switch: str, name: str, kind: str, **facts: object) -> int:
         """Remember a port of any kind."""
