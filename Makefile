@@ -44,8 +44,9 @@ test-python: $(DEV) $(BUILT) ## Run the Python tests alone, without the slow one
 	@tools/system-packages.sh
 	$(BIN)/python -m pytest -m "not slow" $(SHARED_OUT) $(ARGS)
 
-test-slow: $(DEV) $(BUILT) ## Run only the slow tests: wheel, long stress, many guests
+test-slow: $(DEV) $(BUILT) ## Run only the slow tests: wheel, long stress, many guests, virtual machines
 	@tools/system-packages.sh
+	@tools/vm-programs.sh
 	VBNET_HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest -m slow $(ARGS)
 
 test-all: test test-slow ## Run every test, the slow ones too

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sees to it that the programs which the tests drive are there: ip, ping, iperf3, tcpdump, curl, ps,
-# tmux, prometheus, promtool, chromium, systemd-analyze, openssl.
+# tmux, prometheus, promtool, chromium, systemd-analyze, openssl, dpdk-testpmd. tools/vm-programs.sh has those for machines.
 #
 # As root on a machine with apt, installs what is missing and nothing else. Anywhere else it prints what to
 # install. It never fails: a test whose program is missing skips with a reason (with CI=true that skip fails).
@@ -13,6 +13,8 @@ for pair in ip:iproute2 ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump curl:cur
     prometheus:prometheus chromium:chromium systemd-analyze:systemd openssl:openssl; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
+# Debian puts the version of DPDK's interface into the names of its drivers; apt takes these for patterns.
+command -v dpdk-testpmd >/dev/null 2>&1 || missing="$missing dpdk-dev librte-mempool-ring.* librte-net-virtio.*"
 [ -n "$missing" ] || exit 0
 
 by_hand() {

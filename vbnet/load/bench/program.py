@@ -34,18 +34,18 @@ class Program:
 
     Args:
         command: program and arguments.
-        core: the core its main thread starts on; what it does later is its own affair.
+        core: the core its main thread starts on; what it does later is its own affair. None: any.
         environment: variables it gets besides our own.
     """
 
-    def __init__(self, command: Sequence[str], core: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str], core: int | None, environment: Mapping[str, str] | None = None) -> None:
         self._name = command[0]
         self._said = ""
         self._screen, terminal = pty.openpty()
         try:
             tty.setraw(terminal)
             self._process = subprocess.Popen(  # noqa: S603 - a benchmark's own peer, found by its package
-                child_command("become", str(core), *command),
+                child_command("become", "" if core is None else str(core), *command),
                 stdin=subprocess.PIPE,
                 stdout=terminal,
                 stderr=subprocess.STDOUT,

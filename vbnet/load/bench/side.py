@@ -188,21 +188,25 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
 
 
-def _settle(core: int) -> None:
-    """Stay on one core, and die with the parent."""
+def _settle(core: int | None) -> None:
+    """Stay on one core, if it is given, and die with the parent."""
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise ResourceError("the system does not tell of a parent's death", errno=ctypes.get_errno())
     if os.getppid() != parent:
         raise PeerGone("the bench ended while this side came up")
-    os.sched_setaffinity(0, {core})
+    if core is not None:
+        os.sched_setaffinity(0, {core})
 
 
 def become() -> NoReturn:
-    """Turn into another program, on one core and mortal: ``CORE PROGRAM ARGUMENT…`` (entry of a child process)."""
+    """Turn into another program, on one core and mortal: ``CORE PROGRAM ARGUMENT…`` (entry of a child process).
+
+    An empty ``CORE`` leaves it on all of them.
+    """
     core, program, *arguments = sys.argv[1:]
-    _settle(int(core))
+    _settle(int(core) if core else None)
     os.execvp(program, [program, *arguments])  # noqa: S606 - the point of it: no shell in between
 
 
