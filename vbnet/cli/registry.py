@@ -20,6 +20,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "demo": Entry("demo", "Watch a small lab come up, talk and go away (no arguments, 20 seconds)."),
         "up": Entry("up", "Bring up the lab of a file."),
         "down": Entry("down", "End a lab and remove every trace of it."),
+        "link": Entry("link", "Join virtual machines by a network of their own, in one command."),
         "ps": Entry("ps", "List the guests of running labs."),
         "exec": Entry("exec_", "Run a program inside a guest's network namespace."),
         "logs": Entry("logs", "Show what guests and the host node printed."),

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from vbnet.cli import output
-from vbnet.cli.failure import exit_code
+from vbnet.cli.detached import run_reporting, start_detached
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cli.progress import Progress
 from vbnet.cli.ps import COLUMNS, guest_rows
-from vbnet.cluster.lab import READY_TIMEOUT_S, Lab, LabEvent
+from vbnet.cluster.lab import READY_TIMEOUT_S, Lab
 from vbnet.cluster.plan import Plan, make_plan
 from vbnet.cluster.privileges import check_privileges
-from vbnet.cluster.supervise import Background, own_command, supervise
+from vbnet.cluster.supervise import own_command, supervise
 from vbnet.cluster.topology import load_topology
-from vbnet.errors import VbnetError
 
 app = output.application(
     "Bring up the lab of a file: host node, switches, devices, guests.\n\nReady means that every guest can pass "
@@ -57,7 +53,7 @@ def up(
     elif detach:
         _run_detached(file, plan, timeout, how)
     elif report_fd is not None:
-        sys.exit(_run_reporting(plan, timeout, report_fd))
+        sys.exit(run_reporting(plan, timeout, report_fd))
     else:
         sys.exit(_run_here(plan, timeout, how))
 
@@ -83,43 +79,8 @@ def _run_here(plan: Plan, timeout_s: float, how: Format) -> int:
         return asyncio.run(supervise(lab, timeout_s, tell))
 
 
-def _run_reporting(plan: Plan, timeout_s: float, fd: int) -> int:
-    """Run as the background supervisor: events go to ``fd`` until the lab is ready, and to the log throughout."""
-    os.set_inheritable(fd, False)  # noqa: FBT003 -- the function's only way
-    with os.fdopen(fd, "wb", buffering=0) as pipe:
-
-        def watch(event: LabEvent) -> None:
-            output.note(f"{event.step} {event.subject}: {event.state} {event.detail}".rstrip())
-            if not pipe.closed:
-                with suppress(BrokenPipeError):
-                    pipe.write(msgspec.json.encode(event) + b"\n")
-            if event.step == "lab" and event.state == "ready":
-                pipe.close()
-
-        try:
-            return asyncio.run(supervise(Lab(plan, watch=watch), timeout_s))
-        except VbnetError as error:
-            watch(LabEvent("lab", plan.lab, "failed", str(error)))
-            return exit_code(error)
-        except Exception as error:
-            watch(LabEvent("lab", plan.lab, "failed", f"this is a bug: {type(error).__name__}: {error}"))
-            raise
-
-
 def _run_detached(file: Path, plan: Plan, timeout_s: float, how: Format) -> None:
-    background = Background([*own_command(), "up", str(file.resolve()), "--timeout", f"{timeout_s:g}"], plan.lab)
-    last: LabEvent | None = None
-    try:
-        with Progress(how) as progress:
-            for last in background.events():
-                if last.state != "failed" or last.step != "lab":
-                    progress.show(last)
-    except BaseException:
-        background.stop()
-        raise
-    if last is None or last.step != "lab" or last.state != "ready":
-        code = background.wait()
-        output.note(f"vbnet: {last.detail if last else 'the supervisor ended before it began'}")
-        sys.exit(code or 1)
+    command = [*own_command(), "up", str(file.resolve()), "--timeout", f"{timeout_s:g}"]
+    start_detached(command, plan.lab, Progress(how))
     if how is Format.table:
         output.note(f"lab {plan.lab} is up; `vbnet ps` lists its guests, `vbnet down` ends it")
