@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from vbnet.load import bench
+from vbnet.load.bench.peers import testpmd
 
 pytestmark = [
     pytest.mark.usefixtures("no_leaked_processes", "no_leaked_descriptors"),
@@ -56,6 +57,18 @@ def test_disks_are_measured_beside_the_file_over_every_transport() -> None:
     ]
     assert all(row.value > 0 and row.baseline == "plain file" for row in rows)
     assert all("register accesses" in row.note for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["vhost", "vhost.rtt"])
+def test_front_ends_are_measured_beside_a_host_of_their_own(name: str) -> None:
+    """Both kinds of queues, each against DPDK's vhost; without DPDK there is no front end, and no row."""
+    rows = bench.run([name], quick=True)
+
+    expected = ["split", "packed"] if testpmd.why_not_installed() is None else []
+    assert expected == [row.params["queues"] for row in rows]
+    assert all(row.value > 0 and row.ratio is not None for row in rows)
 
 
 def test_a_capture_is_measured_beside_none() -> None:

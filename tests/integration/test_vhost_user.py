@@ -126,6 +126,24 @@ def test_application_that_ends_and_starts_again_finds_its_port(
     assert {} == {key: value for key, value in net.lab.ports()[name].items() if "fault" in key and value}
 
 
+@pytest.mark.parametrize("card", ["", "packed_vq=1"], ids=["split", "packed"])
+def test_application_that_listens_is_found_and_found_again(net: Net, tmp_path: Path, card: str) -> None:
+    """The port is there before testpmd, and when it comes a second time: the guest reaches it both times."""
+    station = net.station()
+    socket = tmp_path / "server.sock"
+    port = net.lab.operator.port_listen(net.switch, f"server-{next(net.lab.numbers)}", socket=str(socket), connect=True)
+    mac = bytes.fromhex(MACS[0].replace(":", ""))
+    try:
+        for number in range(2):
+            socket.unlink(missing_ok=True)
+            with TestPmd(socket, MACS[0], "macswap", ",".join(filter(None, ["server=1", card]))) as program:
+                program.command("start")
+                station.nic.send([ethernet(mac, station.mac, 100, number)])
+                assert [number] == [numbered(frame) for frame in station.gather(1)]
+    finally:
+        net.lab.operator.port_remove(port)
+
+
 def test_lab_file_names_sockets_and_ps_shows_who_is_connected() -> None:
     """A stack guest is pinged by testpmd's answers: the port is of the lab, waits, and is connected to."""
     text = """

@@ -171,7 +171,8 @@ class PortAdd(_Verb, tag="port.add", frozen=True):
 class PortListen(_Verb, tag="port.listen", frozen=True):
     """Listen for front ends of vhost-user, whose network card is a port of a switch; answered with the port's id.
 
-    Without ``socket`` it is in the host node's run directory. ``port.list`` has its path as the port's ``device``.
+    Without ``socket`` it is in the host node's run directory. ``port.list`` has its path as the port's ``device``. With
+    ``connect`` the front end listens there, and the port connects, again and again whenever nobody is there.
     """
 
     switch: Name
@@ -179,6 +180,7 @@ class PortListen(_Verb, tag="port.listen", frozen=True):
     socket: Annotated[str, Meta(min_length=2, max_length=107, pattern=r"^/[^\x00]*\Z")] | None = None
     mac: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}\Z")] | None = None
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
+    connect: bool = False
 
 
 class PortRemove(_Verb, tag="port.remove", frozen=True):

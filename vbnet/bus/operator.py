@@ -261,7 +261,14 @@ class Operator:
         return await self._ask(admin.PortAdd(switch, tap, mtu, offloads), int)
 
     async def port_listen(
-        self, switch: str, name: str, *, socket: str | None = None, mac: str | None = None, mtu: int = 1500
+        self,
+        switch: str,
+        name: str,
+        *,
+        socket: str | None = None,
+        mac: str | None = None,
+        mtu: int = 1500,
+        connect: bool = False,
     ) -> int:
         """Listen for front ends of vhost-user, whose network card is a port; gives the port's id.
 
@@ -271,8 +278,9 @@ class Operator:
             socket: absolute path on the host's machine; None: in the run directory, as ``port_list`` tells.
             mac: of the card; None: the front end chooses.
             mtu: largest packet, bytes.
+            connect: the front end listens on ``socket``, which must be given; the port connects, as often as it takes.
         """
-        return await self._ask(admin.PortListen(switch, name, socket, mac, mtu), int)
+        return await self._ask(admin.PortListen(switch, name, socket, mac, mtu, connect), int)
 
     async def port_remove(self, port: int) -> None:
         """Take a port off its switch."""
@@ -565,10 +573,19 @@ class SyncOperator(Closing):
         return self._thread.run(self._operator.port_add(switch, tap, mtu=mtu, offloads=offloads))
 
     def port_listen(
-        self, switch: str, name: str, *, socket: str | None = None, mac: str | None = None, mtu: int = 1500
+        self,
+        switch: str,
+        name: str,
+        *,
+        socket: str | None = None,
+        mac: str | None = None,
+        mtu: int = 1500,
+        connect: bool = False,
     ) -> int:
         """See ``Operator.port_listen``."""
-        return self._thread.run(self._operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu))
+        return self._thread.run(
+            self._operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu, connect=connect)
+        )
 
     def port_remove(self, port: int) -> None:
         """See ``Operator.port_remove``."""

@@ -25,6 +25,7 @@ app = output.application(
         ("vbnet port add lan vb0", "join the TAP vb0 to a switch"),
         ("vbnet port add lan vb0 --no-offloads", "the same, for a program that wants frames as on a wire"),
         ("vbnet port add lan vm1 --vhost-user auto", "listen for a virtual machine's network card"),
+        ("vbnet port add lan fw --vhost-user /run/fw.sock --connect", "join one that listens itself"),
         ("vbnet port remove 7", ""),
     ],
     is_group=True,
@@ -102,22 +103,31 @@ def add(
     mac: Annotated[
         str | None, typer.Option(help="With --vhost-user: address of the network card.", show_default=False)
     ] = None,
+    connect: Annotated[
+        bool,
+        typer.Option(
+            "--connect", help="With --vhost-user: the front end listens on the socket, and the port connects."
+        ),
+    ] = False,
     how: FormatOption = Format.table,
 ) -> None:
-    """Join a TAP of the host node's machine to a switch, or listen for front ends of vhost-user."""
+    """Join a TAP of the host node's machine to a switch, or wait for front ends of vhost-user, or connect to one."""
     if vhost_user is None:
         if mac is not None:
             raise UsageError("a TAP has the address that the kernel gave it; --mac goes with --vhost-user", mac=mac)
+        if connect:
+            raise UsageError("--connect goes with --vhost-user")
         number = operator.port_add(switch, name, mtu=mtu, offloads=offloads)
         output.print_done(
             f"port {number} added: {name} on {switch}", {"id": number, "switch": switch, "tap": name}, how
         )
         return
     socket = None if vhost_user == _AUTO else str(Path(vhost_user).absolute())
-    number = operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu)
+    number = operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu, connect=connect)
     where = next(port["device"] for port in operator.port_list() if port["id"] == number)
     told = {"id": number, "switch": switch, "name": name, "socket": where}
-    output.print_done(f"port {number} added: {name} on {switch}, front ends connect to {where}", told, how)
+    who = "its front end listens on" if connect else "front ends connect to"
+    output.print_done(f"port {number} added: {name} on {switch}, {who} {where}", told, how)
 
 
 @app.command()

@@ -209,6 +209,9 @@ class VhostUser(_Part, frozen=True):
             description="`auto`: in the lab's run directory, or a path (from the lab file's folder).",
         ),
     ] = AUTO
+    connect: Annotated[
+        bool, Meta(description="The front end listens on `socket`, and the port connects to it, again and again.")
+    ] = False
     mac: Annotated[str, Meta(description="Address of the card; its own choice when left out.")] | None = None
     mtu: Mtu = 1500
 
@@ -525,6 +528,8 @@ class _Checker(PartReader):
         if port.mac is not None and self._is_station((*place, "mac"), port.mac):
             self._claim_mac((*place, "mac"), port.mac.lower(), name)
         if port.socket == AUTO:
+            if port.connect:
+                self._add((*place, "connect"), "`connect` without a path", "say where the front end listens: `socket`")
             return
         socket, line = socket_path(self.source, port), self.source.line_of((*place, "socket"))
         if len(os.fsencode(socket)) > SOCKET_PATH_MAX_BYTES:

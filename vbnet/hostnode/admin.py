@@ -310,7 +310,11 @@ class AdminDesk:
     def _port_listen(self, verb: admin.PortListen) -> int:
         mac = verb.mac if verb.mac is not None else _NO_MAC
         socket = Path(verb.socket) if verb.socket is not None else self._run_dir.front_end_socket(verb.name)
-        return self._services.need_fabric().port_add_vhost_user(verb.switch, verb.name, socket, mac=mac, mtu=verb.mtu)
+        if verb.connect and verb.socket is None:
+            raise UsageError("a port that connects needs the path of the socket where its front end listens")
+        return self._services.need_fabric().port_add_vhost_user(
+            verb.switch, verb.name, socket, mac=mac, mtu=verb.mtu, does_connect=verb.connect
+        )
 
     def _signal_route(self, verb: admin.SignalRoute) -> None:
         signals = self._services.signals

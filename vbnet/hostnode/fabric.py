@@ -92,7 +92,9 @@ class Fabric(Protocol):
             guest: whose it is, for its counters; "": the machine's own.
         """
 
-    def port_add_vhost_user(self, switch: str, name: str, socket: Path, *, mac: str = ..., mtu: int = ...) -> int:
+    def port_add_vhost_user(
+        self, switch: str, name: str, socket: Path, *, mac: str = ..., mtu: int = ..., does_connect: bool = ...
+    ) -> int:
         """Listen on a socket for front ends of vhost-user, whose network card is a port; gives the port's id.
 
         Args:
@@ -101,6 +103,7 @@ class Fabric(Protocol):
             socket: absolute path, at most 107 bytes; made for its owner only, removed with the port.
             mac: of the card, told to front ends and known to the switch from the start; zeroes for none.
             mtu: largest packet, bytes.
+            does_connect: connect to the socket instead, where front ends listen, and again whenever nobody is there.
 
         Raises:
             ExistsError: the name is taken, or something is at the path that is no socket, or that is listened on.

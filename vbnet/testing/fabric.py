@@ -91,7 +91,14 @@ class FakeFabric:
         return self.add_port(switch, name, "tap", mtu=mtu, offloads=[])
 
     def port_add_vhost_user(
-        self, switch: str, name: str, socket: Path, *, mac: str = "00:00:00:00:00:00", mtu: int = 1500
+        self,
+        switch: str,
+        name: str,
+        socket: Path,
+        *,
+        mac: str = "00:00:00:00:00:00",
+        mtu: int = 1500,
+        does_connect: bool = False,  # noqa: ARG002 - nobody is connected to
     ) -> int:
         """Remember a port that waits for front ends; nobody listens."""
         return self.add_port(

@@ -33,7 +33,7 @@ use crate::shm::capture::CaptureRing;
 use crate::shm::counters::{Block, CounterFile};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::labels;
-use crate::vhost_user::server::{Bound, Server, ServerParams};
+use crate::vhost_user::server::{Bound, Meeting, Server, ServerParams};
 use crate::watch::bpf::{Instruction, Program};
 use crate::watch::{CaptureCounter, Purpose, WATCHES_A_PORT_MAX, WATCHES_MAX, Watch};
 use crate::worker::forward::{End, EventSink, Port};
@@ -344,18 +344,39 @@ impl Fabric {
     /// something is at the path. [`Error::Busy`]: the address is taken. [`Error::Machine`]: the socket cannot be had.
     pub fn port_add_vhost_user(&self, switch: &str, name: &str, socket: &Path, params: VenetParams) -> Result<PortId> {
         params.check()?;
-        let bound = Bound::new(socket)?;
+        self.add_vhost_user(switch, name, (socket, Meeting::Listen(Bound::new(socket)?)), params)
+    }
+
+    /// As [`Self::port_add_vhost_user`], with front ends that listen themselves: the port connects to their socket, and
+    /// again whenever nobody is or was there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: a name, an address, the path or the MTU cannot be. [`Error::Exists`]: the name is taken.
+    /// [`Error::Busy`]: the address is taken.
+    pub fn port_join_vhost_user(&self, switch: &str, name: &str, socket: &Path, params: VenetParams) -> Result<PortId> {
+        params.check()?;
+        self.add_vhost_user(switch, name, (socket, Meeting::at(socket)?), params)
+    }
+
+    fn add_vhost_user(
+        &self,
+        switch: &str,
+        name: &str,
+        (socket, meeting): (&Path, Meeting),
+        params: VenetParams,
+    ) -> Result<PortId> {
         let device = Some(socket.display().to_string());
         let end = End::VhostUser(Box::new(VhostUserPort::new(params.mtu)));
         let (guest, kind, switch) = (name.into(), PortKind::VhostUser, Some(switch));
-        self.add_served(NewPort { name, guest, kind, switch, device, params, end }, Some(bound))
+        self.add_served(NewPort { name, guest, kind, switch, device, params, end }, Some(meeting))
     }
 
     fn add(&self, new: NewPort<'_>) -> Result<PortId> {
         self.add_served(new, None)
     }
 
-    fn add_served(&self, mut new: NewPort<'_>, bound: Option<Bound>) -> Result<PortId> {
+    fn add_served(&self, mut new: NewPort<'_>, meeting: Option<Meeting>) -> Result<PortId> {
         check_name(new.name)?;
         let mut registry = self.open()?;
         if registry.ports.values().any(|port| port.info.name == new.name) {
@@ -367,11 +388,11 @@ impl Fabric {
         let id = PortId(registry.last_id);
         let labels = labels_of(&new, id);
         let block = self.counters.allocate("port", &labels, PortCounter::COUNT)?;
-        let bound = bound.map(|bound| {
+        let meeting = meeting.map(|meeting| {
             let block = self.counters.allocate("vhost_user", &labels, VhostUserCounter::COUNT)?;
-            Ok::<_, Error>((bound, block))
+            Ok::<_, Error>((meeting, block))
         });
-        let bound = bound.transpose()?;
+        let meeting = meeting.transpose()?;
         let latencies = self.counters.allocate_spare("port_latency", &labels, PortLatency::WORDS);
         let latencies = latencies.map_or_else(Latencies::default, Latencies::new);
         if let End::Venet(venet) = &mut new.end {
@@ -393,13 +414,13 @@ impl Fabric {
             registry.tell(worker, |reply| Command::RemovePort(id, reply));
             return Err(error);
         }
-        let serve = |(bound, block): (Bound, Block)| {
+        let serve = |(meeting, block): (Meeting, Block)| {
             let handle = registry.workers.get(worker).ok_or(Error::Closed("the fabric"))?;
             let sink = EventSink { events: self.told.clone(), bell: self.events_bell.clone() };
             let (mac, door) = (params.mac, handle.door());
-            Server::start(bound, ServerParams { port: id, name: name.into(), mac, door, sink, block })
+            Server::start(meeting, ServerParams { port: id, name: name.into(), mac, door, sink, block })
         };
-        let server = bound.map(serve).transpose();
+        let server = meeting.map(serve).transpose();
         let server = server.inspect_err(|_| registry.tell(worker, |reply| Command::RemovePort(id, reply)))?;
         let info = PortInfo {
             id,

@@ -14,8 +14,8 @@ use std::sync::{Mutex, PoisonError};
 use switch_guest::{Lab, eventually};
 use vbnet_core::fabric::VhostUserCounter;
 use vhost_front::{
-    FEATURES, FrontEnd, GET_FEATURES, GUEST, MEMORY, SET_MEM_TABLE, SET_OWNER, SET_VRING_ERR, SET_VRING_KICK,
-    SET_VRING_NUM, USER, add_port, counted, longs, memfd, table, wait_until_alone,
+    FEATURES, FrontEnd, GET_FEATURES, GUEST, MEMORY, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_OWNER, SET_VRING_ERR,
+    SET_VRING_KICK, SET_VRING_NUM, USER, add_port, counted, longs, memfd, table, wait_until_alone,
 };
 
 /// One test at a time.
@@ -79,6 +79,32 @@ fn surplus_descriptors_are_refused_and_closed() {
     }
 
     assert_eq!(before, descriptors());
+}
+
+/// CVE-2020-10726, CVE-2022-0669: regions for chains in flight that are asked for and handed over without end, and with
+/// descriptors to spare.
+#[test]
+fn region_for_chains_in_flight_holds_nothing_more_when_it_is_repeated() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let lab = Lab::new(0);
+    let path = add_port(&lab, "vm");
+    let mut front = FrontEnd::new(&path);
+    let region = front.track();
+    front.hand_over(&region);
+    let before = descriptors();
+
+    for _ in 0..200 {
+        let again = front.track();
+        front.hand_over(&again);
+    }
+    let after = descriptors();
+    let files = [region.file.as_fd(), region.file.as_fd()];
+    front.wire.send(SET_INFLIGHT_FD, 0, &region.body, &files);
+    front.wire.assert_hung_up();
+    wait_until_alone(&lab, "vm");
+
+    assert_eq!(before, after);
+    assert_eq!(1, counted(&lab, "vm", VhostUserCounter::RefusedMessage));
 }
 
 /// CVE-2019-14818: what is said again and again is held once.

@@ -21,11 +21,11 @@ use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::{PortCounter, PortEvent, PortPart};
 use vbnet_core::shm::doorbell::Doorbell;
 use vhost_front::{
-    ADD_MEM_REG, Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM,
-    GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, REM_MEM_REG, RESET_DEVICE,
-    SET_FEATURES, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL,
+    ADD_MEM_REG, Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM,
+    GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, REM_MEM_REG, RESET_DEVICE, SET_FEATURES,
+    SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL,
     SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, counted,
-    describe, longs, memfd, socket_path, table, wait_until_alone, words,
+    describe, inflight, longs, memfd, socket_path, table, wait_until_alone, words,
 };
 
 fn told(lab: &Lab, part: PortPart) -> PortEvent {
@@ -139,6 +139,66 @@ fn reconnected_front_end_loses_and_doubles_nothing() {
         let expected: Vec<Vec<u8>> = (0..8).map(|seed| frame(MacAddress::BROADCAST, mac(1), 64, seed)).collect();
         assert_eq!(expected, lab.guests[0].received());
         assert_eq!(back, front.receive());
+    }
+}
+
+/// A front end that listens is connected to, whether it was there first or not, and again when it comes back.
+#[test]
+fn front_end_that_listens_is_connected_to_again_and_again() {
+    let mut lab = Lab::new(1);
+    let path = socket_path();
+    lab.fabric.port_join_vhost_user(SWITCH, "vm", &path, VenetParams::default()).unwrap();
+
+    for number in 0..3 {
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut front = FrontEnd::over(listener.accept().unwrap().0, FEATURES);
+        front.start();
+        front.post(SIZE);
+        let there = frame(MacAddress::BROADCAST, mac(1), 64, number);
+        front.send(&there);
+        assert_eq!(there, lab.guests[0].receive());
+        lab.guests[0].refill();
+        let back = frame(mac(1), mac(2), 64, number);
+        lab.guests[0].send(&back);
+        assert_eq!(back, front.receive());
+        drop((front, listener));
+        fs::remove_file(&path).unwrap();
+        wait_until_alone(&lab, "vm");
+    }
+
+    let id = lab.fabric.ports().unwrap().iter().find(|port| port.name == "vm").unwrap().id;
+    lab.fabric.port_remove(id).unwrap();
+}
+
+/// Where a packed queue is nobody tells but the region: its host goes on there, whatever base it is told.
+#[test]
+fn queue_goes_on_where_the_region_for_chains_in_flight_says() {
+    for features in KINDS {
+        let mut lab = Lab::new(1);
+        let path = add_port(&lab, "vm");
+        let mut front = FrontEnd::bare(&path, features);
+        let region = front.track();
+        front.hand_over(&region);
+        front.start();
+        front.post(SIZE);
+        for seed in 0..70 {
+            front.send(&frame(MacAddress::BROADCAST, mac(1), 64, seed));
+            assert_eq!(1, lab.guests[0].receive().len() / 64);
+            lab.guests[0].refill();
+        }
+        front.drain();
+        let mut front = front.rejoin(&path);
+        front.hand_over(&region);
+        let truth = front.tx.base();
+        front.start();
+        front.wire.done(SET_VRING_BASE, &words(&[1, 0]), &[]);
+
+        front.send(&frame(MacAddress::BROADCAST, mac(1), 64, 70));
+
+        assert_eq!(frame(MacAddress::BROADCAST, mac(1), 64, 70), lab.guests[0].receive());
+        front.drain();
+        let before = if features & PACKED == 0 { truth + 1 } else { (truth & !0x3f) | ((truth + 1) & 0x3f) };
+        assert_eq!(before, front.stop_queue(1) & 0xffff);
     }
 }
 
@@ -386,7 +446,7 @@ fn features_that_were_not_offered_are_refused() {
         });
     }
     assert_refused("protocol feature", CONTENT, |front| {
-        front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 << 12]), &[]);
+        front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 << 5]), &[]);
     });
 }
 
@@ -422,6 +482,66 @@ fn memory_table_that_cannot_be_is_refused() {
             front.wire.send(SET_MEM_TABLE, 0, &words(&[count, 0]), &[file.as_fd()]);
         });
     }
+}
+
+/// CVE-2021-3839 (a region shorter than what it is said to be for), QEMU work items 3675 (sizes beyond 32 bits) and 3974
+/// (entries in flight), CVE-2026-86565 (a queue made longer afterwards), places that are in no ring.
+#[test]
+fn region_for_chains_in_flight_that_cannot_be_is_refused() {
+    for (queues, size) in [(17, 64), (u16::MAX, 64), (2, 32769), (2, u16::MAX)] {
+        assert_refused(&format!("GET {queues} {size}"), CONTENT, |front| {
+            front.wire.send(GET_INFLIGHT_FD, 0, &inflight(0, 0, queues, size), &[]);
+        });
+    }
+    let file = memfd(0x4000);
+    for (name, bytes, offset, queues, size) in [
+        ("shorter than two queues", 0x800, 0, 2, 64),
+        ("no bytes at all", 0, 0, 2, 64),
+        ("past the file", 0x5000, 0, 2, 64),
+        ("offset past the file", 0x1000, 0x4000, 2, 64),
+        ("beyond 32 bits", 1 << 32, 0, 2, 64),
+        ("all there is", u64::MAX, 0, 2, 64),
+        ("offset and bytes overflow", 0x1000, u64::MAX - 0xfff, 2, 64),
+        ("more queues than it holds", 0x4000, 0, 16, 1024),
+        ("more queues than there are", 0x4000, 0, 17, 1),
+        ("for shorter queues, CVE-2026-86565", 0x4000, 0, 2, 32),
+        ("begins at no word", 0x1000, 3, 2, 64),
+    ] {
+        assert_refused(name, CONTENT, |front| {
+            front.wire.send(SET_INFLIGHT_FD, 0, &inflight(bytes, offset, queues, size), &[file.as_fd()]);
+        });
+    }
+    let (reader, _writer) = std::io::pipe().unwrap();
+    assert_refused("a pipe", CONTENT, |front| {
+        front.wire.send(SET_INFLIGHT_FD, 0, &inflight(0x4000, 0, 2, 64), &[reader.as_fd()]);
+    });
+    for at in [16, 16 + 63 * 16] {
+        rustix::io::pwrite(&file, &[1], at).unwrap();
+        assert_refused("a chain in flight, QEMU 3974", CONTENT, |front| {
+            front.wire.send(SET_INFLIGHT_FD, 0, &inflight(0x4000, 0, 2, 64), &[file.as_fd()]);
+        });
+        rustix::io::pwrite(&file, &[0], at).unwrap();
+    }
+    for place in [[64_u8, 0, 0, 0], [0, 0, 0xff, 0xff]] {
+        let lab = Lab::new(0);
+        let mut front = FrontEnd::with(&add_port(&lab, "vm"), FEATURES | PACKED);
+        let region = front.track();
+        rustix::io::pwrite(&region.file, &[1, 0], 8).unwrap();
+        rustix::io::pwrite(&region.file, &place, 16).unwrap();
+        front.wire.send(SET_INFLIGHT_FD, 0, &region.body, &[region.file.as_fd()]);
+        front.wire.assert_hung_up();
+        assert_eq!("refused_content", told(&lab, PortPart::Control).reason);
+    }
+}
+
+/// CVE-2026-86565: a queue that is made longer than its region is for.
+#[test]
+fn queue_longer_than_its_region_for_chains_in_flight_is_refused() {
+    assert_refused("longer", CONTENT, |front| {
+        let (body, file) = front.wire.ask_for_file(GET_INFLIGHT_FD, &inflight(0, 0, 2, SIZE));
+        front.wire.done(SET_INFLIGHT_FD, &body, &[file.as_fd()]);
+        front.wire.send(SET_VRING_NUM, 0, &words(&[0, 2 * u32::from(SIZE)]), &[]);
+    });
 }
 
 /// Descriptors that are not what they should be: a page fault or a write could wait for whoever is behind them.

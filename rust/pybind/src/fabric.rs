@@ -150,9 +150,10 @@ impl Fabric {
         Ok(py.detach(|| self.inner.port_add_tap(switch, name, guest, file, mtu)).or_raise(py)?.0)
     }
 
-    /// Listens on a socket for front ends of vhost-user, whose network card is a port of a switch.
+    /// Listens on a socket for front ends of vhost-user, whose network card is a port of a switch, or connects to theirs.
     #[pyo3(signature = (
-        switch, name, socket, *, mac = "00:00:00:00:00:00", mtu = 1500, burst_threshold_us = 50, budget = 256
+        switch, name, socket, *, mac = "00:00:00:00:00:00", mtu = 1500, burst_threshold_us = 50, budget = 256,
+        does_connect = false
     ))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn port_add_vhost_user(
@@ -165,10 +166,12 @@ impl Fabric {
         mtu: u32,
         burst_threshold_us: u32,
         budget: u32,
+        does_connect: bool,
     ) -> PyResult<u64> {
         let mac = parse_mac(mac).or_raise(py)?;
         let params = core::VenetParams { mac, mtu, burst_threshold_us, budget, ..core::VenetParams::default() };
-        let port = py.detach(|| self.inner.port_add_vhost_user(switch, name, &socket, params));
+        let add = if does_connect { core::Fabric::port_join_vhost_user } else { core::Fabric::port_add_vhost_user };
+        let port = py.detach(|| add(&self.inner, switch, name, &socket, params));
         Ok(port.or_raise(py)?.0)
     }
 

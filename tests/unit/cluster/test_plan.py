@@ -158,3 +158,12 @@ def test_disks_are_made_plugged_and_then_filled() -> None:
         (disk.device, disk.image, disk.is_read_only) for disk in plan.disks
     ]
     assert "insert" in "\n".join(plan.describe())
+
+
+def test_a_front_end_that_listens_is_connected_to() -> None:
+    """The request says so; its socket is a path."""
+    text = "name: t\nswitches: {lan: }\nvhost-user:\n  fw: {switch: lan, socket: /run/fw.sock, connect: true}\n"
+
+    request = make_plan(parse_topology(text, "/labs/lab.yaml", {})).requests[-1]
+
+    assert ("port.listen", "/run/fw.sock", True) == (request.verb, request.args["socket"], request.args["connect"])

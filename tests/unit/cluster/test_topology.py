@@ -259,6 +259,10 @@ def test_an_uplink_may_not_take_a_guests_address() -> None:
     [
         ("  vm: {switch: wan}\n", "7: unknown switch `wan`; did you mean `lan`?"),
         ("  vm: {switch: lan, sock: x}\n", "7: unknown key `sock`; did you mean `socket`?"),
+        (
+            "  vm: {switch: lan, connect: true}\n",
+            "7: `connect` without a path; say where the front end listens: `socket`",
+        ),
         ("  VM: {switch: lan}\n", "7: impossible vhost-user name `VM`; use lower-case letters, digits and hyphens"),
         ("  a: {switch: lan}\n", "7: duplicate name `a`, also on line 5; rename one of the two"),
         ("  vm: {switch: lan, mac: '01:00:00:00:00:01'}\n", "7: `01:00:00:00:00:01` is not a station's address"),
@@ -269,7 +273,7 @@ def test_an_uplink_may_not_take_a_guests_address() -> None:
             "8: duplicate socket `./a.sock`, first on line 7",
         ),
     ],
-    ids=["switch", "key", "name", "guest's name", "group's MAC", "guest's MAC", "long path", "same path"],
+    ids=["switch", "key", "no path", "name", "guest's name", "group's MAC", "guest's MAC", "long path", "same path"],
 )
 def test_a_socket_for_front_ends_that_cannot_be_is_told(ports: str, said: str) -> None:
     """Switches exist, names, addresses and paths are one port's each."""

@@ -117,6 +117,7 @@ async def test_a_device_may_refuse_a_plug(run_root: Path) -> None:
         (admin.SwitchDelete("none"), NotFoundError),
         (admin.PortAdd("none", "nosuchtap0"), NotFoundError),
         (admin.PortListen("none", "vm"), NotFoundError),
+        (admin.PortListen("lan", "vm", connect=True), UsageError),
     ],
     ids=lambda value: (
         type(value).__name__ if isinstance(value, object) and not isinstance(value, type) else value.__name__

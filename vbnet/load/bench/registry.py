@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import blk, calls, lab, metrics, namespaces, native, sched, signals, state, through, timers
+from vbnet.load.bench import blk, calls, lab, metrics, namespaces, native, sched, signals, state, through, timers, vhost
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -38,6 +38,8 @@ BENCHES: Final = {
         Bench("switch", through.switch),
         Bench("rtt", through.rtt),
         Bench("rtt.asleep", through.rtt_asleep),
+        Bench("vhost", vhost.vhost),
+        Bench("vhost.rtt", vhost.rtt),
         Bench("fastcall", native.fastcall),
         Bench("fastcall.python", calls.fastcall_python),
         Bench("python", through.python),

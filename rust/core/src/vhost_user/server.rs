@@ -1,9 +1,11 @@
-//! The socket of a vhost-user port: listens for as long as the port is there, serves one front end after the other.
+//! The socket of a vhost-user port: listens, or connects, for as long as the port is there, and serves one front end after
+//! the other.
 //!
 //! ```text
 //!   bind ─▶ wait for a front end ─▶ session: message by message ─▶ it went, or said what cannot be ─▶ rings back, wait again
 //!              ▲ stop bell                                            │
 //!              └──────────────── no limit of time or number ──────────┘
+//!   connect: tried ten times a second instead, whoever is or is not there
 //! ```
 //!
 //! The danger: a front end may stop in the middle of a message, or never read a reply. Only its own thread waits for it, and
@@ -27,6 +29,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vhost::vhost_user::{BackendReqHandler, Error as Refused};
 
 use super::early;
@@ -40,8 +43,8 @@ use crate::shm::doorbell::Doorbell;
 use crate::worker::forward::EventSink;
 use crate::worker::{ANSWER_DEADLINE, WorkerDoor};
 
-/// How long to wait after a front end could not be let in.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// How long to wait after a front end could not be let in, or connected to.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Longest path of a socket.
 pub const PATH_BYTES_MAX: usize = 107;
 
@@ -92,13 +95,7 @@ impl Bound {
     /// [`Error::Usage`]: the path cannot be one. [`Error::Exists`]: something is there, or somebody listens.
     /// [`Error::Machine`]: the system refused.
     pub(crate) fn new(path: &Path) -> Result<Self> {
-        let length = path.as_os_str().len();
-        if !path.is_absolute() || length > PATH_BYTES_MAX {
-            let shown = path.display();
-            return Err(Error::Usage(format!(
-                "the path of a socket begins with / and has at most {PATH_BYTES_MAX} bytes; {shown} has {length}"
-            )));
-        }
+        check_path(path)?;
         make_room(path)?;
         let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
@@ -119,6 +116,70 @@ impl Bound {
             }
         }
     }
+}
+
+/// Where a port meets its front ends.
+#[derive(Debug)]
+pub(crate) enum Meeting {
+    /// They come to a socket of ours.
+    Listen(Bound),
+    /// They listen, and we go there.
+    Connect(PathBuf),
+}
+
+impl Meeting {
+    /// A socket of front ends that listen, whether one is there already or not.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: the path cannot be one.
+    pub(crate) fn at(path: &Path) -> Result<Self> {
+        check_path(path)?;
+        Ok(Self::Connect(path.into()))
+    }
+
+    /// The next front end. None: not now.
+    fn next(&self, shared: &Shared) -> Option<UnixStream> {
+        let stream = match self {
+            Self::Listen(bound) => {
+                let mut fds = [PollFd::new(&bound.listener, PollFlags::IN), PollFd::new(&shared.bell, PollFlags::IN)];
+                match poll(&mut fds, None) {
+                    Err(Errno::INTR) => return None,
+                    Err(errno) => Err(errno.into()),
+                    Ok(_) => bound.listener.accept().map(|(stream, _)| stream),
+                }
+            }
+            Self::Connect(path) => connect(path).map_err(Into::into),
+        };
+        match stream {
+            Ok(stream) => Some(stream),
+            Err(error) if error.kind() == ErrorKind::WouldBlock && matches!(self, Self::Listen(_)) => None,
+            Err(_) => {
+                // No descriptor is left, the front end went, or nobody is there: not at once again.
+                let _ = shared.bell.wait(Some(AGAIN));
+                None
+            }
+        }
+    }
+}
+
+/// Connects without waiting for somebody to accept it.
+fn connect(path: &Path) -> rustix::io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+fn check_path(path: &Path) -> Result<()> {
+    let length = path.as_os_str().len();
+    if path.is_absolute() && length <= PATH_BYTES_MAX {
+        return Ok(());
+    }
+    let shown = path.display();
+    Err(Error::Usage(format!(
+        "the path of a socket begins with / and has at most {PATH_BYTES_MAX} bytes; {shown} has {length}"
+    )))
 }
 
 impl Drop for Bound {
@@ -173,7 +234,7 @@ impl Server {
     /// # Errors
     ///
     /// [`Error::Machine`]: no thread or descriptor is free.
-    pub(crate) fn start(bound: Bound, params: ServerParams) -> Result<Self> {
+    pub(crate) fn start(meeting: Meeting, params: ServerParams) -> Result<Self> {
         let shared =
             Arc::new(Shared { is_over: AtomicBool::new(false), bell: Doorbell::create()?, current: Mutex::default() });
         let (ending, ended) = crossbeam_channel::bounded(1);
@@ -182,8 +243,8 @@ impl Server {
         let thread = thread::Builder::new()
             .name(format!("vbnet-vhost-{}", params.port))
             .spawn(move || {
-                serve(&bound, &serving, &params);
-                drop(bound);
+                serve(&meeting, &serving, &params);
+                drop(meeting);
                 let _ = ending.send(());
             })
             .map_err(|error| Error::machine("start a thread for front ends", error))?;
@@ -224,23 +285,9 @@ impl fmt::Debug for Server {
     }
 }
 
-fn serve(bound: &Bound, shared: &Shared, params: &ServerParams) {
+fn serve(meeting: &Meeting, shared: &Shared, params: &ServerParams) {
     while !shared.is_over.load(Ordering::Relaxed) {
-        let mut fds = [PollFd::new(&bound.listener, PollFlags::IN), PollFd::new(&shared.bell, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => continue,
-            Err(_) => return,
-            Ok(_) => {}
-        }
-        let stream = match bound.listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-            Err(_) => {
-                // No descriptor is left, or the front end went: not at once again.
-                let _ = shared.bell.wait(Some(ACCEPT_AGAIN));
-                continue;
-            }
-        };
+        let Some(stream) = meeting.next(shared) else { continue };
         params.block.add(VhostUserCounter::Connections as usize, 1);
         params.block.set(VhostUserCounter::IsConnected as usize, 1);
         if let Err(error) = converse(stream, shared, params) {
@@ -248,6 +295,10 @@ fn serve(bound: &Bound, shared: &Shared, params: &ServerParams) {
             let _ = params.sink.bell.ring();
         }
         params.block.set(VhostUserCounter::IsConnected as usize, 0);
+        if matches!(meeting, Meeting::Connect(_)) {
+            // Whoever hangs up at once is not asked at once again.
+            let _ = shared.bell.wait(Some(AGAIN));
+        }
     }
 }
 

@@ -41,6 +41,7 @@ use crate::net::offload::Features;
 use crate::port::PortId;
 use crate::port::vhost_user::{LONG_HEADER, Ring, Rings, SHORT_HEADER};
 use crate::shm::doorbell::Doorbell;
+use crate::virtio::inflight;
 use crate::virtio::memory::{GuestMemory, REGIONS_MAX, RegionAt};
 use crate::virtio::packed::PackedQueue;
 use crate::virtio::queue::{self, QueueAt, SIZE_MAX};
@@ -113,6 +114,7 @@ fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
 }
 
 /// What a front end said of one queue.
@@ -134,6 +136,7 @@ struct State {
     features: u64,
     protocol_features: u64,
     memory: Arc<GuestMemory>,
+    inflight: Option<inflight::Region>,
     queues: [Queue; QUEUES],
     /// The worker has rings of this session.
     runs: bool,
@@ -266,7 +269,11 @@ fn ready_ring(state: &State, index: usize) -> Result<Option<Ring>> {
         has_indirect: state.features & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0,
         is_packed: is_packed(state),
     };
-    let made = queue::Queue::new(state.memory.clone(), &at, base_of(queue, at.is_packed))?;
+    let trail = match &state.inflight {
+        Some(region) => region.trail(index, at.size, at.is_packed)?,
+        None => None,
+    };
+    let made = queue::Queue::new(state.memory.clone(), &at, base_of(queue, at.is_packed), trail)?;
     let bell = |file: &OwnedFd| {
         let file = file.try_clone().map_err(|error| Error::machine("duplicate an eventfd", error))?;
         Ok::<_, Error>(Doorbell::from_fd(file))
@@ -290,6 +297,18 @@ fn refuse(state: &mut State, error: Error) -> Refused {
     };
     state.refusal = Some(error);
     answer
+}
+
+/// Refuses regions for more than there can be.
+fn check_inflight(queues: u16, size: u16) -> Result<()> {
+    let refused = |what, found: u16, limit| Err(Fault::BadSize { what, found: found.into(), limit }.into());
+    if queues == 0 || usize::from(queues) > QUEUES {
+        return refused("queues whose chains in flight are tracked", queues, QUEUES as u64);
+    }
+    if size == 0 || u32::from(size) > SIZE_MAX {
+        return refused("descriptors of a queue whose chains in flight are tracked", size, SIZE_MAX.into());
+    }
+    Ok(())
 }
 
 fn queue_of(state: &mut State, index: usize) -> Result<&mut Queue> {
@@ -348,6 +367,7 @@ impl VhostUserBackendReqHandler for Session {
     fn reset_device(&self) -> Answer<()> {
         self.change(|state| {
             state.queues = Default::default();
+            state.inflight = None;
             state.features = 0;
             Ok(())
         })
@@ -535,12 +555,25 @@ impl VhostUserBackendReqHandler for Session {
         Err(NOT_OFFERED)
     }
 
-    fn get_inflight_fd(&self, _inflight: &VhostUserInflight) -> Answer<(VhostUserInflight, File)> {
-        Err(NOT_OFFERED)
+    /// Makes a region; nothing of it is kept here before it is handed over.
+    fn get_inflight_fd(&self, wanted: &VhostUserInflight) -> Answer<(VhostUserInflight, File)> {
+        let mut state = self.state();
+        let (queues, size) = (wanted.num_queues, wanted.queue_size);
+        let made = check_inflight(queues, size).and_then(|()| {
+            let bytes = inflight::region_bytes(queues, size, is_packed(&state));
+            Ok((VhostUserInflight::new(bytes, 0, queues, size), inflight::create(bytes)?))
+        });
+        made.map_err(|error| refuse(&mut state, error))
     }
 
-    fn set_inflight_fd(&self, _inflight: &VhostUserInflight, _file: File) -> Answer<()> {
-        Err(NOT_OFFERED)
+    fn set_inflight_fd(&self, told: &VhostUserInflight, file: File) -> Answer<()> {
+        self.change(|state| {
+            check_inflight(told.num_queues, told.queue_size)?;
+            let place = (told.mmap_offset, told.mmap_size);
+            let region = inflight::Region::map(file, place, (told.num_queues, told.queue_size), is_packed(state))?;
+            state.inflight = Some(region);
+            Ok(())
+        })
     }
 
     fn set_device_state_fd(

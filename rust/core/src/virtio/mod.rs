@@ -3,7 +3,7 @@
 //! ```text
 //!   front end's files ──▶ memory: regions, each mapped, each address looked up ──▶ queue: one of either kind
 //!   guest's RAM ────────▶         guard: what happens when a file is cut short      split · packed
-//!                                                                                     ▼
+//!                               inflight: where each queue is, for whoever is next     ▼
 //!   registers (bus calls, or traps) ──▶ device: features, status, set-up ──▶ server: a thread ──▶ blk, …: a model
 //! ```
 
@@ -11,6 +11,7 @@ pub mod blk;
 pub mod console;
 pub mod device;
 pub(crate) mod guard;
+pub(crate) mod inflight;
 pub(crate) mod memory;
 pub(crate) mod packed;
 pub(crate) mod queue;

@@ -25,6 +25,7 @@ use virtio_bindings::bindings::virtio_ring::{
     VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 
+use super::inflight::Trail;
 use super::memory::GuestMemory;
 use super::queue::{
     Ahead, CHAIN_MAX, Chain, Checked, DESCRIPTOR_BYTES, Descriptor, Direction, INDIRECT, Lookup, NEXT, QueueAt,
@@ -38,9 +39,9 @@ const WRAP: u16 = 1 << 15;
 
 /// A descriptor's place, and which way round its flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    index: u16,
-    wrap: bool,
+pub(super) struct Place {
+    pub index: u16,
+    pub wrap: bool,
 }
 
 impl Place {
@@ -94,6 +95,8 @@ pub(crate) struct PackedQueue {
     /// Descriptors from `next` to `seen`, and the chains they are.
     looked: u16,
     chains: u16,
+    /// Where the position is kept, if the front end wants that.
+    trail: Option<Trail>,
 }
 
 // SAFETY: its places lie in the memory that `lookup` holds, which is mapped for as long as that is.
@@ -103,13 +106,13 @@ impl PackedQueue {
     /// The position of a ring that was never used.
     pub(crate) const START: u32 = (WRAP as u32) << 16 | WRAP as u32;
 
-    /// A queue that goes on at `base`, as [`Self::position`] tells it. The half for used descriptors says nothing that the
-    /// other does not: front ends leave it empty, or have it from us.
+    /// A queue that goes on where its trail was left, or at `base`, as [`Self::position`] tells it. The half for used
+    /// descriptors says nothing that the other does not: front ends leave it empty, or have it from us.
     ///
     /// # Errors
     ///
-    /// The front end's fault: a size, a base or an alignment that cannot be, or a ring that is not in its memory.
-    pub(crate) fn new(memory: Arc<GuestMemory>, at: &QueueAt, base: u32) -> Checked<Self> {
+    /// The front end's fault: a size, a base, a trail or an alignment that cannot be, or a ring that is not in its memory.
+    pub(crate) fn new(memory: Arc<GuestMemory>, at: &QueueAt, base: u32, trail: Option<Trail>) -> Checked<Self> {
         if at.size == 0 || at.size > SIZE_MAX {
             return Err(Fault::BadSize { what: "queue size", found: at.size.into(), limit: SIZE_MAX.into() });
         }
@@ -122,7 +125,7 @@ impl PackedQueue {
         let ring = lookup.ring("address of a packed ring", at.descriptors, 16, bytes)?;
         let driver_wish = lookup.ring("address of a driver's event suppression", at.available, 4, 4)?;
         let device_wish = lookup.ring("address of a device's event suppression", at.used, 4, 4)?;
-        Ok(Self {
+        let mut queue = Self {
             lookup,
             size: at.size as u16,
             ring,
@@ -134,7 +137,14 @@ impl PackedQueue {
             seen: next,
             looked: 0,
             chains: 0,
-        })
+            trail: None,
+        };
+        if let Some(trail) = trail {
+            queue.next = trail.resume(queue.size, next, |place| queue.available(place).is_some())?;
+            queue.seen = queue.next;
+            queue.trail = Some(trail);
+        }
+        Ok(queue)
     }
 
     /// Entries.
@@ -288,6 +298,7 @@ impl PackedQueue {
     #[inline]
     pub(crate) fn complete(&mut self, used: impl Iterator<Item = Used>) -> bool {
         let mut moved = 0;
+        let before = self.next;
         let mut held_back = None;
         for Used { id, descriptors, written } in used {
             let place = self.next;
@@ -305,8 +316,14 @@ impl PackedQueue {
         }
         let Some((index, half)) = held_back else { return false };
         self.looked -= moved;
+        if let Some(trail) = &self.trail {
+            trail.note_packed(before, self.next);
+        }
         // [VQ-2 used visible] release: the other used descriptors, and what was written into buffers, before the first.
         self.second_half(index).store(half.to_le(), Ordering::Release);
+        if let Some(trail) = &self.trail {
+            trail.note_packed(self.next, self.next);
+        }
         // [VQ-3 call or see] our descriptors before the driver's wish; the driver's wish before its look at them.
         fence(Ordering::SeqCst);
         self.is_call_wanted(moved)
@@ -418,7 +435,7 @@ mod tests {
         }
 
         fn queue(&self) -> PackedQueue {
-            PackedQueue::new(self.memory.whole(), &self.at(), 0x8000).unwrap()
+            PackedQueue::new(self.memory.whole(), &self.at(), 0x8000, None).unwrap()
         }
 
         fn write(&self, index: u16, address: u64, length: u32, id: u16, flags: u16) {
@@ -638,7 +655,7 @@ mod tests {
         let mut driver = Driver::new(SIZE);
         driver.offer(0, &[(table, 32, INDIRECT)]);
         let at = QueueAt { has_indirect: false, ..driver.at() };
-        let mut queue = PackedQueue::new(driver.memory.whole(), &at, 0x8000).unwrap();
+        let mut queue = PackedQueue::new(driver.memory.whole(), &at, 0x8000, None).unwrap();
         let refused = queue.look(Direction::FromDriver, 1, &mut Ahead::default()).unwrap_err();
         assert_eq!("bad_indirect", refused.reason());
     }
@@ -684,7 +701,7 @@ mod tests {
         for (base, flags) in [(0x8000, 0), (0x8000, USED), (0x8000, AVAILABLE | USED), (0, AVAILABLE)] {
             let driver = Driver::new(SIZE);
             driver.write(0, buffer(0), 64, 0, flags);
-            let mut queue = PackedQueue::new(driver.memory.whole(), &driver.at(), base).unwrap();
+            let mut queue = PackedQueue::new(driver.memory.whole(), &driver.at(), base, None).unwrap();
             assert_eq!(Ok(0), queue.look(Direction::FromDriver, 8, &mut Ahead::default()), "{base:#x} {flags:#x}");
         }
     }
@@ -705,7 +722,7 @@ mod tests {
             (fine, 0x8000 + u32::from(SIZE), "index_out_of_range"),
             (fine, 0x7fff, "index_out_of_range"),
         ] {
-            let refused = PackedQueue::new(driver.memory.whole(), &bad, base).unwrap_err();
+            let refused = PackedQueue::new(driver.memory.whole(), &bad, base, None).unwrap_err();
             assert_eq!(expected, refused.reason(), "{bad:?} {base:#x}");
         }
     }
@@ -753,7 +770,7 @@ mod tests {
         let mut driver = Driver::new(3);
         let mut base = 0x8000;
         for id in 0..14 {
-            let mut queue = PackedQueue::new(driver.memory.whole(), &driver.at(), base).unwrap();
+            let mut queue = PackedQueue::new(driver.memory.whole(), &driver.at(), base, None).unwrap();
             driver.offer(id, &[(buffer(0), 64, WRITE)]);
             let mut ahead = Ahead::default();
             assert_eq!(Ok(1), queue.look(Direction::ToDriver, 3, &mut ahead));

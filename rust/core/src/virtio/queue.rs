@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
+use super::inflight::Trail;
 use super::memory::GuestMemory;
 use super::packed::PackedQueue;
 use super::split::SplitQueue;
@@ -192,16 +193,16 @@ pub(crate) enum Queue {
 }
 
 impl Queue {
-    /// A queue that goes on where its used ring says it was left, or, packed, at `base`.
+    /// A queue that goes on where its used ring says it was left, or, packed, its trail, or at `base`.
     ///
     /// # Errors
     ///
     /// The front end's fault: a size or an alignment that cannot be, or a ring that is not in its memory.
-    pub(crate) fn new(memory: Arc<GuestMemory>, at: &QueueAt, base: u32) -> Checked<Self> {
+    pub(crate) fn new(memory: Arc<GuestMemory>, at: &QueueAt, base: u32, trail: Option<Trail>) -> Checked<Self> {
         if at.is_packed {
-            return PackedQueue::new(memory, at, base).map(Self::Packed);
+            return PackedQueue::new(memory, at, base, trail).map(Self::Packed);
         }
-        SplitQueue::new(memory, at).map(Self::Split)
+        SplitQueue::new(memory, at, trail).map(Self::Split)
     }
 
     /// Entries.

@@ -187,7 +187,7 @@ impl Server {
         wait(bell.as_fd(), STOP_TOKEN, epoll::EventFlags::IN)?;
         let mut running = Vec::with_capacity(queues.len());
         for parts in queues {
-            let queue = SplitQueue::new(around.memory.clone(), &parts.at)?;
+            let queue = SplitQueue::new(around.memory.clone(), &parts.at, None)?;
             wait(parts.kick.as_fd(), parts.index as u64, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
             let (listener, notifier) = parts.pair.host_ends();
             running.push(Running {

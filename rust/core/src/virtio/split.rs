@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
+use super::inflight::Trail;
 use super::memory::GuestMemory;
 use super::queue::{
     Ahead, CHAIN_MAX, Chain, Checked, DESCRIPTOR_BYTES, Descriptor, Direction, INDIRECT, Lookup, NEXT, QueueAt,
@@ -43,6 +44,8 @@ pub(crate) struct SplitQueue {
     seen: u16,
     /// How far the driver is, as last read.
     known: u16,
+    /// Where the position is kept besides, if the front end wants that.
+    trail: Option<Trail>,
 }
 
 // SAFETY: its places lie in the memory that `lookup` holds, which is mapped for as long as that is.
@@ -54,7 +57,7 @@ impl SplitQueue {
     /// # Errors
     ///
     /// The front end's fault: a size or an alignment that cannot be, or a ring that is not in its memory.
-    pub(crate) fn new(memory: Arc<GuestMemory>, at: &QueueAt) -> Checked<Self> {
+    pub(crate) fn new(memory: Arc<GuestMemory>, at: &QueueAt, trail: Option<Trail>) -> Checked<Self> {
         let size = at.size;
         if !size.is_power_of_two() || size > SIZE_MAX {
             return Err(Fault::BadSize { what: "queue size", found: size.into(), limit: SIZE_MAX.into() });
@@ -75,11 +78,15 @@ impl SplitQueue {
             next: 0,
             seen: 0,
             known: 0,
+            trail,
             lookup,
         };
         queue.next = queue.used_index().load(Ordering::Relaxed);
         queue.seen = queue.next;
         queue.known = queue.next;
+        if let Some(trail) = &queue.trail {
+            trail.begin_split(queue.size, queue.next);
+        }
         Ok(queue)
     }
 
@@ -303,6 +310,9 @@ impl SplitQueue {
         }
         // [VQ-2 used visible] release: the entries, and what was written into buffers, before the index.
         self.used_index().store(self.next, Ordering::Release);
+        if let Some(trail) = &self.trail {
+            trail.note_split(self.next);
+        }
         // [VQ-3 call or see] our index before the driver's wish; the driver's wish before its look at our index.
         fence(Ordering::SeqCst);
         if !self.has_event_index {
@@ -390,7 +400,7 @@ mod tests {
         }
 
         fn queue(&self) -> SplitQueue {
-            SplitQueue::new(self.memory.whole(), &self.at()).unwrap()
+            SplitQueue::new(self.memory.whole(), &self.at(), None).unwrap()
         }
 
         fn word(&self, offset: u64) -> &AtomicU16 {
@@ -602,7 +612,7 @@ mod tests {
         unasked.describe(TABLE, 0, table, 16, INDIRECT, 0);
         unasked.offer(0);
         let mut queue =
-            SplitQueue::new(unasked.memory.whole(), &QueueAt { has_indirect: false, ..unasked.at() }).unwrap();
+            SplitQueue::new(unasked.memory.whole(), &QueueAt { has_indirect: false, ..unasked.at() }, None).unwrap();
         let refused = queue.look(Direction::FromDriver, 1, &mut Ahead::default()).unwrap_err();
         assert_eq!("bad_indirect", refused.reason());
     }
@@ -708,7 +718,7 @@ mod tests {
             (QueueAt { used: USER + BYTES - 64, ..fine }, "outside_memory"),
             (QueueAt { available: u64::MAX - 1, ..fine }, "outside_memory"),
         ] {
-            let refused = SplitQueue::new(driver.memory.whole(), &bad).unwrap_err();
+            let refused = SplitQueue::new(driver.memory.whole(), &bad, None).unwrap_err();
             assert_eq!(expected, refused.reason(), "{bad:?}");
         }
     }

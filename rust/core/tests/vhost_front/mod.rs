@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{IoSlice, Read};
+use std::io::{IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,10 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
 use vbnet_core::fabric::{VenetParams, VhostUserCounter};
 use vbnet_core::shm::doorbell::Doorbell;
 
@@ -35,6 +38,8 @@ pub const SET_PROTOCOL_FEATURES: u32 = 16;
 pub const GET_QUEUE_NUM: u32 = 17;
 pub const SET_VRING_ENABLE: u32 = 18;
 pub const GET_CONFIG: u32 = 24;
+pub const GET_INFLIGHT_FD: u32 = 31;
+pub const SET_INFLIGHT_FD: u32 = 32;
 pub const RESET_DEVICE: u32 = 34;
 pub const ADD_MEM_REG: u32 = 37;
 pub const REM_MEM_REG: u32 = 38;
@@ -98,7 +103,10 @@ pub struct Wire(pub UnixStream);
 
 impl Wire {
     pub fn connect(path: &Path) -> Self {
-        let stream = UnixStream::connect(path).unwrap();
+        Self::of(UnixStream::connect(path).unwrap())
+    }
+
+    pub fn of(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         Self(stream)
@@ -132,6 +140,20 @@ impl Wire {
     pub fn ask(&mut self, request: u32, body: &[u8]) -> Vec<u8> {
         self.send(request, 0, body, &[]);
         self.reply()
+    }
+
+    /// As [`Self::ask`], of what is answered with a descriptor besides.
+    pub fn ask_for_file(&mut self, request: u32, body: &[u8]) -> (Vec<u8>, File) {
+        self.send(request, 0, body, &[]);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut bytes = [0; 4096];
+        let read = recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::empty()).unwrap();
+        let file = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+            _ => None,
+        });
+        (bytes[12..read.bytes].to_vec(), File::from(file.unwrap()))
     }
 
     pub fn ask_u64(&mut self, request: u32) -> u64 {
@@ -386,6 +408,17 @@ pub fn describe(memory: &Memory, table: u64, index: u16, (address, length, flags
     memory.write(table + 16 * u64::from(index), &bytes);
 }
 
+/// A region for chains in flight, as the host made it.
+pub struct Inflight {
+    pub body: Vec<u8>,
+    pub file: File,
+}
+
+/// The body of messages about such a region.
+pub fn inflight(bytes: u64, offset: u64, queues: u16, size: u16) -> Vec<u8> {
+    [longs(&[bytes, offset]), words(&[u32::from(queues) | u32::from(size) << 16, 0])].concat()
+}
+
 /// A front end with one pair of queues: 0 takes frames in, 1 sends them.
 pub struct FrontEnd {
     pub wire: Wire,
@@ -418,12 +451,17 @@ impl FrontEnd {
         Self::agree(Wire::connect(path), features)
     }
 
+    /// As [`Self::bare`], over a connection that is there.
+    pub fn over(stream: UnixStream, features: u64) -> Self {
+        Self::agree(Wire::of(stream), features)
+    }
+
     /// Agrees over a connection and hands its memory over.
     pub fn agree(mut wire: Wire, features: u64) -> Self {
         wire.send(SET_OWNER, 0, &[], &[]);
         assert_eq!(features, features & wire.ask_u64(GET_FEATURES));
         assert_eq!(8, 8 & wire.ask_u64(GET_PROTOCOL_FEATURES));
-        wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 | 8 | 0x200 | 0x2000]), &[]);
+        wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 | 8 | 0x200 | 0x1000 | 0x2000]), &[]);
         wire.done(SET_FEATURES, &longs(&[features]), &[]);
         let [rx, tx] = [0, 1].map(|index| Queue::new(index, features));
         let front = Self { wire, memory: Memory::new(), features, rx, tx };
@@ -434,6 +472,25 @@ impl FrontEnd {
         let body = table(&[[GUEST, MEMORY, USER, 0]]);
         self.wire.done(SET_MEM_TABLE, &body, &[self.memory.file.as_fd()]);
         self
+    }
+
+    /// Connects anew, with the memory and the queues it had.
+    pub fn rejoin(self, path: &Path) -> Self {
+        let Self { wire, memory, rx, tx, features } = self;
+        // The next one waits until this one has gone.
+        drop(wire);
+        Self { memory, rx, tx, ..Self::bare(path, features) }.share_memory()
+    }
+
+    /// Has the host make a region for chains in flight of both queues.
+    pub fn track(&mut self) -> Inflight {
+        let (body, file) = self.wire.ask_for_file(GET_INFLIGHT_FD, &inflight(0, 0, 2, SIZE));
+        Inflight { body, file }
+    }
+
+    /// Hands such a region over.
+    pub fn hand_over(&mut self, region: &Inflight) {
+        self.wire.done(SET_INFLIGHT_FD, &region.body, &[region.file.as_fd()]);
     }
 
     /// Sets both queues up.
