@@ -92,10 +92,10 @@ impl Ring {
     /// The posted chain that is `ahead` places behind the next one to be filled.
     #[inline]
     fn posted(&mut self, ahead: usize) -> Result<Chain, Refusal> {
-        if let Some(chain) = self.ahead.chains.get(self.taken + ahead) {
-            return Ok(*chain);
+        match self.ahead.chains.get(self.taken + ahead) {
+            Some(chain) if self.works() => Ok(*chain),
+            _ => self.look_further(ahead),
         }
-        self.look_further(ahead)
     }
 
     #[inline(never)]

@@ -365,3 +365,159 @@ impl Table {
         Ok(Self { first: found.address, entries: entries as u32 })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+    use crate::virtio::test_memory::{BYTES, END, GUEST, TestMemory, USER};
+
+    /// Rings lie one behind the other, and tables behind them.
+    const AVAILABLE: u64 = 0x400;
+    const USED: u64 = 0x800;
+    const TABLES: u64 = 0x1000;
+
+    /// One thing that a driver writes, or that we do.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A descriptor or an entry of a table: its place, address, length, and two words.
+        Describe(u64, u64, u32, [u16; 2]),
+        /// A word of the rings.
+        Write(u64, u16),
+        /// How far the driver is, counted from where we are.
+        Offer(u16),
+        Look(usize),
+        Complete(usize),
+        Rewind,
+        Arm,
+    }
+
+    fn address() -> impl Strategy<Value = u64> {
+        let edges = vec![0, GUEST - 1, GUEST, GUEST + BYTES - 1, GUEST + BYTES, END - 16, END - 1, END, u64::MAX - 15];
+        prop_oneof![4 => GUEST..END, 2 => (0..64_u64).prop_map(|entry| GUEST + TABLES + 16 * entry), 1 => select(edges)]
+    }
+
+    fn length() -> impl Strategy<Value = u32> {
+        prop_oneof![
+            1..300_u32,
+            (0..70_u32).prop_map(|entries| 16 * entries),
+            select(vec![0, 0x8000, 0x1_0000, u32::MAX])
+        ]
+    }
+
+    /// Flags of either kind of ring, and small numbers.
+    fn words() -> impl Strategy<Value = [u16; 2]> {
+        let word = || (0..16_u16, select(vec![0, 0x80, 0x8000, 0x8080, 0x7f00])).prop_map(|(low, high)| low | high);
+        [word(), word()]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let place = prop_oneof![0..32_u64, 0x100..0x140_u64].prop_map(|entry| 16 * entry);
+        prop_oneof![
+            8 => (place, address(), length(), words()).prop_map(|(at, address, length, words)| Step::Describe(at, address, length, words)),
+            3 => (0..0x600_u64, any::<u16>()).prop_map(|(word, value)| Step::Write(2 * word, value)),
+            3 => (0..40_u16).prop_map(Step::Offer),
+            5 => (0..9_usize).prop_map(Step::Look),
+            3 => (0..9_usize).prop_map(Step::Complete),
+            1 => Just(Step::Rewind),
+            1 => Just(Step::Arm),
+        ]
+    }
+
+    /// Does what it is told, and looks at every chain that is found. A queue is left alone after its first fault.
+    fn walk(is_packed: bool, size: u32, direction: Direction, steps: &[Step]) {
+        let memory = TestMemory::new();
+        let at = QueueAt {
+            size,
+            descriptors: USER,
+            available: USER + AVAILABLE,
+            used: USER + USED,
+            has_event_index: size.is_multiple_of(2),
+            has_indirect: true,
+            is_packed,
+        };
+        let mut queue = Queue::new(memory.whole(), &at, 0x8000, None).unwrap();
+        let mut ahead = Ahead::default();
+        for step in steps {
+            let outcome = match *step {
+                Step::Describe(at, address, length, words) => {
+                    memory.describe(at, address, length, words);
+                    Ok(())
+                }
+                Step::Write(at, value) => {
+                    memory.word(at).store(value, std::sync::atomic::Ordering::Relaxed);
+                    Ok(())
+                }
+                Step::Offer(count) => {
+                    let next = (queue.position() as u16).wrapping_add(count);
+                    memory.word(AVAILABLE + 2).store(next, std::sync::atomic::Ordering::Relaxed);
+                    Ok(())
+                }
+                Step::Look(wanted) => {
+                    let (chains, pieces) = (ahead.chains.len(), ahead.pieces.len());
+                    let found = queue.look(direction, wanted, &mut ahead);
+                    assert!(found.is_ok_and(|found| found <= wanted) || found.is_err());
+                    assert_eq!(chains + found.unwrap_or(0), ahead.chains.len());
+                    assert!(ahead.chains.len() <= size as usize);
+                    assert!(ahead.pieces.len() < pieces + PIECES_MAX + 2 * CHAIN_MAX as usize);
+                    found.map(|_| ())
+                }
+                Step::Complete(count) => {
+                    let count = count.min(ahead.chains.len());
+                    if count != 0 {
+                        let used = |chain: Chain| Used { written: chain.bytes, ..chain.used };
+                        queue.complete(ahead.chains.drain(..count).map(used));
+                    }
+                    Ok(())
+                }
+                Step::Rewind => {
+                    queue.rewind();
+                    ahead.clear();
+                    Ok(())
+                }
+                Step::Arm => queue.arm().map(|_| ()),
+            };
+            for chain in &ahead.chains {
+                if chain.pieces == 0 {
+                    assert!(memory.holds(chain.place.as_ptr(), chain.bytes), "{chain:?}");
+                    continue;
+                }
+                let pieces = ahead.pieces_of(chain);
+                assert!(pieces.iter().all(|piece| piece.bytes != 0 && memory.holds(piece.place.as_ptr(), piece.bytes)));
+                let total: u64 = pieces.iter().map(|piece| u64::from(piece.bytes)).sum();
+                assert_eq!(u64::from(chain.bytes), total.min(u32::MAX.into()));
+            }
+            if outcome.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn direction() -> impl Strategy<Value = Direction> {
+        select(vec![Direction::FromDriver, Direction::ToDriver])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever a driver writes, what is found of a split queue is within its memory.
+        #[test]
+        fn prop_split_queue_of_anything_leads_into_memory_or_to_a_fault(
+            power in 0..6_u32, direction in direction(), steps in vec(step(), 1..60),
+        ) {
+            walk(false, 1 << power, direction, &steps);
+        }
+
+        /// As above, of a packed one.
+        #[test]
+        fn prop_packed_queue_of_anything_leads_into_memory_or_to_a_fault(
+            size in 1..33_u32, direction in direction(), steps in vec(step(), 1..60),
+        ) {
+            walk(true, size, direction, &steps);
+        }
+    }
+}

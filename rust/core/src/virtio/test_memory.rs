@@ -52,6 +52,15 @@ impl TestMemory {
         self.0.place(&mut 0, GUEST + offset, 1).unwrap().0.as_ptr()
     }
 
+    /// Whether bytes are within one of the regions, where this process has them.
+    pub(super) fn holds(&self, place: *const u8, bytes: u32) -> bool {
+        [0, BYTES].into_iter().any(|region| {
+            let start = self.place(region).addr() as u64;
+            let at = place.addr() as u64;
+            start <= at && at + u64::from(bytes) <= start + BYTES
+        })
+    }
+
     pub(super) fn word(&self, offset: u64) -> &AtomicU16 {
         // SAFETY: mapped for as long as the memory is; offsets of tests are even.
         unsafe { AtomicU16::from_ptr(self.place(offset).cast()) }
