@@ -529,7 +529,7 @@ class _Checker(PartReader):
             self._claim_mac((*place, "mac"), port.mac.lower(), name)
         if port.socket == AUTO:
             if port.connect:
-                self._add((*place, "connect"), "`connect` without a path", "say where the front end listens: `socket`")
+                self.add((*place, "connect"), "`connect` without a path", "say where the front end listens: `socket`")
             return
         socket, line = socket_path(self.source, port), self.source.line_of((*place, "socket"))
         if len(os.fsencode(socket)) > SOCKET_PATH_MAX_BYTES:

@@ -21,11 +21,11 @@ use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::{PortCounter, PortEvent, PortPart};
 use vbnet_core::shm::doorbell::Doorbell;
 use vhost_front::{
-    ADD_MEM_REG, Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM,
-    GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, REM_MEM_REG, RESET_DEVICE, SET_FEATURES,
-    SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL,
-    SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, counted,
-    describe, inflight, longs, memfd, socket_path, table, wait_until_alone, words,
+    ADD_MEM_REG, Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_PROTOCOL_FEATURES,
+    GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, REM_MEM_REG,
+    RESET_DEVICE, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE,
+    SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port,
+    counted, describe, inflight, longs, memfd, socket_path, table, wait_until_alone, words,
 };
 
 fn told(lab: &Lab, part: PortPart) -> PortEvent {

@@ -222,8 +222,8 @@ struct Shared {
 /// The thread that serves one socket.
 pub(crate) struct Server {
     shared: Arc<Shared>,
-    /// The socket once more, to look who waits at it.
-    listener: UnixListener,
+    /// The socket once more, to look who waits at it; none where we are the one who connects.
+    listener: Option<UnixListener>,
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
@@ -239,7 +239,13 @@ impl Server {
             Arc::new(Shared { is_over: AtomicBool::new(false), bell: Doorbell::create()?, current: Mutex::default() });
         let (ending, ended) = crossbeam_channel::bounded(1);
         let serving = shared.clone();
-        let listener = bound.listener.try_clone().map_err(|error| Error::machine("duplicate a socket", error))?;
+        let listener = match &meeting {
+            Meeting::Listen(bound) => {
+                let again = bound.listener.try_clone();
+                Some(again.map_err(|error| Error::machine("duplicate a socket", error))?)
+            }
+            Meeting::Connect(_) => None,
+        };
         let thread = thread::Builder::new()
             .name(format!("vbnet-vhost-{}", params.port))
             .spawn(move || {
@@ -255,7 +261,9 @@ impl Server {
     pub(crate) fn has_waiting(&self) -> bool {
         let is_busy = self.shared.current.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        is_busy && poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready != 0)
+        let waits =
+            |listener| poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready != 0);
+        is_busy && self.listener.as_ref().is_some_and(waits)
     }
 }
 
