@@ -34,11 +34,14 @@ def test_machines_with_the_printed_arguments_reach_each_other(run_dir: Path) -> 
                 machine.run(f"ip addr add {address}/24 dev eth0 && ip link set eth0 up")
             assert "3 packets received" in machines[0].run(f"ping -c 3 -i 0.2 -W 5 {ADDRESSES[1]}")
             assert ["connected"] * 2 == [row["state"] for row in rows("ps", "link")]
+            told: set[tuple[str, str]] = set()
+            while not {("a", "connected"), ("b", "connected")} <= told:
+                line = json.loads(program.stdout.readline())
+                told.add((line["end"], line["state"]))
         program.send_signal(signal.SIGINT)
         lines = [json.loads(line) for line in program.stdout]
         assert 0 == program.wait(20)
 
-    assert {("a", "connected"), ("b", "connected")} <= {(line["end"], line.get("state")) for line in lines}
     totals: dict[str, Any] = {line["end"]: line for line in lines if "transmit_frames" in line}
     assert totals["a"]["transmit_frames"] >= 3
     assert totals["b"]["receive_frames"] >= 3

@@ -20,7 +20,7 @@ from vbnet.cli import output
 from vbnet.cli.detached import run_reporting, start_detached
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cli.progress import Progress
-from vbnet.cluster.lab import READY_TIMEOUT_S, Lab
+from vbnet.cluster.lab import READY_TIMEOUT_S, Lab, LabEvent
 from vbnet.cluster.plan import Plan, make_plan
 from vbnet.cluster.qemu import card_arguments, memory_arguments, qemu_version
 from vbnet.cluster.supervise import own_command, supervise
@@ -185,7 +185,13 @@ def _run_here(plan: Plan, link: Link, how: Format) -> int:
     watching: list[asyncio.Task[None]] = []
     board = _Board(link, how)
     with Progress(Format.table) as progress:
-        lab = Lab(plan, watch=progress.show)
+
+        def watch(event: LabEvent) -> None:
+            if (event.step, event.state) == ("lab", "stopping"):
+                board.count(lab.run_dir)
+            progress.show(event)
+
+        lab = Lab(plan, watch=watch)
 
         def tell() -> None:
             progress.close()
@@ -215,18 +221,23 @@ class _Board:
         self._counted: dict[str, dict[str, int]] = {}
 
     async def follow(self, lab: Lab) -> None:
-        """Look once a second, until the host node is gone."""
+        """Look once a second, until it is called off; a look that fails is made up for by the next."""
         from vbnet.bus.operator import Operator  # noqa: PLC0415 -- ZeroMQ is loaded when there is somebody to ask
 
-        with suppress(VbnetError):
-            operator = await Operator.connect(lab.run_dir)
-            try:
-                while True:
+        operator = await Operator.connect(lab.run_dir)
+        try:
+            while True:
+                with suppress(VbnetError):
                     self._tell({port["name"]: port for port in await operator.port_list()})
                     self._tell_traffic(lab.run_dir)
-                    await asyncio.sleep(_LOOK_S)
-            finally:
-                await operator.close()
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            await operator.close()
+
+    def count(self, run_dir: RunDir) -> None:
+        """Read what has passed until now: the last time before the host node ends."""
+        with suppress(VbnetError):
+            self._tell_traffic(run_dir)
 
     def close(self) -> None:
         """Say what passed in all."""
