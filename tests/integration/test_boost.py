@@ -29,7 +29,11 @@ def policy():
 
 def serve():
     me.running()
-    is_boosted, during = me.state.is_boosted, policy()
+    during = policy()
+    # The kernel may have made this thread urgent a moment before the host has said so on its page.
+    while during != os.SCHED_OTHER and not me.state.is_boosted:
+        pause.wait(0.001)
+    is_boosted = me.state.is_boosted
     while stays.is_set() and me.state.is_boosted:
         pause.wait(0.001)
     late = policy()

@@ -68,6 +68,14 @@ class KeyPair:
         return f"KeyPair({self.public})"
 
 
+def _new_pair() -> tuple[str, str]:
+    """Make a public and a secret key. A public one that begins with ``-`` would be an option to every command."""
+    while True:
+        public, secret = (half.decode() for half in zmq.curve_keypair())
+        if not public.startswith("-"):
+            return public, secret
+
+
 class KeyStore:
     """A key folder; nothing is read or written until asked.
 
@@ -91,7 +99,7 @@ class KeyStore:
         _check_owner(self.path, forbidden=0o022)
         if (self.path / "secret").exists() and not replace:
             raise ExistsError(f"{self.path} holds a key already; peers that know it would be locked out")
-        public, secret = (half.decode() for half in zmq.curve_keypair())
+        public, secret = _new_pair()
         _write(self.path / "secret", f"{public}\n{secret}\n", 0o600)
         _write(self.path / "public", f"{public}\n", 0o644)
         return KeyPair(public, secret)
