@@ -62,6 +62,8 @@ __all__ = [
     "FrameView",
     "IntcLevel",
     "IntcOutbox",
+    "NicDriver",
+    "NicTotals",
     "Page",
     "Ram",
     "SchedCoordinator",
@@ -80,7 +82,6 @@ __all__ = [
     "TrafficGuest",
     "Venet",
     "VenetLayout",
-    "VenetTotals",
     "View",
     "VirtioDevice",
     "VirtioDisk",
@@ -475,7 +476,7 @@ class StackGuests:
     def add(
         self,
         name: str,
-        device: Venet,
+        device: NicDriver,
         *,
         mac: str,
         ip: str | None = None,
@@ -513,7 +514,7 @@ class Arrivals:
 
 @final
 class TrafficGuest:
-    def __new__(cls, device: Venet, *, mac: str, counters: CounterFile | None = None, name: str = "") -> Self: ...
+    def __new__(cls, device: NicDriver, *, mac: str, counters: CounterFile | None = None, name: str = "") -> Self: ...
     def start(
         self,
         to: str | list[str],
@@ -568,7 +569,7 @@ class VenetLayout:
     def ram_bytes(self) -> int: ...
 
 @final
-class VenetTotals:
+class NicTotals:
     @property
     def frames(self) -> int: ...
     @property
@@ -579,14 +580,10 @@ class VenetTotals:
     def sleeps(self) -> int: ...
 
 @disjoint_base
-class Venet:
-    def __new__(cls, ram: Ram, mtu: int = 1500, tx_slots: int = 256, rx_slots: int = 256, start: int = 0) -> Self: ...
-    @property
-    def layout(self) -> VenetLayout: ...
+class NicDriver:
     @property
     def poll_seconds(self) -> float: ...
     def set_poll_seconds(self, value: float) -> None: ...
-    def connect(self, tx_kick: int, tx_call: int, rx_kick: int, rx_call: int) -> None: ...
     def set_mtu(self, mtu: int) -> None: ...
     def send(self, frames: Iterable[Buffer], timeout: float | None = None) -> int: ...
     def send_frame(self, frame: Buffer, timeout: float | None = None) -> bool: ...
@@ -599,9 +596,16 @@ class Venet:
     def pending(self) -> int: ...
     def fileno(self) -> int: ...
     def send_fileno(self) -> int: ...
-    def totals(self) -> tuple[VenetTotals, VenetTotals]: ...
+    def totals(self) -> tuple[NicTotals, NicTotals]: ...
     def abandon(self) -> None: ...
     def close(self) -> None: ...
+
+@disjoint_base
+class Venet(NicDriver):
+    def __new__(cls, ram: Ram, mtu: int = 1500, tx_slots: int = 256, rx_slots: int = 256, start: int = 0) -> Self: ...
+    @property
+    def layout(self) -> VenetLayout: ...
+    def connect(self, tx_kick: int, tx_call: int, rx_kick: int, rx_call: int) -> None: ...
 
 @final
 class FrameClaim:
@@ -751,7 +755,7 @@ class BenchWindows:
 
 @final
 class BenchExchange:
-    def __new__(cls, sending: Venet, receiving: Venet, *, does_stamp: bool = True) -> Self: ...
+    def __new__(cls, sending: NicDriver, receiving: NicDriver, *, does_stamp: bool = True) -> Self: ...
     def frames_per_second(
         self,
         frame: bytes,

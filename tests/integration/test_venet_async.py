@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.lab import Net, Station, ethernet, numbered
 from tests.support.waiting import PATIENCE, eventually
-from vbnet.devices.venet.driver import Nic, VenetDriver
+from vbnet.devices.venet.driver import VenetDriver, VenetNic
 from vbnet.errors import PeerGone
 from vbnet.guestnode import GuestNode
 
@@ -18,7 +18,7 @@ SHORT = 0.01
 
 
 @asynccontextmanager
-async def joined(net: Net, name: str) -> AsyncIterator[Nic]:
+async def joined(net: Net, name: str) -> AsyncIterator[VenetNic]:
     """A NIC of a guest that lives on the running loop, as in a plain asyncio program."""
     async with await GuestNode.connect(net.lab.run_dir, name) as node:
         guest = await node.join(name, name)
@@ -32,7 +32,7 @@ async def turn() -> None:
         await asyncio.sleep(0)  # a turn of the loop, not a wait
 
 
-def own(nic: Nic, number: int) -> bytes:
+def own(nic: VenetNic, number: int) -> bytes:
     """A numbered frame from a NIC to itself."""
     return ethernet(bytes(nic.mac), bytes(nic.mac), 64, number)
 
@@ -151,18 +151,20 @@ def test_sender_waits_on_the_loop_until_there_is_room(net: Net) -> None:
     assert (16, 1, list(range(16))) == asyncio.run(program())
 
 
-async def receive(nic: Nic) -> object:
+async def receive(nic: VenetNic) -> object:
     """Wait for frames without a limit."""
     return await nic.recv_async()
 
 
-async def iterate(nic: Nic) -> object:
+async def iterate(nic: VenetNic) -> object:
     """Wait for frames in a loop."""
     return [frame async for frame in nic]
 
 
 @pytest.mark.parametrize("wait", [receive, iterate])
-def test_waiting_task_hears_that_its_device_left(net: Net, wait: Callable[[Nic], Coroutine[Any, Any, object]]) -> None:
+def test_waiting_task_hears_that_its_device_left(
+    net: Net, wait: Callable[[VenetNic], Coroutine[Any, Any, object]]
+) -> None:
     """Unplugged while a task waits for frames: the task gets PeerGone, and so does every later call."""
     name = net.plug_nic("venet-loopback")
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.lab import BROADCAST, Lab, Net, Station, numbered
 from tests.support.processes import GuestProcess
 from tests.support.waiting import PATIENCE, eventually
-from vbnet.devices.venet.driver import Nic
+from vbnet.devices.venet.driver import VenetNic
 from vbnet.errors import PeerGone, VbnetError
 
 WINDOW = 32
@@ -95,7 +95,7 @@ def test_neighbours_lose_nothing_while_cards_come_and_go(net: Net, pool: ThreadP
     assert ids == sorted(set(ids))
 
 
-def drain(nic: Nic) -> None:
+def drain(nic: VenetNic) -> None:
     """Receive until there is no NIC any more."""
     while True:
         nic.recv(1, PATIENCE)

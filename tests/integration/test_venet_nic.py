@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.lab import Lab, Net, Station, numbered
 from tests.support.waiting import PATIENCE, eventually
-from vbnet.devices.venet.driver import Nic
+from vbnet.devices.venet.driver import VenetNic
 from vbnet.errors import BusyError, ClosedError, UsageError
 
 SHORT = 0.01
@@ -439,10 +439,10 @@ ARGUMENTS: dict[str, Any] = {
 }
 ENDS = {"close", "abandon", "remove"}
 """Methods that may be called at any time."""
-METHODS = sorted(name for name in dir(Nic) if not name.startswith("_") and callable(getattr(Nic, name)))
+METHODS = sorted(name for name in dir(VenetNic) if not name.startswith("_") and callable(getattr(VenetNic, name)))
 
 
-def call_any(nic: Nic, name: str) -> object:
+def call_any(nic: VenetNic, name: str) -> object:
     """Call a method with arguments that are right, by their names, and wait for it if it is a coroutine."""
     method = getattr(nic, name)
     result = method(*(ARGUMENTS[word] for word in inspect.signature(method).parameters))

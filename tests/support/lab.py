@@ -24,7 +24,7 @@ from vbnet.bus.limits import Limits
 from vbnet.bus.loopthread import LoopThread
 from vbnet.bus.operator import EventStream, Operator, SyncOperator
 from vbnet.bus.rundir import RunDir
-from vbnet.devices.venet.driver import Nic, VenetDriver
+from vbnet.devices.venet.driver import VenetDriver, VenetNic
 from vbnet.errors import VbnetError
 
 __all__ = ["BROADCAST", "ETHERTYPE", "EventTap", "Lab", "Net", "Station", "ethernet", "numbered", "on_loop"]
@@ -180,7 +180,7 @@ class Station:
     def __init__(self, net: Net, guest: Guest, slots: int | None = None) -> None:
         self.net, self.guest = net, guest
         guest.register(VenetDriver(slots))
-        self.nic: Nic = guest.nic("eth0", PATIENCE)
+        self.nic: VenetNic = guest.nic("eth0", PATIENCE)
         self.mac = bytes(self.nic.mac)
         self.port = f"{guest.name}.eth0"
 

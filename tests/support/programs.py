@@ -22,7 +22,7 @@ from vbnet._native import CounterFile, Fabric
 from vbnet.bus.limits import Limits
 from vbnet.bus.operator import SyncOperator
 from vbnet.bus.rundir import RunDir
-from vbnet.devices.venet.driver import Nic, VenetDriver
+from vbnet.devices.venet.driver import VenetDriver, VenetNic
 from vbnet.errors import UsageError
 from vbnet.hostnode.node import HostOptions
 from vbnet.hostnode.process import run_host
@@ -126,7 +126,7 @@ class GuestProgram:
         self._pipe = pipe
         self._guest = Guest(name, name, address=RunDir(path), ram_bytes=8 << 20)
         self._guest.register(VenetDriver())
-        self._nic: Nic = self._guest.nic("eth0", 10)
+        self._nic: VenetNic = self._guest.nic("eth0", 10)
 
     @classmethod
     def run(cls, path: Path, name: str, pipe: Connection) -> None:

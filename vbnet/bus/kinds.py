@@ -12,12 +12,30 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
 
 from vbnet.errors import ExistsError, NotFoundError, UsageError
 
-__all__ = ["ENTRY_POINT_GROUP", "Catalogue", "Kind", "discover", "load"]
+__all__ = ["ENTRY_POINT_GROUP", "Catalogue", "Kind", "NicModel", "discover", "load"]
 
 ENTRY_POINT_GROUP = "vbnet.devices"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NicModel:
+    """A model of network card, which a guest of a lab may have: programs in guests are the same for all.
+
+    Args:
+        device_class: of the host that makes it; it takes the attributes ``switch``, ``mac`` and ``mtu``.
+        abi_type: by which guests know it; its driver is a ``vbnet.guestnode.nic.NicDriverClass``.
+        attributes: that the class is given beside those.
+    """
+
+    device_class: str
+    abi_type: str
+    attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +47,34 @@ class Kind:
         classes: device classes the host offers → import path ``"package.module:object"`` of each host half.
         drivers: ABI types the guest can drive → import path of each guest half.
         metrics: import path of its tuple of ``MetricBlock``, or None.
+        nics: models of network card, by the name that a lab file gives them.
     """
 
     name: str
     classes: Mapping[str, str]
     drivers: Mapping[str, str]
     metrics: str | None = None
+    nics: Mapping[str, NicModel] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """All kinds that were found; two of one name, class or ABI type are refused."""
+    """All kinds that were found; two of one name, class, ABI type or model are refused."""
 
     kinds: Mapping[str, Kind]
     classes: Mapping[str, str] = field(init=False)
     drivers: Mapping[str, str] = field(init=False)
+    nics: Mapping[str, NicModel] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", _merge("device class", ((k.name, k.classes) for k in self.kinds.values())))
         object.__setattr__(self, "drivers", _merge("driver for", ((k.name, k.drivers) for k in self.kinds.values())))
+        object.__setattr__(self, "nics", _merge("model of NIC", ((k.name, k.nics) for k in self.kinds.values())))
+
+    @property
+    def nic_types(self) -> frozenset[str]:
+        """ABI types of network cards."""
+        return frozenset(model.abi_type for model in self.nics.values())
 
     @classmethod
     def of(cls, kinds: Iterable[Kind]) -> Catalogue:
@@ -64,9 +91,9 @@ class Catalogue:
         return cls(MappingProxyType(found))
 
 
-def _merge(what: str, parts: Iterable[tuple[str, Mapping[str, str]]]) -> Mapping[str, str]:
+def _merge(what: str, parts: Iterable[tuple[str, Mapping[str, T]]]) -> Mapping[str, T]:
     owners: dict[str, str] = {}
-    merged: dict[str, str] = {}
+    merged: dict[str, T] = {}
     for kind, paths in parts:
         for name, path in paths.items():
             if name in owners:

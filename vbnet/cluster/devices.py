@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from vbnet.clock import MonotonicClock
-from vbnet.cluster.topology import attribute_text
+from vbnet.cluster.topology import TAP_CLASS, attribute_text, nic_models
 from vbnet.errors import NotFoundError, VbnetError, did_you_mean
 from vbnet.hostnode.device import Device, HostServices
 from vbnet.hostnode.registry import ClassRegistry
 from vbnet.hostnode.signals import SignalBook
 from vbnet.testing.log import ListLog
 
-NIC_CLASSES = frozenset({"venet", "tap"})
-"""Classes of network interfaces, which a lab file has under `nics`."""
+
+def nic_classes() -> frozenset[str]:
+    """Classes of network interfaces, which a lab file has under `nics`."""
+    return frozenset({TAP_CLASS, *(model.device_class for model in nic_models().values())})
 
 
 def check_device(
@@ -25,11 +27,12 @@ def check_device(
 ) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """Yield what is wrong with a device: the key below it, what, and what to do."""
     registry = ClassRegistry()
-    if type_ in NIC_CLASSES:
+    nics = nic_classes()
+    if type_ in nics:
         yield ("type",), f"`{type_}` is a network interface", "write it under the guest's `nics`"
         return
     if type_ not in registry.names():
-        known = [known for known in registry.names() if known not in NIC_CLASSES]
+        known = [known for known in registry.names() if known not in nics]
         yield ("type",), f"unknown device type `{type_}`", did_you_mean(type_, known, otherwise=_one_of(known))
         return
     signals = SignalBook()

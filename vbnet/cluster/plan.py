@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from vbnet.bus.kinds import NicModel
 from vbnet.cluster import topology as lab_file
 from vbnet.cluster.quantity import duration_s, length_bytes, rate_per_second
 from vbnet.cluster.topology import Guest, LabFile, NetnsGuest, PythonGuest, Restart, StackGuest, TrafficGuest
@@ -53,6 +54,7 @@ class NicPlan(_Part, frozen=True):
     gateway: str | None = None
     routes: dict[str, str] = {}
     offloads: bool = True
+    model: str | None = None
 
 
 class DiskPlan(_Part, frozen=True):
@@ -208,18 +210,24 @@ def _metrics_plan(lab: LabFile) -> MetricsPlan | None:
     )
 
 
-def device_class(kind: str) -> str:
-    """Return the device class that serves the NICs of a guest kind.
+NIC_MODEL = "venet"
+"""What a network card is when nobody says."""
 
-    A namespace's interface is a TAP that the host reads and writes itself; every other guest drives venet rings.
-    """
-    return "tap" if kind == "netns" else "venet"
+
+def nic_model(nic: NicPlan) -> NicModel:
+    """Return the model of a guest's network card."""
+    return lab_file.nic_models()[nic.model or NIC_MODEL]
 
 
 def _nic_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
     for nic in plan.nics:
         attributes = {"switch": nic.switch, "mac": nic.mac, "mtu": str(nic.mtu)}
-        args = {"name": nic.device, "type": device_class(kind), "attributes": attributes}
+        class_name = lab_file.TAP_CLASS
+        if kind != "netns":
+            model = nic_model(nic)
+            class_name = model.device_class
+            attributes |= model.attributes
+        args = {"name": nic.device, "type": class_name, "attributes": attributes}
         yield Request(verb="device.create", args=args)
         yield Request(verb="device.plug", args={"name": nic.device, "bus": plan.bus})
 
@@ -269,6 +277,7 @@ def _guest_plan(lab: str, full: str, index: int, guest: Guest) -> GuestPlan:
             gateway=nic.gateway,
             routes=nic.routes,
             offloads=nic.offloads,
+            model=nic.model,
         )
         for nic, nic_name in zip(guest.nics, lab_file.nic_names(guest), strict=True)
     )

@@ -11,6 +11,7 @@ address that the file leaves out is derived from the names of lab, guest and NIC
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import os
@@ -22,6 +23,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from vbnet.bus.kinds import NicModel, discover
 from vbnet.cluster.parts import NAME_PATTERN, TAP_PATTERN, PartReader, said
 from vbnet.cluster.quantity import duration_s, length_bytes, rate_per_second
 from vbnet.cluster.source import Place, Problem, Source, TopologyError, load_source, parse_source
@@ -34,6 +36,9 @@ RESERVED = frozenset({"host"})
 
 AUTO = "auto"
 """A socket whose path the host node chooses."""
+
+TAP_CLASS = "tap"
+"""The device class of a namespace's interfaces, which the host reads and writes itself."""
 
 NICS_MAX = 8
 DISKS_MAX = 8
@@ -92,6 +97,13 @@ class Nic(_Part, frozen=True):
 
     switch: Annotated[str, Meta(description="Name of a switch of this lab.")]
     name: Annotated[str, Meta(pattern=TAP_PATTERN, description="eth0, eth1, ... in order when left out.")] | None = None
+    model: (
+        Annotated[
+            str,
+            Meta(description="What card it is, such as `venet` (when left out); a netns guest's is the kernel's own."),
+        ]
+        | None
+    ) = None
     ip: Address | None = None
     mac: Annotated[str, Meta(description="Derived from the names of lab, guest and NIC when left out.")] | None = None
     mtu: Mtu = 1500
@@ -333,6 +345,12 @@ def disk_names(guest: Guest) -> list[str]:
     """Return the names of a guest's disks, disk<position> where the file gives none."""
     disks = guest.disks if isinstance(guest, PythonGuest) else []
     return [disk.name or f"disk{index}" for index, disk in enumerate(disks)]
+
+
+@functools.cache
+def nic_models() -> Mapping[str, NicModel]:
+    """Models of network card by their names, of every device kind there is."""
+    return discover().nics
 
 
 def derive_mac(lab: str, guest: str, nic: str) -> str:
@@ -579,6 +597,7 @@ class _Checker(PartReader):
                 continue
             names[nic_name] = index
             self._switch((*at, "switch"), nic.switch)
+            self._model(at, name, guest, nic)
             self._mac(at, name, guest, nic, nic_name)
             if nic.ip is not None:
                 self._address((*at, "ip"), nic.ip, guest_names(name, guest), nic.switch)
@@ -586,6 +605,17 @@ class _Checker(PartReader):
             elif isinstance(guest, StackGuest):
                 self.add(at, f"guest `{name}` has no `ip`", "a stack guest needs one, such as `ip: 10.10.0.10/24`")
             self._routes(at, nic)
+
+    def _model(self, at: Place, name: str, guest: Guest, nic: Nic) -> None:
+        if nic.model is None:
+            return
+        known = nic_models()
+        if nic.model not in known:
+            hint = did_you_mean(nic.model, known, otherwise=f"there are: {', '.join(known)}")
+            self.add((*at, "model"), f"unknown model `{nic.model}`", hint)
+        elif isinstance(guest, NetnsGuest):
+            what = f"`model: {nic.model}` in netns guest `{name}`, whose interfaces are the kernel's own"
+            self.add((*at, "model"), what, "leave `model` out")
 
     def _only_ipv4(self, place: Place, guest: Guest, ip: str) -> None:
         if isinstance(guest, StackGuest) and ":" in ip:

@@ -7,13 +7,14 @@ awaited once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from vbnet.bus.kinds import Catalogue, discover, load
 from vbnet.errors import NotFoundError, UsageError
 from vbnet.guestnode.proxy import ProxyDevice
 
-__all__ = ["Driver", "DriverInstance", "load_driver"]
+__all__ = ["Driver", "DriverInstance", "is_nic_type", "load_driver", "load_driver_class"]
 
 
 @runtime_checkable
@@ -48,17 +49,33 @@ def load_driver(abi_type: str) -> Driver:
         NotFoundError: none does.
         UsageError: what the kind names is no driver for this type (its author's mistake).
     """
-    path = None
-    for is_wide in (False, True):  # installed packages are looked at only if the own folders do not know the type
+    found = load_driver_class(abi_type)
+    driver: Any = found() if isinstance(found, type) else found
+    if not isinstance(driver, Driver) or driver.abi_type != abi_type:
+        raise UsageError(f"what is named as driver for {abi_type!r} is none", type=abi_type)
+    return driver
+
+
+def load_driver_class(abi_type: str) -> Any:  # noqa: ANN401 - what the kind names
+    """Load what some kind names as the driver for ``abi_type``: mostly a class, whose arguments are its own.
+
+    Raises:
+        NotFoundError: none does.
+    """
+    for catalogue in _looked_through():
+        if (path := catalogue.drivers.get(abi_type)) is not None:
+            return load(path)
+    raise NotFoundError(f"no driver for devices of type {abi_type!r}; install one or register yours", type=abi_type)
+
+
+def is_nic_type(abi_type: str) -> bool:
+    """Whether devices of this type are network cards."""
+    return any(abi_type in catalogue.nic_types for catalogue in _looked_through())
+
+
+def _looked_through() -> Iterator[Catalogue]:
+    """What is in the own folders, then, to whom that is not enough, in installed packages too."""
+    for is_wide in (False, True):
         if is_wide not in _catalogues:
             _catalogues[is_wide] = discover(with_entry_points=is_wide)
-        path = path or _catalogues[is_wide].drivers.get(abi_type)
-        if path is not None:
-            break
-    if path is None:
-        raise NotFoundError(f"no driver for devices of type {abi_type!r}; install one or register yours", type=abi_type)
-    found: Any = load(path)
-    driver = found() if isinstance(found, type) else found
-    if not isinstance(driver, Driver) or driver.abi_type != abi_type:
-        raise UsageError(f"{path} is no driver for {abi_type!r}", path=path)
-    return driver
+        yield _catalogues[is_wide]

@@ -42,7 +42,7 @@ from vbnet.errors import (
     VbnetError,
     error_from_refusal,
 )
-from vbnet.guestnode.driver import Driver, DriverInstance, load_driver
+from vbnet.guestnode.driver import Driver, DriverInstance, is_nic_type, load_driver
 from vbnet.guestnode.memory import Memory
 from vbnet.guestnode.parcels import KEPT_LENDS, Key, Parcels, close_fds
 from vbnet.guestnode.proxy import ProxyDevice, RegionSpec, SharedSignal
@@ -59,7 +59,6 @@ _LINGER_MS = 100
 _EVENT_BACKLOG = 4096
 _MARKS = 15
 """Moments in a heartbeat's interval at which a machine's guests say that they live."""
-_NIC_TYPE = "virtual-ethernet"
 _DISK_TYPE = "virtio:2"
 _FASTCALL_TYPE = "fastcall"
 _SIGNAL = "signal"
@@ -478,15 +477,18 @@ class GuestSession:
             self._start(device, self._drivers.get(device.abi_type) or load_driver(device.abi_type))
         return await asyncio.shield(self._bindings[device])
 
-    async def nic(self, name: str = _NIC_TYPE, timeout: float | None = None) -> Any:  # noqa: ASYNC109, ANN401
-        """The network interface ``name`` (the first one, if none is named), ready to send and receive.
+    async def nic(self, name: str | None = None, timeout: float | None = None) -> Any:  # noqa: ASYNC109, ANN401
+        """The network interface ``name`` (the first one, of any model, if none is named), ready to send and receive.
 
         Raises:
             DeadlineError: no such device in time. UsageError: it is no network interface.
         """
-        device = await self.wait_device(name, timeout)
-        if device.abi_type != _NIC_TYPE:
-            raise UsageError(f"{name!r} is of type {device.abi_type!r}, not {_NIC_TYPE!r}", type=device.abi_type)
+        if name is None:
+            device = await self._wait_until(self._find_nic, f"network interface on bus {self.bus!r}", timeout)
+        else:
+            device = await self.wait_device(name, timeout)
+        if not is_nic_type(device.abi_type):
+            raise UsageError(f"{name!r} is of type {device.abi_type!r}, no network interface", type=device.abi_type)
         return await self.bind(device.name, timeout)
 
     async def disk(self, name: str = _DISK_TYPE, timeout: float | None = None) -> Any:  # noqa: ASYNC109, ANN401
@@ -749,6 +751,9 @@ class GuestSession:
         by_name = (device for device in devices if device.name == name_or_type)
         by_type = (device for device in devices if device.abi_type == name_or_type)
         return next(itertools.chain(by_name, by_type), None)
+
+    def _find_nic(self) -> ProxyDevice | None:
+        return next((device for device in self.devices if is_nic_type(device.abi_type)), None)
 
     def _match(self, device: ProxyDevice) -> None:
         driver = self._drivers.get(device.abi_type)

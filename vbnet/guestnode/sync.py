@@ -137,7 +137,7 @@ class Guest(Closing):
         """
         return self._thread.run(_limited(work, timeout))
 
-    def nic(self, name: str = "virtual-ethernet", timeout: float | None = None) -> Any:  # noqa: ANN401
+    def nic(self, name: str | None = None, timeout: float | None = None) -> Any:  # noqa: ANN401
         """The network interface ``name``, ready to send and receive."""
         return self._thread.run(self._session.nic(name, timeout))
 

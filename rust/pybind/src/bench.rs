@@ -11,11 +11,11 @@ use vbnet_core::bench::irq::{self, Ending, Flood};
 use vbnet_core::bench::pingpong::{self, Sleep};
 use vbnet_core::bench::probe::{self, Placement};
 use vbnet_core::bench::{Windows, fastcall, ring, state, timer};
-use vbnet_core::guest::venet::{Receiver, Sender};
+use vbnet_core::guest::nic::{Receiver, Sender};
 
 use crate::errors::{OrRaise, raise_plain};
+use crate::nic::NicDriver;
 use crate::signals::IntcLevel;
-use crate::venet::Venet;
 
 /// How long to measure: a warm-up, then `count` windows.
 #[pyclass(frozen, from_py_object, module = "vbnet._native")]
@@ -235,7 +235,7 @@ impl BenchExchange {
     /// Takes both devices over, for good.
     #[new]
     #[pyo3(signature = (sending, receiving, *, does_stamp = true))]
-    fn new(py: Python<'_>, sending: &Venet, receiving: &Venet, does_stamp: bool) -> PyResult<Self> {
+    fn new(py: Python<'_>, sending: &NicDriver, receiving: &NicDriver, does_stamp: bool) -> PyResult<Self> {
         let (mut sender, idle_receiver) = sending.take_halves(py)?;
         let (idle_sender, receiver) = receiving.take_halves(py)?;
         if !does_stamp {

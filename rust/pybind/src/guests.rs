@@ -1,6 +1,6 @@
 //! Guests whose work is native: small IP hosts, and traffic.
 //!
-//! They take both halves of a `Venet` and run it on threads of their own; Python only asks and is told.
+//! They take both halves of a `NicDriver` and run it on threads of their own; Python only asks and is told.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use vbnet_core::error::{Error, Result};
 use vbnet_core::guest::imix::Sizes;
+use vbnet_core::guest::nic::{Receiver, Sender};
 use vbnet_core::guest::row::Row;
 use vbnet_core::guest::stack::{StackConfig, StackGuests as Stacks, StackOptions};
 use vbnet_core::guest::stack_client::PingRequest;
@@ -22,13 +23,12 @@ use vbnet_core::guest::traffic::{
     ClosedConfig, ClosedLoop, Reflector, Running, SinkConfig, SinkStats, SourceStats, TrafficConfig, TrafficSink,
     TrafficSource,
 };
-use vbnet_core::guest::venet::{Receiver, Sender};
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::shm::{histogram, labels};
 
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise, raise_plain};
-use crate::venet::Venet;
+use crate::nic::NicDriver;
 
 fn mac_bytes(text: &str) -> Result<[u8; 6]> {
     let mac: MacAddress = text
@@ -95,7 +95,7 @@ impl StackGuests {
         &self,
         py: Python<'_>,
         name: &str,
-        device: &Bound<'_, Venet>,
+        device: &Bound<'_, NicDriver>,
         mac: &str,
         ip: Option<&str>,
         gateway: Option<&str>,
@@ -318,7 +318,7 @@ impl TrafficGuest {
     #[pyo3(signature = (device, *, mac, counters = None, name = ""))]
     fn new(
         py: Python<'_>,
-        device: &Bound<'_, Venet>,
+        device: &Bound<'_, NicDriver>,
         mac: &str,
         counters: Option<&CounterFile>,
         name: &str,

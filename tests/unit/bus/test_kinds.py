@@ -7,27 +7,31 @@ from types import ModuleType
 import pytest
 
 from vbnet.bus import kinds
-from vbnet.bus.kinds import Catalogue, Kind, discover, load
+from vbnet.bus.kinds import Catalogue, Kind, NicModel, discover, load
 from vbnet.errors import ExistsError, NotFoundError, UsageError
 from vbnet.guestnode.driver import Driver
+from vbnet.guestnode.nic import NicDriverClass
 from vbnet.hostnode.device import DeviceClass
 from vbnet.metric import MetricBlock
 
 
-def kind(name: str, *, classes: tuple[str, ...] = (), drivers: tuple[str, ...] = ()) -> Kind:
+def kind(
+    name: str, *, classes: tuple[str, ...] = (), drivers: tuple[str, ...] = (), nics: tuple[str, ...] = ()
+) -> Kind:
     """A kind of nothing."""
-    return Kind(name, dict.fromkeys(classes, "m:o"), dict.fromkeys(drivers, "m:o"))
+    models = {model: NicModel(model, model) for model in nics}
+    return Kind(name, dict.fromkeys(classes, "m:o"), dict.fromkeys(drivers, "m:o"), nics=models)
 
 
 @pytest.mark.parametrize(
     "second",
-    [kind("a"), kind("b", classes=("x",)), kind("b", drivers=("y",))],
-    ids=["same kind", "same class", "same driver"],
+    [kind("a"), kind("b", classes=("x",)), kind("b", drivers=("y",)), kind("b", nics=("z",))],
+    ids=["same kind", "same class", "same driver", "same model"],
 )
 def test_two_of_one_name_are_refused(second: Kind) -> None:
     """Nothing is shadowed silently."""
     with pytest.raises(ExistsError):
-        Catalogue.of([kind("a", classes=("x",), drivers=("y",)), second])
+        Catalogue.of([kind("a", classes=("x",), drivers=("y",), nics=("z",)), second])
 
 
 def test_every_kind_here_names_things_that_exist() -> None:
@@ -43,6 +47,17 @@ def test_every_kind_here_names_things_that_exist() -> None:
             assert abi_type == driver.abi_type
         if found.metrics is not None:
             assert all(isinstance(block, MetricBlock) for block in load(found.metrics))  # type: ignore[attr-defined]
+
+
+def test_every_model_of_nic_is_of_a_class_and_driven() -> None:
+    """A lab's `model` leads to a class that a switch can be set for, and to a driver that says what memory it needs."""
+    catalogue = discover()
+
+    for name, model in catalogue.nics.items():
+        assert model.device_class in catalogue.classes, name
+        driver: NicDriverClass = load(catalogue.drivers[model.abi_type])  # type: ignore[assignment]
+        assert model.abi_type == driver(slots=64).abi_type
+        assert 0 < driver.ram_bytes(1500, 64) < driver.ram_bytes(9000, 64)
 
 
 @pytest.fixture

@@ -57,6 +57,14 @@ def guest(line: str) -> str:
         ),
         (guest("w: {kind: stak, nics: []}"), "lab.yaml:5: unknown kind `stak`; did you mean `stack`?"),
         (guest("w: {kind: stack, cuont: 3}"), "lab.yaml:5: unknown key `cuont`; did you mean `count`?"),
+        (
+            guest("w: {kind: traffic, nics: [{switch: lan, model: veneet}]}"),
+            "lab.yaml:5: unknown model `veneet`; did you mean `venet`?",
+        ),
+        (
+            guest("w: {kind: netns, nics: [{switch: lan, model: venet}]}"),
+            "lab.yaml:5: `model: venet` in netns guest `w`, whose interfaces are the kernel's own; leave `model` out",
+        ),
         (guest("w: {kind: stack, nics: [{swich: lan}]}"), "lab.yaml:5: unknown key `swich`; did you mean `switch`?"),
         (guest("w: {kind: python}"), "lab.yaml:5: `run` is missing in `guests.w`; add `run: ...`"),
         (guest("w: {kind: stack}"), "lab.yaml:5: guest `w` has no NIC; add `nics: [{switch: ...}]`"),

@@ -14,11 +14,12 @@ from vbnet.bus.descriptors import raise_descriptor_limit
 from vbnet.bus.rundir import RunDir
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
-from vbnet.cluster.plan import GuestPlan
+from vbnet.cluster.plan import GuestPlan, nic_model
 from vbnet.guestnode import GuestNode
 
 if TYPE_CHECKING:
     from vbnet import _native
+    from vbnet.guestnode.nic import NicDriverClass
 
 NIC_TIMEOUT_S = 30.0
 JOINS_AT_ONCE = 32
@@ -36,7 +37,7 @@ def run(job: Job) -> int:
 
 async def _serve(job: Job) -> int:
     from vbnet import _native  # noqa: PLC0415 -- native code only in the process that serves
-    from vbnet.devices.venet.driver import VenetDriver  # noqa: PLC0415 -- same
+    from vbnet.guestnode.driver import load_driver_class  # noqa: PLC0415 -- same
 
     place = RunDir(job.folder).process_counters(job.process.name)
     counters = _native.CounterFile.create(place, COUNTER_BYTES * (1 + len(job.process.guests)))
@@ -46,10 +47,12 @@ async def _serve(job: Job) -> int:
 
         async def join(plan: GuestPlan) -> None:
             async with room:
-                ram_bytes = plan.ram_bytes or _native.VenetLayout(plan.nics[0].mtu, SLOTS, SLOTS).ram_bytes
+                first = plan.nics[0]
+                driver: NicDriverClass = load_driver_class(nic_model(first).abi_type)
+                ram_bytes = plan.ram_bytes or driver.ram_bytes(first.mtu, SLOTS)
                 guest = await node.join(plan.name, plan.bus, kind="stack", ram_bytes=ram_bytes)
-                guest.register(VenetDriver(slots=SLOTS))
-                nic = await guest.nic(plan.nics[0].name, NIC_TIMEOUT_S)
+                guest.register(driver(slots=SLOTS))
+                nic = await guest.nic(first.name, NIC_TIMEOUT_S)
                 _add(stacks, plan, nic, counters)
                 job.report(plan.name, "ready")
 
@@ -63,7 +66,7 @@ async def _serve(job: Job) -> int:
             stacks.close()
 
 
-def _add(stacks: _native.StackGuests, plan: GuestPlan, nic: _native.Venet, counters: _native.CounterFile) -> None:
+def _add(stacks: _native.StackGuests, plan: GuestPlan, nic: _native.NicDriver, counters: _native.CounterFile) -> None:
     first = plan.nics[0]
     stacks.add(plan.name, nic, mac=first.mac, ip=first.ip, gateway=first.gateway, mtu=first.mtu, counters=counters)
 

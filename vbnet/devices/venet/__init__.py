@@ -4,7 +4,7 @@ Class ``venet`` joins a guest to a switch of the host; ``venet-loopback`` gives 
 the ABI ``virtual-ethernet``, so one driver serves them.
 """
 
-from vbnet.bus.kinds import Kind
+from vbnet.bus.kinds import Kind, NicModel
 
 KIND = Kind(
     name="venet",
@@ -14,4 +14,5 @@ KIND = Kind(
     },
     drivers={"virtual-ethernet": "vbnet.devices.venet.driver:VenetDriver"},
     metrics="vbnet.devices.venet.metrics:BLOCKS",
+    nics={"venet": NicModel(device_class="venet", abi_type="virtual-ethernet")},
 )

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{Meter, Windows, look_every};
 use crate::error::{Error, Result};
-use crate::guest::venet::{Receiver, Sender};
+use crate::guest::nic::{Receiver, Sender};
 
 /// How long nothing may arrive before frames under way count as lost, or the measurement as failed.
 const LOST_AFTER: Duration = Duration::from_millis(20);

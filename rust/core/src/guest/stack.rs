@@ -27,12 +27,12 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::clock::{SECOND_NS, monotonic_ns};
+use super::nic::{Receiver, Sender};
 use super::row::Row;
 pub use super::stack_client::{ExchangeEnd, ExchangeReport, ExchangeRequest, PingReport, PingRequest, Transport};
 use super::stack_config::HostConfig;
 pub use super::stack_config::StackStats;
 use super::stack_host::{Host, Scratch};
-use super::venet::{Receiver, Sender};
 use crate::error::{Error, Result};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
@@ -177,9 +177,16 @@ impl StackGuests {
     /// # Errors
     ///
     /// [`Error::Usage`]: the configuration cannot be, or doorbells are missing; [`Error::Closed`]; [`Error::Machine`].
-    pub fn add(&self, config: StackConfig, sender: Sender, receiver: Receiver, block: Option<Block>) -> Result<u32> {
+    pub fn add(
+        &self,
+        config: StackConfig,
+        sender: impl Into<Sender>,
+        receiver: impl Into<Receiver>,
+        block: Option<Block>,
+    ) -> Result<u32> {
+        let (sender, receiver) = (sender.into(), receiver.into());
         let StackConfig { name, mac, ipv4, gateway, mtu, is_link_up, connections_max } = config;
-        if sender.bells().is_none() || receiver.bells().is_none() {
+        if sender.call_bell().is_none() || receiver.call_bell().is_none() {
             return Err(Error::Usage(format!("stack guest {name}: connect both halves to their doorbells first")));
         }
         let row = Arc::new(Row::new(block, StackStats::WORDS)?);
@@ -540,7 +547,7 @@ fn turn(slot: &mut Slot, scratch: &mut Scratch, spin_ns: u64) -> Result<Turn> {
 
 fn bells(host: &Host) -> impl Iterator<Item = BorrowedFd<'_>> {
     use std::os::fd::AsFd;
-    host.bells().into_iter().flat_map(|(tx, rx)| [tx.call.as_fd(), rx.call.as_fd()])
+    host.call_bells().into_iter().flatten().map(AsFd::as_fd)
 }
 
 const fn reason_of(error: &Error) -> &'static str {

@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use smoltcp::wire::{EthernetAddress, Ipv4Cidr};
 
+use super::nic::{MTU_MAX, MTU_MIN};
 use super::row::Row;
-use super::venet::{MTU_MAX, MTU_MIN};
 use crate::error::{Error, Result};
 
 /// Smallest MTU at which IPv6 may be spoken.

@@ -1,4 +1,4 @@
-//! How smoltcp reaches a venet driver: one received frame at a time in, replies and segments out.
+//! How smoltcp reaches the driver of a network card: one received frame at a time in, replies and segments out.
 //!
 //! A [`Wire`] lives for one call into smoltcp. Frames are private copies in both directions: smoltcp reads headers more
 //! than once, and a host that rewrites one in between must not be able to contradict itself. smoltcp cannot report
@@ -7,7 +7,7 @@
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use super::venet::{ETHERNET_HEADER, Sender};
+use super::nic::{ETHERNET_HEADER, Sender};
 use crate::error::Error;
 
 /// What went over a wire, and what went wrong.

@@ -1,4 +1,4 @@
-//! One small IP host on one venet device: answers ARP, pings, UDP and TCP echo, serves a page about itself.
+//! One small IP host on one network card: answers ARP, pings, UDP and TCP echo, serves a page about itself.
 //!
 //! | port | service |
 //! | --- | --- |
@@ -25,14 +25,15 @@ use smoltcp::wire::{
 
 use super::clock::SECOND_NS;
 use super::http::Facts;
+use super::nic::{ETHERNET_HEADER, Receiver, Sender};
 use super::row::Row;
 use super::stack_client::{Exchange, ExchangeReport, ExchangeRequest, PingReport, PingRequest, Pinger, Step};
 use super::stack_config::{HostConfig, IPV6_MTU_MIN, StackStats, link_local};
 use super::stack_device::{Tally, Wire};
 use super::stack_echo::{self, Verdict};
 use super::stack_service::{Connection, IDLE_NS, Service, connection_request, listen};
-use super::venet::{Bells, ETHERNET_HEADER, Receiver, Sender};
 use crate::error::{Error, Result};
+use crate::shm::doorbell::Doorbell;
 
 /// Frames taken in one poll.
 pub const BATCH: u32 = 32;
@@ -100,13 +101,14 @@ impl Host {
     /// [`Error::Usage`]: MAC, MTU, address, prefix or gateway cannot be, or the device's frames are shorter than the MTU.
     pub fn new(
         config: HostConfig,
-        sender: Sender,
-        receiver: Receiver,
+        sender: impl Into<Sender>,
+        receiver: impl Into<Receiver>,
         row: Arc<Row>,
         seed: u64,
         now_ns: u64,
     ) -> Result<Self> {
         config.check()?;
+        let (mut sender, receiver) = (sender.into(), receiver.into());
         if config.mtu + ETHERNET_HEADER > sender.limit() {
             return Err(Error::Usage(format!(
                 "stack guest {}: MTU {} does not fit its device's frames of {} bytes",
@@ -116,7 +118,6 @@ impl Host {
             )));
         }
         let mac = EthernetAddress(config.mac);
-        let mut sender = sender;
         let mut tally = Tally::default();
         let mut settings = Config::new(HardwareAddress::Ethernet(mac));
         settings.random_seed = seed;
@@ -158,10 +159,10 @@ impl Host {
         })
     }
 
-    /// Doorbells of the sending and of the receiving half, when both are connected.
+    /// What wakes the sending and the receiving half, when both are connected.
     #[must_use]
-    pub fn bells(&self) -> Option<(&Bells, &Bells)> {
-        self.sender.bells().zip(self.receiver.bells())
+    pub fn call_bells(&self) -> Option<[&Doorbell; 2]> {
+        self.sender.call_bell().zip(self.receiver.call_bell()).map(|(tx, rx)| [tx, rx])
     }
 
     /// What it is called.

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Fault, Result};
 use crate::guest::clock::monotonic_ns;
+use crate::guest::nic::copy_frame;
+pub use crate::guest::nic::{BURST_MAX, ETHERNET_HEADER, Held, MTU_MAX, MTU_MIN, Stage, Totals, VLAN_TAG, frame_limit};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::{CACHE_LINE, LINE_PAIR, RAM_HEADER_BYTES, ring_bytes};
 use crate::shm::line;
@@ -27,28 +29,11 @@ use crate::shm::pool::{BufferPool, Run, SendArena};
 use crate::shm::region::Ram;
 use crate::shm::ring::{Descriptor, Producer, RingMemory};
 
-/// Bytes of an Ethernet header.
-pub const ETHERNET_HEADER: u32 = 14;
-/// Bytes a VLAN tag adds.
-pub const VLAN_TAG: u32 = 4;
-/// Largest MTU.
-pub const MTU_MAX: u32 = 65_535;
 /// Most posted buffers that the host is not shown at once.
 const ANNOUNCE_MAX: u32 = 32;
 /// How far ahead of the frame being written the lines of later ones are asked for: enough for the transfers between two
 /// cores to overlap, little enough to stay in the first cache.
 const ASK_AHEAD_BYTES: u32 = 512;
-/// Most frames that room is taken for at once.
-pub const BURST_MAX: u32 = 256;
-/// Smallest MTU: what IPv4 demands.
-pub const MTU_MIN: u32 = 68;
-
-/// Longest frame a device of this MTU carries.
-#[must_use]
-pub const fn frame_limit(mtu: u32) -> u32 {
-    mtu + ETHERNET_HEADER + VLAN_TAG
-}
-
 /// Where the parts of one venet device lie in the guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VenetLayout {
@@ -145,19 +130,6 @@ pub struct Bells {
     pub kick: Doorbell,
     /// Wakes us.
     pub call: Doorbell,
-}
-
-/// What a half has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Frames sent or received.
-    pub frames: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Times the host was woken.
-    pub kicks: u64,
-    /// Times we slept.
-    pub sleeps: u64,
 }
 
 /// Makes both halves of a driver: formats the rings in `ram` and posts the receive buffers.
@@ -540,6 +512,12 @@ impl Sender {
         self.bells.as_ref()
     }
 
+    /// What wakes us, when connected.
+    #[must_use]
+    pub fn call_bell(&self) -> Option<&Doorbell> {
+        self.bells.as_ref().map(|bells| &bells.call)
+    }
+
     /// What was sent so far.
     #[must_use]
     pub const fn totals(&self) -> Totals {
@@ -583,28 +561,15 @@ enum Outcome {
     Broken,
 }
 
-impl Burst<'_> {
-    /// As [`Sender::stage_with`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Sender::stage_with`].
+impl Stage for Burst<'_> {
     #[inline(always)]
-    pub fn stage_with(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Result<bool> {
+    fn stage_with(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Result<bool> {
         let outcome = self.put(length, fill);
         self.sender.verdict(outcome, length)
     }
+}
 
-    /// As [`Sender::stage`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Sender::stage_with`].
-    #[inline(always)]
-    pub fn stage(&mut self, frame: &[u8]) -> Result<bool> {
-        self.stage_with(frame.len(), |room| copy_frame(room, frame))
-    }
-
+impl Burst<'_> {
     #[inline(always)]
     fn put(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Outcome {
         if length < ETHERNET_HEADER as usize || length > self.sender.limit as usize {
@@ -641,17 +606,6 @@ impl Burst<'_> {
         self.bytes += length as u64;
         Outcome::Staged
     }
-}
-
-/// A received frame that stays in its buffer until it is given back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Which buffer; for [`Receiver::give_back`].
-    pub buffer: u32,
-    /// Where the frame is.
-    pub offset: u32,
-    /// Its bytes.
-    pub length: u32,
 }
 
 /// The receiving half.
@@ -904,6 +858,12 @@ impl Receiver {
         self.bells.as_ref()
     }
 
+    /// What wakes us, when connected.
+    #[must_use]
+    pub fn call_bell(&self) -> Option<&Doorbell> {
+        self.bells.as_ref().map(|bells| &bells.call)
+    }
+
     /// What was received so far.
     #[must_use]
     pub const fn totals(&self) -> Totals {
@@ -915,31 +875,6 @@ impl fmt::Debug for Receiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receiver").field("ring", &self.ring).field("totals", &self.totals).finish_non_exhaustive()
     }
-}
-
-/// Copies a frame into its room, which is as long. Up to a line here and now: calling the library costs more, also for
-/// the loop around it. No byte is stored twice if the frame fills its line: a processor has room for a few dozen
-/// stores that wait for their lines.
-#[inline(always)]
-fn copy_frame(room: &mut [u8], frame: &[u8]) {
-    const PART: usize = CACHE_LINE / 4;
-    let length = frame.len();
-    if room.len() != length || !(2 * PART..=CACHE_LINE).contains(&length) {
-        return copy_any(room, frame);
-    }
-    for at in [0, PART, length - 2 * PART, length - PART] {
-        // SAFETY: each part lies within `length`, at least two parts; both slices are that long and do not overlap.
-        unsafe {
-            let part = frame.as_ptr().add(at).cast::<[u8; PART]>().read();
-            room.as_mut_ptr().add(at).cast::<[u8; PART]>().write(part);
-        }
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn copy_any(room: &mut [u8], frame: &[u8]) {
-    room.copy_from_slice(frame);
 }
 
 fn no_bells() -> Error {

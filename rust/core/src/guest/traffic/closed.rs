@@ -17,8 +17,8 @@ use super::{LOOK, pause};
 use crate::error::{Error, Result};
 use crate::guest::clock::monotonic_ns;
 use crate::guest::imix::Sizes;
+use crate::guest::nic::{Receiver, Sender};
 use crate::guest::row::Row;
-use crate::guest::venet::{Receiver, Sender};
 use crate::shm::histogram::Recorder;
 
 /// Most requests under way.
@@ -98,12 +98,13 @@ impl ClosedLoop {
     ///
     /// [`Error::Usage`]: a size or the window cannot be.
     pub fn new(
-        sender: Sender,
-        receiver: Receiver,
+        sender: impl Into<Sender>,
+        receiver: impl Into<Receiver>,
         config: ClosedConfig,
         requests: Arc<Row>,
         replies: Arc<Row>,
     ) -> Result<Self> {
+        let (sender, receiver) = (sender.into(), receiver.into());
         let sizes = config.check(&sender)?;
         Ok(Self {
             sender,

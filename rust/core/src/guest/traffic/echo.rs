@@ -11,8 +11,8 @@ use super::LOOK;
 use super::frame::{self, FRAME_MAX, FRAME_MIN, Found, Route};
 use crate::error::{Error, Result};
 use crate::guest::clock::monotonic_ns;
+use crate::guest::nic::{Load, Receiver, Sender, Stage};
 use crate::guest::row::Row;
-use crate::guest::venet::{Receiver, Sender};
 use crate::shm::histogram::{self, Recorder};
 
 /// Looks between two looks at the clock.
@@ -37,8 +37,8 @@ impl Reflector {
 
     /// A reflector that waits by looking, or asleep.
     #[must_use]
-    pub const fn new(sender: Sender, receiver: Receiver, does_poll: bool, row: Arc<Row>) -> Self {
-        Self { sender, receiver, does_poll, row }
+    pub fn new(sender: impl Into<Sender>, receiver: impl Into<Receiver>, does_poll: bool, row: Arc<Row>) -> Self {
+        Self { sender: sender.into(), receiver: receiver.into(), does_poll, row }
     }
 
     /// Turns one batch round; how many frames arrived.
@@ -49,26 +49,8 @@ impl Reflector {
     #[inline]
     pub fn step(&mut self) -> Result<u32> {
         let Self { sender, receiver, row, .. } = self;
-        let (mut answered, mut strange, mut lost) = (0, 0, 0);
-        let mut outcome = Ok(());
-        let received = sender.burst(BATCH, |burst| {
-            receiver.receive(BATCH, |frame| {
-                if !frame::is_request(frame) {
-                    strange += 1;
-                    return;
-                }
-                let staged = burst.stage_with(frame.len(), |room| {
-                    room.copy_from_slice(frame);
-                    frame::turn_round(room);
-                });
-                match staged {
-                    Ok(true) => answered += 1,
-                    Ok(false) | Err(Error::Usage(_)) => lost += 1,
-                    Err(error) => outcome = Err(error),
-                }
-            })
-        });
-        for (index, count) in [answered, strange, lost].into_iter().enumerate() {
+        let (received, counts, outcome) = sender.burst(BATCH, Reflecting { receiver });
+        for (index, count) in counts.into_iter().enumerate() {
             row.add(index, count);
         }
         let count = received?;
@@ -100,6 +82,38 @@ impl Reflector {
     #[must_use]
     pub fn into_halves(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
+    }
+}
+
+/// One batch on its way back.
+struct Reflecting<'a> {
+    receiver: &'a mut Receiver,
+}
+
+impl Load for Reflecting<'_> {
+    /// How many arrived; how many were answered, were strange, found no room; what the sender ran into.
+    type Answer = (Result<u32>, [u64; Reflector::WORDS], Result<()>);
+
+    #[inline(always)]
+    fn load(self, burst: &mut impl Stage) -> Self::Answer {
+        let (mut answered, mut strange, mut lost) = (0, 0, 0);
+        let mut outcome = Ok(());
+        let received = self.receiver.receive(BATCH, |frame| {
+            if !frame::is_request(frame) {
+                strange += 1;
+                return;
+            }
+            let staged = burst.stage_with(frame.len(), |room| {
+                room.copy_from_slice(frame);
+                frame::turn_round(room);
+            });
+            match staged {
+                Ok(true) => answered += 1,
+                Ok(false) | Err(Error::Usage(_)) => lost += 1,
+                Err(error) => outcome = Err(error),
+            }
+        });
+        (received, [answered, strange, lost], outcome)
     }
 }
 
@@ -169,7 +183,13 @@ impl Requester {
     /// # Errors
     ///
     /// [`Error::Usage`]: the device does not carry frames of this size.
-    pub fn new(sender: Sender, receiver: Receiver, config: RequesterConfig, row: Arc<Row>) -> Result<Self> {
+    pub fn new(
+        sender: impl Into<Sender>,
+        receiver: impl Into<Receiver>,
+        config: RequesterConfig,
+        row: Arc<Row>,
+    ) -> Result<Self> {
+        let (sender, receiver) = (sender.into(), receiver.into());
         crate::guest::imix::Sizes::Fixed(config.size).cycle(FRAME_MIN, sender.limit().min(FRAME_MAX))?;
         Ok(Self { sender, receiver, config, next: 0, row })
     }

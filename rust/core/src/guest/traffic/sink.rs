@@ -12,9 +12,9 @@ use super::LOOK;
 use super::frame::{self, Found};
 use crate::error::Result;
 use crate::guest::clock::monotonic_ns;
+use crate::guest::nic::Receiver;
 use crate::guest::row::Row;
 use crate::guest::sequence::{Arrival, Sequence};
-use crate::guest::venet::Receiver;
 use crate::shm::histogram::{self, Recorder};
 
 /// Most streams one sink tells apart; frames of others are foreign.
@@ -168,9 +168,9 @@ impl TrafficSink {
     /// A sink that has seen nothing. `row` has at least [`SinkStats::WORDS`] counters, which go on from what they say; with
     /// fewer, latencies are not recorded.
     #[must_use]
-    pub fn new(receiver: Receiver, config: SinkConfig, row: Arc<Row>) -> Self {
+    pub fn new(receiver: impl Into<Receiver>, config: SinkConfig, row: Arc<Row>) -> Self {
         let intake = Intake { streams: Vec::new(), last: 0, stats: SinkStats::read(&row) };
-        Self { receiver, config, intake, row }
+        Self { receiver: receiver.into(), config, intake, row }
     }
 
     /// Takes one batch in; how many frames that were. The clock is read once a batch, after its frames arrived, and

@@ -15,8 +15,8 @@ use super::{LOOK, pause};
 use crate::error::{Error, Result};
 use crate::guest::clock::monotonic_ns;
 use crate::guest::imix::Sizes;
+use crate::guest::nic::{Load, Sender, Stage};
 use crate::guest::row::Row;
-use crate::guest::venet::Sender;
 use crate::net::frame::HEADER_BYTES;
 
 /// What is sent.
@@ -126,6 +126,61 @@ pub enum SourceStep {
     Done,
 }
 
+/// Some frames of a cycle, and where in it the first is.
+struct Numbered<'a> {
+    config: &'a TrafficConfig,
+    sizes: &'a [u32],
+    count: u32,
+    stamp_ns: u64,
+    next: usize,
+    to: usize,
+    number: u64,
+}
+
+/// What became of them, and where the cycle goes on.
+struct Loaded {
+    staged: u32,
+    bytes: u64,
+    next: usize,
+    to: usize,
+    number: u64,
+    outcome: Result<()>,
+}
+
+impl Load for Numbered<'_> {
+    type Answer = Loaded;
+
+    #[inline(always)]
+    fn load(self, burst: &mut impl Stage) -> Loaded {
+        let Self { config, sizes, count, stamp_ns, mut next, mut to, mut number } = self;
+        let (mut staged, mut bytes) = (0, 0);
+        let mut outcome = Ok(());
+        for _ in 0..count {
+            let size = sizes[next];
+            let write = |room: &mut [u8]| match &config.recorded {
+                None => frame::write(room, &config.routes[to], number, stamp_ns, config.is_light),
+                Some(frames) => frame::write_recorded(room, &config.routes[to], &frames[next]),
+            };
+            match burst.stage_with(size as usize, write) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+            next = if next + 1 == sizes.len() { 0 } else { next + 1 };
+            to += 1;
+            if to == config.routes.len() {
+                (to, number) = (0, number + 1);
+            }
+            staged += 1;
+            bytes += u64::from(size);
+        }
+        Loaded { staged, bytes, next, to, number, outcome }
+    }
+}
+
 /// The generator.
 #[derive(Debug)]
 pub struct TrafficSource {
@@ -153,7 +208,8 @@ impl TrafficSource {
     /// # Errors
     ///
     /// [`Error::Usage`]: a size, the schedule, the routes or the batch cannot be.
-    pub fn new(sender: Sender, config: TrafficConfig, row: Arc<Row>) -> Result<Self> {
+    pub fn new(sender: impl Into<Sender>, config: TrafficConfig, row: Arc<Row>) -> Result<Self> {
+        let sender = sender.into();
         let sizes = config.cycle(&sender)?;
         config.arrivals.check()?;
         if config.batch == 0 || config.routes.is_empty() {
@@ -226,30 +282,10 @@ impl TrafficSource {
     fn stage(&mut self, count: u32, due_ns: u64) -> Result<u32> {
         let Self { sender, config, sizes, turn, route, number, stats, .. } = self;
         let stamp_ns = if config.is_light { 0 } else { due_ns };
-        let (mut staged, mut bytes, mut next) = (0, stats.bytes, *turn);
-        let (mut to, mut numbered) = (*route, *number);
-        let outcome = sender.burst(count, |burst| {
-            for _ in 0..count {
-                let size = sizes[next];
-                let write = |room: &mut [u8]| match &config.recorded {
-                    None => frame::write(room, &config.routes[to], numbered, stamp_ns, config.is_light),
-                    Some(frames) => frame::write_recorded(room, &config.routes[to], &frames[next]),
-                };
-                if !burst.stage_with(size as usize, write)? {
-                    break;
-                }
-                next = if next + 1 == sizes.len() { 0 } else { next + 1 };
-                to += 1;
-                if to == config.routes.len() {
-                    (to, numbered) = (0, numbered + 1);
-                }
-                staged += 1;
-                bytes += u64::from(size);
-            }
-            Ok(())
-        });
+        let work = Numbered { config, sizes, count, stamp_ns, next: *turn, to: *route, number: *number };
+        let Loaded { staged, bytes, next, to, number: numbered, outcome } = sender.burst(count, work);
         (*turn, *route, *number) = (next, to, numbered);
-        (stats.frames, stats.bytes) = (stats.frames + u64::from(staged), bytes);
+        (stats.frames, stats.bytes) = (stats.frames + u64::from(staged), stats.bytes + bytes);
         stats.blocked += u64::from(staged < count);
         outcome.map(|()| staged)
     }
