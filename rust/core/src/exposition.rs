@@ -12,8 +12,10 @@
 //! Source: the text formats of Prometheus (0.0.4) and OpenMetrics (1.0), Prometheus' client data model (protobuf).
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Mutex;
+
+use indexmap::IndexMap;
+use indexmap::map::Entry;
 
 pub use self::buckets::Buckets;
 pub use self::protobuf::{Plain, encode_plain};
@@ -117,13 +119,6 @@ struct Plan {
     fixed: Vec<String>,
 }
 
-struct Merged {
-    plan: usize,
-    /// Of the labels that are shown.
-    values: Vec<String>,
-    words: Vec<u64>,
-}
-
 impl Exposition {
     /// Compiles; values of families that are not there are left out.
     #[must_use]
@@ -136,17 +131,15 @@ impl Exposition {
         Self { families, plans, by_kind, spare: Mutex::default() }
     }
 
-    fn merge(&self, blocks: Vec<BlockSnapshot>) -> Vec<Merged> {
-        let mut merged: Vec<Merged> = Vec::with_capacity(blocks.len());
-        let mut places: HashMap<(usize, Vec<String>), usize> = HashMap::with_capacity(blocks.len());
+    /// Blocks that are shown as one, in the order of their first: their kind's plan, the labels that are shown, and the sums.
+    fn merge(&self, blocks: Vec<BlockSnapshot>) -> IndexMap<(usize, Vec<String>), Vec<u64>> {
+        let mut merged = IndexMap::with_capacity(blocks.len());
         for block in blocks {
             let Some(&plan) = self.by_kind.get(&block.kind) else { continue };
-            let values = shown_values(&self.plans[plan].block.labels, &block.labels);
-            match places.entry((plan, values.clone())) {
-                Entry::Occupied(place) => self.add(plan, &mut merged[*place.get()].words, &block.values),
+            match merged.entry((plan, shown_values(&self.plans[plan].block.labels, &block.labels))) {
+                Entry::Occupied(mut words) => self.add(plan, words.get_mut(), &block.values),
                 Entry::Vacant(place) => {
-                    place.insert(merged.len());
-                    merged.push(Merged { plan, values, words: block.values });
+                    place.insert(block.values);
                 }
             }
         }

@@ -9,7 +9,7 @@
 
 use prost::Message;
 
-use super::{Buckets, Exposition, Family, Kind, Merged, Shape, Value};
+use super::{Buckets, Exposition, Family, Kind, Shape, Value};
 use crate::exposition::buckets::SCHEMA;
 use crate::shm::counters::BlockSnapshot;
 
@@ -158,7 +158,7 @@ impl Exposition {
     #[must_use]
     pub fn protobuf(&self, blocks: Vec<BlockSnapshot>) -> Vec<Vec<u8>> {
         let mut metrics = vec![Vec::new(); self.families.len()];
-        for Merged { plan, values, words } in self.merge(blocks) {
+        for ((plan, values), words) in self.merge(blocks) {
             let plan = &self.plans[plan];
             let labels = encoded(plan.block.labels.iter().zip(&values));
             for (value, _, words) in plan.shown(&words) {

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::sync::PoisonError;
 
-use super::{Buckets, Exposition, Merged, Shape};
+use super::{Buckets, Exposition, Shape};
 use crate::shm::counters::BlockSnapshot;
 
 /// Which text.
@@ -52,69 +52,93 @@ impl Exposition {
     pub fn render(&self, blocks: Vec<BlockSnapshot>, format: Format) -> Rendered<'_> {
         let mut texts = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
         texts.resize(self.families.len(), String::new());
-        for Merged { plan, values, words } in self.merge(blocks) {
+        for ((plan, values), words) in self.merge(blocks) {
             let plan = &self.plans[plan];
             let labels = label_text(plan.block.labels.iter().zip(&values));
+            let mut begin = String::new();
             for (value, fixed, words) in plan.shown(&words) {
                 let (Some(family), Some(text)) = (self.families.get(value.family), texts.get_mut(value.family)) else {
                     continue;
                 };
-                Line { name: &family.name, labels: [&labels, fixed] }.show(text, &value.shape, words);
+                Lines { name: &family.name, labels: [&labels, fixed], begin: &mut begin, text }
+                    .show(&value.shape, words);
             }
         }
         Rendered { exposition: self, texts, format }
     }
 }
 
-/// What the lines of one value begin with.
-struct Line<'a> {
+/// The lines of one value.
+struct Lines<'a> {
     name: &'a str,
     labels: [&'a str; 2],
+    /// What the lines that are being written begin with, up to their own label.
+    begin: &'a mut String,
+    text: &'a mut String,
 }
 
-impl Line<'_> {
-    fn show(&self, text: &mut String, shape: &Shape, words: &[u64]) {
+impl Lines<'_> {
+    fn show(&mut self, shape: &Shape, words: &[u64]) {
         let word = words.first().copied().unwrap_or_default();
         match shape {
-            Shape::Number(per_unit) => self.number(text, "", "", word, *per_unit),
-            Shape::Info(name) => self.number(text, "", &label(name, &word.to_string()), 1, 1),
+            Shape::Number(per_unit) => {
+                self.begin("");
+                self.number("", word, *per_unit);
+            }
+            Shape::Info(name) => {
+                self.begin("");
+                self.number(&label(name, &word.to_string()), 1, 1);
+            }
             Shape::States(name, states) => {
+                self.begin("");
                 for (state, at) in states.iter().zip(0..) {
-                    self.number(text, "", &label(name, state), u64::from(word == at), 1);
+                    self.number(&label(name, state), u64::from(word == at), 1);
                 }
             }
-            Shape::Histogram(buckets) => self.histogram(text, words, buckets),
+            Shape::Histogram(buckets) => self.histogram(words, buckets),
         }
     }
 
-    fn histogram(&self, text: &mut String, words: &[u64], buckets: &Buckets) {
+    fn histogram(&mut self, words: &[u64], buckets: &Buckets) {
         let Some(counted) = buckets.count(words) else { return };
+        self.begin("_bucket");
         for (edge, below) in buckets.edges().iter().zip(&counted.below) {
-            self.number(text, "_bucket", &edge.label, *below, 1);
+            self.number(&edge.label, *below, 1);
         }
-        self.number(text, "_bucket", "le=\"+Inf\"", counted.all, 1);
-        self.number(text, "_count", "", counted.all, 1);
-        self.number(text, "_sum", "", counted.sum, buckets.per_unit());
+        self.number("le=\"+Inf\"", counted.all, 1);
+        self.begin("_count");
+        self.number("", counted.all, 1);
+        self.begin("_sum");
+        self.number("", counted.sum, buckets.per_unit());
     }
 
-    fn number(&self, text: &mut String, suffix: &str, own: &str, word: u64, per_unit: u64) {
-        text.push_str(self.name);
-        text.push_str(suffix);
+    /// Lines from here on are of the name with this behind it.
+    fn begin(&mut self, suffix: &str) {
+        self.begin.clear();
+        self.begin.push_str(self.name);
+        self.begin.push_str(suffix);
         let mut opened = false;
-        for labels in [self.labels[0], self.labels[1], own] {
-            if !labels.is_empty() {
-                text.push(if opened { ',' } else { '{' });
-                text.push_str(labels);
-                opened = true;
-            }
+        for labels in self.labels.into_iter().filter(|labels| !labels.is_empty()) {
+            self.begin.push(if opened { ',' } else { '{' });
+            self.begin.push_str(labels);
+            opened = true;
         }
-        text.push_str(if opened { "} " } else { " " });
+    }
+
+    fn number(&mut self, own: &str, word: u64, per_unit: u64) {
+        let is_opened = self.labels.iter().any(|labels| !labels.is_empty());
+        self.text.push_str(self.begin);
+        if !own.is_empty() {
+            self.text.push(if is_opened { ',' } else { '{' });
+            self.text.push_str(own);
+        }
+        self.text.push_str(if is_opened || !own.is_empty() { "} " } else { " " });
         if per_unit == 1 {
-            text.push_str(itoa::Buffer::new().format(word));
-            text.push('\n');
+            self.text.push_str(itoa::Buffer::new().format(word));
+            self.text.push('\n');
         } else {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{}", word as f64 / per_unit.max(1) as f64);
+            let _ = writeln!(self.text, "{}", word as f64 / per_unit.max(1) as f64);
         }
     }
 }

@@ -53,6 +53,10 @@ const CLOCK_COUNTER_BITS: u32 = 8;
 
 /// Of somebody's file, how many words are looked at: what is behind them is nobody's counters.
 const SCAN_WORDS_MAX: usize = 64 << 20 >> 3;
+/// How many are copied at once.
+const WINDOW_WORDS: usize = 8 << 10 >> 3;
+/// Blocks of more values are copied one by one.
+const SMALL_WORDS: usize = 256;
 const FOREIGN: &str = "counters magic";
 const VERSION_WORD: &str = "counters version";
 const SIZE: &str = "counters size";
@@ -268,7 +272,8 @@ impl CounterFile {
         // [CT-2 file ready] the magic by a system call of its own, before the rest; partner in CounterFile::create.
         let (mut magic, mut header) = ([0], [0; FILE_HEADER_WORDS]);
         for (start, words) in [(0, &mut magic[..]), (0, &mut header[..])] {
-            if !read_into(&file, start, words).map_err(|errno| Error::machine("read a counters file", errno))? {
+            let filled = read_into(&file, start, words);
+            if filled.map_err(|errno| Error::machine("read a counters file", errno))? < words.len() {
                 return Err(Fault::BadSize { what: SIZE, found: 0, limit: FILE_BYTES_MAX as u64 }.into());
             }
         }
@@ -378,55 +383,166 @@ fn scan_mapping(words: &[AtomicU64]) -> Scan {
     Scan { blocks, bytes: words.len() as u64 * 8, used_bytes: header as u64 * 8 }
 }
 
-/// Copies the blocks, each on its own, and believes those whose generation was the same before, in and after the copy, as
-/// in [`scan_mapping`]. What a file that was cut short no longer has ends what is found.
+/// Copies the blocks and believes those whose generation was the same before, in and after the copy, as in
+/// [`scan_mapping`]. What a file that was cut short no longer has ends what is found.
+///
+/// A node of a thousand devices has ten thousand blocks, and a system call costs as much as the copy of some of them: so a
+/// window of small ones is copied as often as an order is needed, and each copy has them all.
 fn scan_file(file: &OwnedFd, words: usize) -> Scan {
     let now_ns = monotonic_ns();
     let mut blocks = Vec::new();
     let mut header = FILE_HEADER_WORDS;
     let end_of_file = words.min(SCAN_WORDS_MAX);
+    let mut looks = Looks::default();
     while header + BLOCK_HEADER_WORDS <= end_of_file {
-        let mut start = [0; 3];
-        if !matches!(read_into(file, header, &mut start), Ok(true)) {
+        let room = end_of_file - header;
+        let Some(window) = looks.first(file, header, room.min(WINDOW_WORDS)) else { break };
+        let Seen { live, words, next } = small_blocks(window, room);
+        if looks.others(file, header, words).is_none() {
             break;
         }
-        let [state, count, generation] = start;
-        let Ok(count) = usize::try_from(count) else { break };
-        if state == STATE_END || count > end_of_file - header - BLOCK_HEADER_WORDS {
-            break;
+        blocks.extend(live.iter().filter_map(|&block| looks.block(block, now_ns)));
+        header += words;
+        match next {
+            Next::Large { state, place } => {
+                if state == STATE_LIVE {
+                    blocks.extend(copy_block(file, header, place, now_ns));
+                }
+                header += BLOCK_HEADER_WORDS + place.count;
+            }
+            Next::Small if words > 0 => {}
+            Next::Small | Next::End => break,
         }
-        if state == STATE_LIVE {
-            blocks.extend(copy_block(file, header, count, generation, now_ns));
-        }
-        header += BLOCK_HEADER_WORDS + count;
     }
     Scan { blocks, bytes: words as u64 * 8, used_bytes: header as u64 * 8 }
 }
 
 /// Copies one block whose generation was seen before; `None`: it has changed hands since.
-fn copy_block(file: &OwnedFd, header: usize, count: usize, generation: u64, now_ns: u64) -> Option<BlockSnapshot> {
+fn copy_block(file: &OwnedFd, header: usize, place: Place, now_ns: u64) -> Option<BlockSnapshot> {
     let mut head = [0; BLOCK_HEADER_WORDS];
-    let mut values = vec![0; count];
+    let mut values = vec![0; place.count];
     let mut after = [0];
     for (start, words) in
         [(header, &mut head[..]), (header + BLOCK_HEADER_WORDS, &mut values[..]), (header + 2, &mut after[..])]
     {
-        if !matches!(read_into(file, start, words), Ok(true)) {
-            return None;
-        }
+        read_whole(file, start, words)?;
     }
-    let is_one = head[..3] == [STATE_LIVE, count as u64, generation] && after == [generation];
-    is_one.then(|| snapshot_of(&head, generation, values, now_ns))
+    place.is_one(&head, after[0]).then(|| snapshot_of(&head, place.generation, values, now_ns))
 }
 
-/// Fills `words` with those of the file from word `start` on. `false`: it has not so many.
-fn read_into(file: &OwnedFd, start: usize, words: &mut [u64]) -> rustix::io::Result<bool> {
+/// Copies of one window of a file, one after the other: what each says was so after what the one before says.
+#[derive(Default)]
+struct Looks {
+    /// Whose blocks they are; their heads; their values; whose they still are.
+    copies: [Vec<u64>; 4],
+}
+
+/// A block as it was seen at first.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Where in the window.
+    at: usize,
+    count: usize,
+    generation: u64,
+}
+
+impl Place {
+    /// A later copy of its head is of the same live block, and its generation after that is the same still.
+    fn is_one(self, head: &[u64], after: u64) -> bool {
+        head.starts_with(&[STATE_LIVE, self.count as u64, self.generation]) && after == self.generation
+    }
+}
+
+/// The small blocks at the beginning of a window.
+struct Seen {
+    live: Vec<Place>,
+    /// How much of the window they take.
+    words: usize,
+    next: Next,
+}
+
+/// What comes behind them.
+enum Next {
+    /// None.
+    End,
+    /// One that the window does not have whole.
+    Small,
+    /// One to be copied on its own.
+    Large { state: u64, place: Place },
+}
+
+impl Looks {
+    /// Copies the window for the first time, as far as the file still has it.
+    fn first(&mut self, file: &OwnedFd, start: usize, words: usize) -> Option<&[u64]> {
+        let [first, ..] = &mut self.copies;
+        first.resize(words, 0);
+        let filled = read_into(file, start, first).ok()?;
+        first.get(..filled)
+    }
+
+    /// Copies its first `words` as often as is needed besides.
+    fn others(&mut self, file: &OwnedFd, start: usize, words: usize) -> Option<()> {
+        let [_, others @ ..] = &mut self.copies;
+        for copy in others {
+            copy.resize(words, 0);
+            read_whole(file, start, copy)?;
+        }
+        Some(())
+    }
+
+    /// What they say of a block; `None`: it has changed hands meanwhile.
+    fn block(&self, place: Place, now_ns: u64) -> Option<BlockSnapshot> {
+        let [_, heads, values, after] = &self.copies;
+        let start = place.at + BLOCK_HEADER_WORDS;
+        let (head, values) = (heads.get(place.at..start)?, values.get(start..start + place.count)?);
+        place
+            .is_one(head, *after.get(place.at + 2)?)
+            .then(|| snapshot_of(head, place.generation, values.to_vec(), now_ns))
+    }
+}
+
+/// `room`: how many words the file has from the window's first on.
+fn small_blocks(window: &[u64], room: usize) -> Seen {
+    let (mut live, mut at) = (Vec::new(), 0);
+    let next = loop {
+        if at + BLOCK_HEADER_WORDS > room {
+            break Next::End;
+        }
+        let Some(&[state, count, generation]) = window.get(at..).and_then(|start| start.first_chunk()) else {
+            break Next::Small;
+        };
+        let Ok(count) = usize::try_from(count) else { break Next::End };
+        if state == STATE_END || count > room - at - BLOCK_HEADER_WORDS {
+            break Next::End;
+        }
+        let place = Place { at, count, generation };
+        if count > SMALL_WORDS {
+            break Next::Large { state, place };
+        }
+        if at + BLOCK_HEADER_WORDS + count > window.len() {
+            break Next::Small;
+        }
+        if state == STATE_LIVE {
+            live.push(place);
+        }
+        at += BLOCK_HEADER_WORDS + count;
+    };
+    Seen { live, words: at, next }
+}
+
+/// Fills `words`; `None`: the file has not so many.
+fn read_whole(file: &OwnedFd, start: usize, words: &mut [u64]) -> Option<()> {
+    (read_into(file, start, words).ok()? == words.len()).then_some(())
+}
+
+/// Fills `words` with those of the file from word `start` on; how many it has.
+fn read_into(file: &OwnedFd, start: usize, words: &mut [u64]) -> rustix::io::Result<usize> {
     // SAFETY: the same memory, seen as bytes: every byte of a word is one, and any bytes are a word.
     let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 8) };
     let mut filled = 0;
     while filled < bytes.len() {
         match rustix::io::pread(file, &mut bytes[filled..], (start * 8 + filled) as u64) {
-            Ok(0) => return Ok(false),
+            Ok(0) => break,
             Ok(more) => filled += more,
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno),
@@ -435,7 +551,7 @@ fn read_into(file: &OwnedFd, start: usize, words: &mut [u64]) -> rustix::io::Res
     for word in words {
         *word = u64::from_le(*word);
     }
-    Ok(true)
+    Ok(filled / 8)
 }
 
 /// `now_ns` is a moment before anything was read, and `head` was read before `values`: a counter that ran so shows no more
@@ -536,7 +652,16 @@ fn store_text(words: &[AtomicU64], text: &str) {
 }
 
 fn text_of(words: &[u64]) -> String {
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+    let mut bytes = Vec::with_capacity(words.len() * 8);
+    for word in words {
+        let letters = word.to_le_bytes();
+        match letters.iter().position(|&letter| letter == 0) {
+            None => bytes.extend_from_slice(&letters),
+            Some(end) => {
+                bytes.extend_from_slice(&letters[..end]);
+                break;
+            }
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

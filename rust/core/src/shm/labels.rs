@@ -30,6 +30,10 @@ pub fn text(labels: &[(&str, &str)]) -> String {
 /// The labels that `text` says, in order. A part without `=` is ignored: nonsense of whoever wrote it.
 #[must_use]
 pub fn parse(text: &str) -> Vec<(String, String)> {
+    if !text.contains('\\') {
+        let pairs = text.split(',').filter_map(|part| part.split_once('='));
+        return pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    }
     let mut found = Vec::new();
     let mut name = None;
     let mut part = String::new();
