@@ -18,7 +18,7 @@ from vbnet.load.bench.machine import Machine
 from vbnet.load.bench.report import as_markdown
 from vbnet.load.bench.row import Row
 
-PLACE = re.compile(r"(<!-- bench: ([a-z.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- bench: ([a-z.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 class Run(msgspec.Struct):

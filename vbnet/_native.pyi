@@ -62,6 +62,7 @@ __all__ = [
     "FrameView",
     "IntcLevel",
     "IntcOutbox",
+    "NetPort",
     "NicDriver",
     "NicTotals",
     "Page",
@@ -86,6 +87,7 @@ __all__ = [
     "VirtioDevice",
     "VirtioDisk",
     "VirtioHost",
+    "VirtioNet",
     "VirtioStream",
     "__version__",
     "bench_asleep",
@@ -118,6 +120,7 @@ __all__ = [
     "state_format",
     "state_page_bytes",
     "timer_now_ns",
+    "virtio_net_bytes",
     "wire_table",
 ]
 __version__: str
@@ -310,6 +313,18 @@ class Fabric:
         budget: int = 256,
         does_connect: bool = False,
     ) -> int: ...
+    def port_add_virtio_net(
+        self,
+        switch: str,
+        name: str,
+        *,
+        mac: str,
+        mtu: int = 1500,
+        burst_threshold_us: int = 50,
+        budget: int = 256,
+        priority: int = 0,
+        guest: str = "",
+    ) -> NetPort: ...
     def port_remove(self, port: int) -> None: ...
     def port_set(self, port: int, key: str, value: str) -> None: ...
     def port_flush_rx(self, port: int) -> int: ...
@@ -600,6 +615,32 @@ class NicDriver:
     def abandon(self) -> None: ...
     def close(self) -> None: ...
 
+@final
+class NetPort:
+    @property
+    def id(self) -> int: ...
+
+def virtio_net_bytes(mtu: int, slots: int) -> int: ...
+
+@disjoint_base
+class VirtioNet(NicDriver):
+    def __new__(
+        cls,
+        ram: Ram,
+        offset: int,
+        length: int,
+        call: Callable[[int, bytes], bytes],
+        share: Callable[[int, int, int, int], tuple[int, int]],
+        *,
+        slots: int = 256,
+        fast: tuple[int, FastSlot, FastSlot] | None = None,
+    ) -> Self: ...
+    @property
+    def hardware_address(self) -> str: ...
+    @property
+    def mtu_told(self) -> int: ...
+    def tally(self) -> tuple[int, int, int, int]: ...
+
 @disjoint_base
 class Venet(NicDriver):
     def __new__(cls, ram: Ram, mtu: int = 1500, tx_slots: int = 256, rx_slots: int = 256, start: int = 0) -> Self: ...
@@ -838,9 +879,17 @@ class VirtioHost:
         labels: str = "",
         transport: str = "vbus",
         spin_us: int = 50,
+        trap_cost_ns: int = 0,
     ) -> VirtioDevice: ...
     def open_rng(
-        self, ram: Ram, *, name: str, labels: str = "", transport: str = "vbus", spin_us: int = 50
+        self,
+        ram: Ram,
+        *,
+        name: str,
+        labels: str = "",
+        transport: str = "vbus",
+        spin_us: int = 50,
+        trap_cost_ns: int = 0,
     ) -> VirtioDevice: ...
     def open_console(
         self,
@@ -852,6 +901,21 @@ class VirtioHost:
         labels: str = "",
         transport: str = "vbus",
         spin_us: int = 50,
+        trap_cost_ns: int = 0,
+    ) -> VirtioDevice: ...
+    def open_net(
+        self,
+        ram: Ram,
+        port: NetPort,
+        *,
+        mac: str,
+        mtu: int,
+        pairs: int = 1,
+        name: str,
+        labels: str = "",
+        transport: str = "vbus",
+        spin_us: int = 50,
+        trap_cost_ns: int = 0,
     ) -> VirtioDevice: ...
     def fault_fd(self) -> int: ...
     def take_faults(self) -> list[tuple[int, str, str]]: ...
@@ -862,6 +926,7 @@ class VirtioDevice:
     def number(self) -> int: ...
     @property
     def status(self) -> int: ...
+    def set_link(self, is_up: bool) -> None: ...
     def show(
         self,
         queue: int,

@@ -61,6 +61,17 @@ def test_disks_are_measured_beside_the_file_over_every_transport() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
+def test_network_cards_are_measured_beside_a_venet() -> None:
+    """``virtio-net`` has each transport, and says what a frame costs in doorbells, wakeups and traps."""
+    rows = bench.run(["virtio-net"], quick=True)
+
+    cards = ["venet", "virtio-net", "virtio-net-mmio", "virtio-net-pci", "virtio-net-pci+2us"]
+    assert cards * 3 == [row.params["card"] for row in rows]
+    assert all(row.value > 0 and row.baseline == "venet" and "traps" in row.note for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["vhost", "vhost.rtt"])
 def test_front_ends_are_measured_beside_a_host_of_their_own(name: str) -> None:
     """Both kinds of queues, each against DPDK's vhost; without DPDK there is no front end, and no row."""

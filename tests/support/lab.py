@@ -139,15 +139,17 @@ class Net:
     def device(self, name: str, kind: str = "venet", **attributes: object) -> str:
         """Make a device, joined to this net's switch unless it is its own peer."""
         texts = {key: str(value) for key, value in attributes.items()}
-        if kind == "venet":
+        if kind in {"venet", "virtio-net"}:
             texts.setdefault("switch", self.switch)
         self.operator.device_create(name, kind, texts)
         self._devices.append(name)
         return name
 
     def plug_nic(self, kind: str = "venet", **attributes: object) -> str:
-        """A bus of a new name with a NIC ``eth0`` on it; gives the name."""
+        """A bus of a new name with a NIC ``eth0`` on it, and what traps go through; gives the name."""
         name = self.bus(self.name())
+        if attributes.get("transport", "vbus") != "vbus":
+            self.operator.device_plug(self.device(f"{name}.fast0", "fastcall"), name)
         self.operator.device_plug(self.device(f"{name}.eth0", kind, **attributes), name)
         return name
 

@@ -31,11 +31,14 @@ class NicModel:
         device_class: of the host that makes it; it takes the attributes ``switch``, ``mac`` and ``mtu``.
         abi_type: by which guests know it; its driver is a ``vbnet.guestnode.nic.NicDriverClass``.
         attributes: that the class is given beside those.
+        has_traps: whether its registers trap: guests get a ``fastcall`` device for them, and the class takes the
+            attribute ``trap_cost_ns``.
     """
 
     device_class: str
     abi_type: str
     attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    has_traps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from vbnet.cli import output
 from vbnet.cli.completion import beginning_so
 from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, resolve, running_nodes
 from vbnet.cli.output import Format, FormatOption
-from vbnet.cluster.graph import CARDS, Card, Device, Facts, Guest, Rates, Signal, facts_of_plan, make_graph
+from vbnet.cluster.graph import Card, Device, Facts, Guest, Rates, Signal, facts_of_plan, make_graph
 from vbnet.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -147,12 +147,14 @@ def _of_node(
 
 
 def _facts(operator: SyncOperator, rates: dict[str, Rates], *, with_signals: bool) -> Facts:
+    from vbnet.cluster.topology import nic_classes  # noqa: PLC0415 -- lab files are not needed for anything else here
+
     buses, guests, devices = operator.bus_list(), operator.guest_list(), operator.device_list()
     ports = {port["name"]: port for port in operator.port_list()}
     facts = Facts(operator.node_info().name, operator.switch_list(), [bus.name for bus in buses])
     facts.guests = [Guest(guest.name, guest.bus, guest.kind, guest.state) for guest in guests]
     for device in devices:
-        if device.type in CARDS and device.plugs:
+        if device.type in nic_classes() and device.plugs:
             facts.cards.append(_card(device, ports.pop(device.name, None), rates))
         else:
             on = tuple(dict.fromkeys(plug.bus for plug in device.plugs))

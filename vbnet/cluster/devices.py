@@ -9,17 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from vbnet.clock import MonotonicClock
-from vbnet.cluster.topology import TAP_CLASS, attribute_text, nic_models
+from vbnet.cluster.topology import attribute_text, nic_classes
 from vbnet.errors import NotFoundError, VbnetError, did_you_mean
 from vbnet.hostnode.device import Device, HostServices
 from vbnet.hostnode.registry import ClassRegistry
 from vbnet.hostnode.signals import SignalBook
 from vbnet.testing.log import ListLog
-
-
-def nic_classes() -> frozenset[str]:
-    """Classes of network interfaces, which a lab file has under `nics`."""
-    return frozenset({TAP_CLASS, *(model.device_class for model in nic_models().values())})
 
 
 def check_device(

@@ -35,9 +35,6 @@ __all__ = [
 MANY = 16
 """So many guests that differ in their number only are drawn as one."""
 
-CARDS = frozenset({"venet", "tap"})
-"""Device classes that join a guest to a switch."""
-
 _NUMBER = re.compile(r"[-.]?[0-9]+\Z")
 _SI = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -171,6 +168,8 @@ class Graph:
 
 def facts_of_plan(plan: Plan) -> Facts:
     """Return what a lab would have, were it up."""
+    from vbnet.cluster.topology import nic_classes  # noqa: PLC0415 -- whoever has a plan has loaded it already
+
     facts = Facts(plan.lab)
     addresses = {nic.device: nic.ip or "" for guest in plan.guests for nic in guest.nics}
     devices: dict[str, Device] = {}
@@ -182,7 +181,7 @@ def facts_of_plan(plan: Plan) -> Facts:
                 facts.switches.append(name)
             case "bus.create":
                 facts.buses.append(name)
-            case "device.create" if args["type"] in CARDS:
+            case "device.create" if args["type"] in nic_classes():
                 cards[name] = Card(name, args["attributes"]["switch"], "", addresses.get(name, ""))
             case "port.listen":
                 cards[name] = Card(name, args["switch"], None)

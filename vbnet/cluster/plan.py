@@ -55,6 +55,7 @@ class NicPlan(_Part, frozen=True):
     routes: dict[str, str] = {}
     offloads: bool = True
     model: str | None = None
+    trap_cost_ns: int = 0
 
 
 class DiskPlan(_Part, frozen=True):
@@ -176,6 +177,7 @@ def make_plan(lab: LabFile) -> Plan:
     requests += [Request(verb="bus.create", args={"name": bus}) for bus in buses]
     for process in processes:
         for plan in process.guests:
+            requests += _trap_requests(process.kind, plan)
             requests += _nic_requests(process.kind, plan)
     disks: list[DiskPlan] = []
     for name, guest in topology.guests.items():
@@ -210,6 +212,8 @@ def _metrics_plan(lab: LabFile) -> MetricsPlan | None:
     )
 
 
+FASTCALL_CLASS = "fastcall"
+"""The device class through which registers trap."""
 NIC_MODEL = "venet"
 """What a network card is when nobody says."""
 
@@ -227,9 +231,19 @@ def _nic_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
             model = nic_model(nic)
             class_name = model.device_class
             attributes |= model.attributes
+            if nic.trap_cost_ns:
+                attributes["trap_cost_ns"] = str(nic.trap_cost_ns)
         args = {"name": nic.device, "type": class_name, "attributes": attributes}
         yield Request(verb="device.create", args=args)
         yield Request(verb="device.plug", args={"name": nic.device, "bus": plan.bus})
+
+
+def _trap_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
+    """Give a guest whose cards trap what traps go through, before its cards."""
+    if kind != "netns" and any(nic_model(nic).has_traps for nic in plan.nics):
+        name = f"{plan.name}.{FASTCALL_CLASS}"
+        yield Request(verb="device.create", args={"name": name, "type": FASTCALL_CLASS, "attributes": {}})
+        yield Request(verb="device.plug", args={"name": name, "bus": plan.bus})
 
 
 def _disk_requests(full: str, bus: str, guest: Guest) -> Iterator[Request]:
@@ -278,6 +292,7 @@ def _guest_plan(lab: str, full: str, index: int, guest: Guest) -> GuestPlan:
             routes=nic.routes,
             offloads=nic.offloads,
             model=nic.model,
+            trap_cost_ns=0 if nic.trap_cost is None else round(duration_s(nic.trap_cost) * 1e9),
         )
         for nic, nic_name in zip(guest.nics, lab_file.nic_names(guest), strict=True)
     )

@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"^(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[A-Za-z]*)$")
 
 _BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _RATE = {"": 1, "k": 10**3, "M": 10**6}
-_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "h": 3600.0}
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "m": 60.0, "h": 3600.0}
 
 
 def length_bytes(text: str | int) -> int:
@@ -26,7 +26,7 @@ def rate_per_second(text: str | int) -> float:
 
 
 def duration_s(text: str | float) -> float:
-    """Return seconds from ``30``, ``"30s"``, ``"200ms"``, ``"5m"``."""
+    """Return seconds from ``30``, ``"30s"``, ``"200ms"``, ``"2us"``, ``"5m"``."""
     return _scaled(text, _SECONDS, "a duration such as 30s, 200ms or 5m")
 
 

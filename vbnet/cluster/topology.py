@@ -40,6 +40,7 @@ AUTO = "auto"
 TAP_CLASS = "tap"
 """The device class of a namespace's interfaces, which the host reads and writes itself."""
 
+TRAP_COST_MAX_S = 1e-3
 NICS_MAX = 8
 DISKS_MAX = 8
 SOCKET_PATH_MAX_BYTES = 107
@@ -104,6 +105,10 @@ class Nic(_Part, frozen=True):
         ]
         | None
     ) = None
+    trap_cost: (
+        Annotated[Amount, Meta(description="What each trap of a trapping model costs the guest on top, such as 2us.")]
+        | None
+    ) = msgspec.field(default=None, name="trap-cost")
     ip: Address | None = None
     mac: Annotated[str, Meta(description="Derived from the names of lab, guest and NIC when left out.")] | None = None
     mtu: Mtu = 1500
@@ -351,6 +356,11 @@ def disk_names(guest: Guest) -> list[str]:
 def nic_models() -> Mapping[str, NicModel]:
     """Models of network card by their names, of every device kind there is."""
     return discover().nics
+
+
+def nic_classes() -> frozenset[str]:
+    """Device classes that join a guest to a switch, which a lab file has under `nics`."""
+    return frozenset({TAP_CLASS, *(model.device_class for model in nic_models().values())})
 
 
 def derive_mac(lab: str, guest: str, nic: str) -> str:
@@ -607,9 +617,17 @@ class _Checker(PartReader):
             self._routes(at, nic)
 
     def _model(self, at: Place, name: str, guest: Guest, nic: Nic) -> None:
+        known = nic_models()
+        trapping = [model for model, about in known.items() if about.has_traps]
+        if nic.trap_cost is not None:
+            cost_s = self.amount((*at, "trap-cost"), nic.trap_cost, duration_s)
+            if cost_s is not None and cost_s > TRAP_COST_MAX_S:
+                self.add((*at, "trap-cost"), f"`trap-cost` is {nic.trap_cost}", "use 1ms at most")
+            if nic.model not in trapping and (nic.model is None or nic.model in known):
+                what = f"`trap-cost` with a card without traps, `{nic.model or 'venet'}`"
+                self.add((*at, "trap-cost"), what, f"leave it out, or use a model that traps: {', '.join(trapping)}")
         if nic.model is None:
             return
-        known = nic_models()
         if nic.model not in known:
             hint = did_you_mean(nic.model, known, otherwise=f"there are: {', '.join(known)}")
             self.add((*at, "model"), f"unknown model `{nic.model}`", hint)

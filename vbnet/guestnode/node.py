@@ -45,7 +45,7 @@ from vbnet.errors import (
 from vbnet.guestnode.driver import Driver, DriverInstance, is_nic_type, load_driver
 from vbnet.guestnode.memory import Memory
 from vbnet.guestnode.parcels import KEPT_LENDS, Key, Parcels, close_fds
-from vbnet.guestnode.proxy import ProxyDevice, RegionSpec, SharedSignal
+from vbnet.guestnode.proxy import FastSlots, ProxyDevice, RegionSpec, SharedSignal
 from vbnet.units import SECOND_NS, seconds_to_ns
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ class _FastPool(Protocol):
 
     def call(self, handle: int, function: int, data: bytes, deadline_s: float) -> bytes | None:
         """Call a device from any thread; None: make the ordinary call instead."""
+
+    async def lend(self, handle: int, count: int) -> FastSlots | None:
+        """Slots for native code; None: there are not that many."""
 
 
 class GuestNode:
@@ -608,6 +611,12 @@ class GuestSession:
                 function=function,
             )
         return self._from_thread(self.call_device(handle, function, data, deadline_s))
+
+    async def fast_slots(self, handle: int, count: int) -> FastSlots | None:
+        """Fastcall slots for native code that calls this open device; None: there are not that many."""
+        if not self._is_fast_known:
+            await self._find_fast()
+        return None if self._fast is None else await self._fast.lend(handle, count)
 
     async def share(self, handle: int, region: RegionSpec) -> SharedSignal | None:
         """Show a region to an open device."""

@@ -15,12 +15,13 @@ from vbnet.errors import ClosedError, PeerGone, VbnetError
 from vbnet.guestnode.memory import Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from vbnet._native import FastSlot
     from vbnet.guestnode.driver import DriverInstance
     from vbnet.sharedmem import Ram
 
-__all__ = ["Carrier", "OpenDevice", "ProxyDevice", "RegionSpec", "SharedSignal"]
+__all__ = ["Carrier", "FastSlots", "OpenDevice", "ProxyDevice", "RegionSpec", "SharedSignal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,27 @@ class SharedSignal:
         """Close both descriptors."""
         os.close(self.kick_fd)
         os.close(self.call_fd)
+
+
+class FastSlots:
+    """Fastcall slots for native code that calls one open device by itself.
+
+    Args:
+        device: the number by which the slots name it.
+        slots: the slots, each for one thread at a time.
+        free: where they go when they are given back.
+    """
+
+    def __init__(self, device: int, slots: Sequence[FastSlot], free: Callable[[FastSlot], object]) -> None:
+        self.device = device
+        self.slots = tuple(slots)
+        self._free = free
+
+    def give_back(self) -> None:
+        """Nobody calls through them any more: others may."""
+        slots, self.slots = self.slots, ()
+        for slot in slots:
+            self._free(slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +94,9 @@ class Carrier(Protocol):
 
     def fastcall_device(self, handle: int, function: int, data: bytes, deadline_s: float | None) -> bytes:
         """Run a function of the device and wait for it, in whichever thread this is."""
+
+    async def fast_slots(self, handle: int, count: int) -> FastSlots | None:
+        """Fastcall slots for native code that calls this open device; None: there are not that many."""
 
     async def share(self, handle: int, region: RegionSpec) -> SharedSignal | None:
         """Show a region; gives the guest's ends of its signal."""
@@ -249,6 +274,21 @@ class OpenDevice:
         """
         self._check()
         return self._carrier.fastcall_device(self._handle, function, bytes(data), deadline_s)
+
+    async def fast_slots(self, count: int) -> FastSlots | None:
+        """Fastcall slots for native code that calls this device by itself, as trapping registers want it.
+
+        They are the caller's until it gives them back. None: the bus has no ``fastcall`` device, or too few slots are
+        left; make ordinary fastcalls instead.
+
+        Args:
+            count: how many, one for each thread.
+
+        Raises:
+            PeerGone: device or host are gone. ClosedError: closed here.
+        """
+        self._check()
+        return await self._carrier.fast_slots(self._handle, count)
 
     async def shm(
         self,

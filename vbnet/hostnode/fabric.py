@@ -109,6 +109,31 @@ class Fabric(Protocol):
             ExistsError: the name is taken, or something is at the path that is no socket, or that is listened on.
         """
 
+    def port_add_virtio_net(
+        self,
+        switch: str,
+        name: str,
+        *,
+        mac: str,
+        mtu: int = ...,
+        burst_threshold_us: int = ...,
+        budget: int = ...,
+        priority: int = ...,
+        guest: str = ...,
+    ) -> Any:  # noqa: ANN401 - the native port, which a native device takes
+        """Make a port for a virtio network card, which gets its queues from the card's driver; gives it, ``id`` in it.
+
+        Args:
+            switch: name of the switch.
+            name: of the port, unique.
+            mac: of the guest's end; the switch sends its frames here from the start.
+            mtu: largest packet, bytes.
+            burst_threshold_us: how long the port is polled after its last frame, at most.
+            budget: frames taken at a turn.
+            priority: 0..7; a more urgent port gets a turn before each turn of one that is less.
+            guest: whose it is, for its counters.
+        """
+
     def port_remove(self, port: int, /) -> None:
         """Take a port off its switch; when this returns no worker touches its memory or descriptors."""
 

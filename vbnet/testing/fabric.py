@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from vbnet.sharedmem import Ram
 
 __all__ = ["FakeFabric"]
+
+
+@dataclass(frozen=True, slots=True)
+class FakePort:
+    """A port that takes no queues."""
+
+    id: int
 
 
 class FakeFabric:
@@ -104,6 +112,11 @@ class FakeFabric:
         return self.add_port(
             switch, name, "vhost-user", mac=mac, mtu=mtu, device=str(socket), is_served=False, has_waiting=False
         )
+
+    def port_add_virtio_net(self, switch: str, name: str, *, mac: str, guest: str = "", **settings: int) -> FakePort:
+        """Remember a port for queues that nobody serves."""
+        del guest
+        return FakePort(self.add_port(switch, name, "virtio-net", mac=mac, is_served=False, **settings))
 
     def add_port(self, switch: str, name: str, kind: str, **facts: object) -> int:
         """Remember a port of any kind."""

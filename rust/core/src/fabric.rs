@@ -27,13 +27,14 @@ use crate::net::switch::{Switch, SwitchCounter};
 use crate::port::latency::{Latencies, PortLatency};
 use crate::port::tap::{self, TapPort};
 use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_mtu, check_priority};
-use crate::port::vhost_user::VhostUserPort;
+use crate::port::virtqueues::VirtqueuePort;
 use crate::port::{PortCounter, PortKind, PortPart, PortStatus};
 use crate::shm::capture::CaptureRing;
 use crate::shm::counters::{Block, CounterFile};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::labels;
 use crate::vhost_user::server::{Bound, Meeting, Server, ServerParams};
+use crate::virtio::net::NetPort;
 use crate::watch::bpf::{Instruction, Program};
 use crate::watch::{CaptureCounter, Purpose, WATCHES_A_PORT_MAX, WATCHES_MAX, Watch};
 use crate::worker::forward::{End, EventSink, Port};
@@ -359,6 +360,22 @@ impl Fabric {
         self.add_vhost_user(switch, name, (socket, Meeting::at(socket)?), params)
     }
 
+    /// Makes a port for a virtio network card of a guest on a bus: it has no queues until the card's driver has set them up.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: a name, an address or a parameter cannot be. [`Error::Busy`]: the name or the address is taken.
+    pub fn port_add_virtio_net(&self, switch: &str, name: &str, guest: &str, params: VenetParams) -> Result<NetPort> {
+        params.check()?;
+        let end = End::Virtqueues(Box::new(VirtqueuePort::new(params.mtu)));
+        let (kind, switch) = (PortKind::VirtioNet, Some(switch));
+        let id = self.add(NewPort { name, guest: guest.into(), kind, switch, device: None, params, end })?;
+        let registry = self.open()?;
+        let worker = registry.port(id)?.info.worker;
+        let handle = registry.workers.get(worker).ok_or(Error::Closed("the fabric"))?;
+        Ok(NetPort { id, door: handle.door() })
+    }
+
     fn add_vhost_user(
         &self,
         switch: &str,
@@ -367,7 +384,7 @@ impl Fabric {
         params: VenetParams,
     ) -> Result<PortId> {
         let device = Some(socket.display().to_string());
-        let end = End::VhostUser(Box::new(VhostUserPort::new(params.mtu)));
+        let end = End::Virtqueues(Box::new(VirtqueuePort::new(params.mtu)));
         let (guest, kind, switch) = (name.into(), PortKind::VhostUser, Some(switch));
         self.add_served(NewPort { name, guest, kind, switch, device, params, end }, Some(meeting))
     }
@@ -439,7 +456,7 @@ impl Fabric {
             transmit_fault: None,
             receive_fault: None,
             is_gone: false,
-            is_served: (kind == PortKind::VhostUser).then_some(false),
+            is_served: matches!(kind, PortKind::VhostUser | PortKind::VirtioNet).then_some(false),
             offloads,
             has_waiting: (kind == PortKind::VhostUser).then_some(false),
         };

@@ -151,6 +151,11 @@ pub trait FastHandler: Send + Sync {
     ///
     /// Why not; the guest is told.
     fn call(&self, function: u32, data: &[u8], answer: &mut [u8]) -> std::result::Result<usize, Refusal>;
+
+    /// What a call of this device costs on top of what its slot says, in ns: see the head of this file.
+    fn trap_ns(&self) -> u32 {
+        0
+    }
 }
 
 /// Gives back what it is sent: the limit of what a call can cost, and the simplest example.
@@ -459,7 +464,10 @@ impl Slot {
         let Some(request) = self.server.take(&mut self.data)? else { return Ok(false) };
         self.parking.work();
         let (status, length) = self.answer(request, handlers);
-        if self.server.answer(status, self.params.trap_ns, &self.room[..length]) {
+        let own_ns =
+            if status == STATUS_UNSERVED { 0 } else { self.target.as_ref().map_or(0, |(_, own)| own.trap_ns()) };
+        let trap_ns = self.params.trap_ns.saturating_add(own_ns).min(TRAP_NS_MAX);
+        if self.server.answer(status, trap_ns, &self.room[..length]) {
             self.count(FastcallCounter::CallsRung, 1);
             ringer.ring(&self.call)?;
         } else {

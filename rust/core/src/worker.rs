@@ -33,7 +33,7 @@ use crate::net::counters::counters;
 use crate::net::frame::MacAddress;
 use crate::net::mac_table::{PortSlot, TableEntry, Tick};
 use crate::net::switch::Switch;
-use crate::port::vhost_user::Rings;
+use crate::port::virtqueues::Rings;
 use crate::port::{PortCounter, PortId};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
@@ -381,7 +381,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             End::Venet(venet) => venet.arm::<COUNTS>(),
             // Whatever comes in after its last empty read makes an edge.
             End::Tap(_) => true,
-            End::VhostUser(vhost) => vhost.arm(),
+            End::Virtqueues(queues) => queues.arm(),
         };
         if is_parked {
             port.parking.is_active = false;
@@ -456,7 +456,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
         port.parking.is_active = true;
         match &port.end {
             End::Venet(venet) => venet.disarm(),
-            End::VhostUser(vhost) => vhost.disarm(),
+            End::Virtqueues(queues) => queues.disarm(),
             End::Tap(_) => {}
         }
         let priority = port.priority;
@@ -645,7 +645,7 @@ fn waited_for(end: &End) -> Vec<BorrowedFd<'_>> {
     match end {
         End::Venet(venet) => vec![venet.kick_bell().as_fd()],
         End::Tap(tap) => vec![tap.as_fd()],
-        End::VhostUser(vhost) => vhost.kicks().collect(),
+        End::Virtqueues(queues) => queues.kicks().collect(),
     }
 }
 
@@ -654,8 +654,8 @@ fn set_param(port: &mut Port, param: Param) {
         (Param::Mtu(mtu), End::Venet(venet)) => venet.set_mtu(mtu),
         (Param::Mtu(mtu), End::Tap(tap)) => tap.set_mtu(mtu),
         (Param::TxMitigation(frames), End::Venet(venet)) => venet.set_tx_mitigation(frames),
-        (Param::Mtu(mtu), End::VhostUser(vhost)) => vhost.set_mtu(mtu),
-        (Param::TxMitigation(_), End::Tap(_) | End::VhostUser(_)) => {}
+        (Param::Mtu(mtu), End::Virtqueues(queues)) => queues.set_mtu(mtu),
+        (Param::TxMitigation(_), End::Tap(_) | End::Virtqueues(_)) => {}
         (Param::BurstThresholdUs(burst_threshold_us), _) => port.parking.set_threshold(burst_threshold_us),
         (Param::Budget(budget), _) => port.budget = budget,
         (Param::Priority(priority), _) => port.priority = priority,

@@ -10,6 +10,7 @@ use vbnet_core::fabric as core;
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::shm::doorbell::Doorbell;
 use vbnet_core::signals::{Caller, LineId};
+use vbnet_core::virtio::net::NetPort as CoreNetPort;
 use vbnet_core::watch::Purpose;
 use vbnet_core::watch::bpf::Instruction;
 
@@ -18,13 +19,28 @@ use crate::errors::{OrRaise, raise_plain};
 use crate::memory::{Ram, duplicate};
 use crate::signals::Signals;
 
-fn parse_mac(text: &str) -> Result<MacAddress, Error> {
+pub(crate) fn parse_mac(text: &str) -> Result<MacAddress, Error> {
     text.parse()
         .map_err(|_| Error::Usage(format!("{text:?} is no MAC address; write six bytes like 02:00:00:00:00:01")))
 }
 
 fn parse_number(key: &str, value: &str) -> Result<u32, Error> {
     value.parse().map_err(|_| Error::Usage(format!("{key} is a number from 0 on; got {value:?}")))
+}
+
+/// A port that takes the queues of a guest's network card.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct NetPort {
+    pub(crate) inner: CoreNetPort,
+}
+
+#[pymethods]
+impl NetPort {
+    /// Its number.
+    #[getter]
+    const fn id(&self) -> u64 {
+        self.inner.id().0
+    }
 }
 
 /// The data path of a host node.
@@ -173,6 +189,28 @@ impl Fabric {
         let add = if does_connect { core::Fabric::port_join_vhost_user } else { core::Fabric::port_add_vhost_user };
         let port = py.detach(|| add(&self.inner, switch, name, &socket, params));
         Ok(port.or_raise(py)?.0)
+    }
+
+    /// Makes a port for a virtio network card of a guest on a bus.
+    #[pyo3(signature = (switch, name, *, mac, mtu = 1500, burst_threshold_us = 50, budget = 256, priority = 0, guest = ""))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn port_add_virtio_net(
+        &self,
+        py: Python<'_>,
+        switch: &str,
+        name: &str,
+        mac: &str,
+        mtu: u32,
+        burst_threshold_us: u32,
+        budget: u32,
+        priority: u32,
+        guest: &str,
+    ) -> PyResult<NetPort> {
+        let mac = parse_mac(mac).or_raise(py)?;
+        let params =
+            core::VenetParams { mac, mtu, burst_threshold_us, budget, priority, ..core::VenetParams::default() };
+        let inner = py.detach(|| self.inner.port_add_virtio_net(switch, name, guest, params)).or_raise(py)?;
+        Ok(NetPort { inner })
     }
 
     fn port_remove(&self, py: Python<'_>, port: u64) -> PyResult<()> {

@@ -233,7 +233,7 @@ impl FastSlot {
 }
 
 impl FastSlot {
-    fn caller(&self, py: Python<'_>) -> PyResult<Arc<FastCaller>> {
+    pub(crate) fn caller(&self, py: Python<'_>) -> PyResult<Arc<FastCaller>> {
         match &*lock(&self.state) {
             SlotState::Connected(caller) => Ok(caller.clone()),
             SlotState::Formatted(_) => Err(raise_plain(py, "UsageError", "connect this slot first")),

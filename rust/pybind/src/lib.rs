@@ -34,6 +34,7 @@ mod timer;
 mod turnstile;
 mod venet;
 mod virtio;
+mod virtio_net;
 
 /// Filled in below; `_native.pyi` is held to it by stubtest.
 #[pymodule(gil_used = true)]
@@ -111,6 +112,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<venet::VenetLayout>()?;
     module.add_class::<venet::Venet>()?;
     module.add_class::<nic::NicDriver>()?;
+    module.add_class::<virtio_net::VirtioNet>()?;
+    module.add_function(wrap_pyfunction!(virtio_net::virtio_net_bytes, module)?)?;
+    module.add_class::<fabric::NetPort>()?;
     module.add_class::<nic::NicTotals>()?;
     module.add_class::<nic::FrameView>()?;
     module.add_class::<nic::FrameClaim>()?;

@@ -87,9 +87,10 @@ impl Venet {
         let (wake_sender, wake_receiver) = (bell(tx_call)?, bell(rx_call)?);
         let driver = slf.as_super().get();
         driver.with_halves(py, |sender, receiver| {
-            let (Sender::Venet(sender), Receiver::Venet(receiver)) = (sender, receiver);
-            sender.connect(tx);
-            receiver.connect(rx);
+            if let (Sender::Venet(sender), Receiver::Venet(receiver)) = (sender, receiver) {
+                sender.connect(tx);
+                receiver.connect(rx);
+            }
         })?;
         driver.set_wakes(wake_sender, wake_receiver);
         Ok(())

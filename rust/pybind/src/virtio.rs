@@ -19,11 +19,13 @@ use vbnet_core::signals::{Caller, LineId};
 use vbnet_core::virtio::blk::{BlkKind, Disk};
 use vbnet_core::virtio::console::{ConsoleKind, Terminal};
 use vbnet_core::virtio::device::{self as core, Kind, Params, QueueRegion, Transport};
+use vbnet_core::virtio::net::{CONFIG_STATUS, NetKind, NetParams, link_status};
 
 use vbnet_core::virtio::rng::RngKind;
 
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise_plain};
+use crate::fabric::{NetPort, parse_mac};
 use crate::fastcall::FastHandler;
 use crate::memory::{Ram, duplicate};
 use crate::signals::Signals;
@@ -91,7 +93,7 @@ impl VirtioHost {
     }
 
     /// Opens a disk, or a drive without one, for a guest.
-    #[pyo3(signature = (ram, image, *, name, labels = "", transport = "vbus", spin_us = 50))]
+    #[pyo3(signature = (ram, image, *, name, labels = "", transport = "vbus", spin_us = 50, trap_cost_ns = 0))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn open_disk(
         &self,
@@ -102,14 +104,16 @@ impl VirtioHost {
         labels: &str,
         transport: &str,
         spin_us: u32,
+        trap_cost_ns: u32,
     ) -> PyResult<VirtioDevice> {
         let disk = image.map(|image| image.inner.clone());
         let kind = BlkKind::new(disk, self.inner.counters(), labels).or_raise(py)?;
-        self.open(py, Arc::new(kind), ram, name, labels, transport, spin_us)
+        self.open(py, Arc::new(kind), ram, name, labels, how(py, transport, spin_us, trap_cost_ns)?)
     }
 
     /// Opens an entropy device for a guest.
-    #[pyo3(signature = (ram, *, name, labels = "", transport = "vbus", spin_us = 50))]
+    #[pyo3(signature = (ram, *, name, labels = "", transport = "vbus", spin_us = 50, trap_cost_ns = 0))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn open_rng(
         &self,
         py: Python<'_>,
@@ -118,13 +122,14 @@ impl VirtioHost {
         labels: &str,
         transport: &str,
         spin_us: u32,
+        trap_cost_ns: u32,
     ) -> PyResult<VirtioDevice> {
         let kind = RngKind::new(self.inner.counters(), labels).or_raise(py)?;
-        self.open(py, Arc::new(kind), ram, name, labels, transport, spin_us)
+        self.open(py, Arc::new(kind), ram, name, labels, how(py, transport, spin_us, trap_cost_ns)?)
     }
 
     /// Opens a console for a guest; `log_fd` stays the caller's.
-    #[pyo3(signature = (ram, terminal, log_fd, *, name, labels = "", transport = "vbus", spin_us = 50))]
+    #[pyo3(signature = (ram, terminal, log_fd, *, name, labels = "", transport = "vbus", spin_us = 50, trap_cost_ns = 0))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn open_console(
         &self,
@@ -136,10 +141,35 @@ impl VirtioHost {
         labels: &str,
         transport: &str,
         spin_us: u32,
+        trap_cost_ns: u32,
     ) -> PyResult<VirtioDevice> {
         let log = log_fd.map(|fd| duplicate(py, fd)).transpose()?.map(|file| Arc::new(File::from(file)));
         let kind = ConsoleKind::new(terminal.inner.clone(), log, self.inner.counters(), labels).or_raise(py)?;
-        self.open(py, Arc::new(kind), ram, name, labels, transport, spin_us)
+        self.open(py, Arc::new(kind), ram, name, labels, how(py, transport, spin_us, trap_cost_ns)?)
+    }
+
+    /// Opens a network card for a guest, whose queues the port gets.
+    #[pyo3(signature = (
+        ram, port, *, mac, mtu, pairs = 1, name, labels = "", transport = "vbus", spin_us = 50, trap_cost_ns = 0
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn open_net(
+        &self,
+        py: Python<'_>,
+        ram: &Ram,
+        port: &NetPort,
+        mac: &str,
+        mtu: u32,
+        pairs: usize,
+        name: &str,
+        labels: &str,
+        transport: &str,
+        spin_us: u32,
+        trap_cost_ns: u32,
+    ) -> PyResult<VirtioDevice> {
+        let params = NetParams { mac: parse_mac(mac).or_raise(py)?, mtu, pairs };
+        let kind = NetKind::new(port.inner.clone(), params).or_raise(py)?;
+        self.open(py, Arc::new(kind), ram, name, labels, how(py, transport, spin_us, trap_cost_ns)?)
     }
 
     fn fault_fd(&self) -> RawFd {
@@ -154,8 +184,16 @@ impl VirtioHost {
     }
 }
 
+/// How a device is to be reached, by its words.
+fn how(py: Python<'_>, transport: &str, spin_us: u32, trap_cost_ns: u32) -> PyResult<Params> {
+    let known = Transport::ALL.iter().find(|(_, known)| *known == transport);
+    let Some((transport, _)) = known else {
+        return Err(raise_plain(py, "UsageError", &format!("{transport:?} is no transport of virtio devices")));
+    };
+    Ok(Params { transport: *transport, spin_us, trap_cost_ns })
+}
+
 impl VirtioHost {
-    #[expect(clippy::too_many_arguments, reason = "what Python passed")]
     fn open(
         &self,
         py: Python<'_>,
@@ -163,14 +201,8 @@ impl VirtioHost {
         ram: &Ram,
         name: &str,
         labels: &str,
-        transport: &str,
-        spin_us: u32,
+        params: Params,
     ) -> PyResult<VirtioDevice> {
-        let known = Transport::ALL.iter().find(|(_, known)| *known == transport);
-        let Some((transport, _)) = known else {
-            return Err(raise_plain(py, "UsageError", &format!("{transport:?} is no transport of virtio devices")));
-        };
-        let params = Params { transport: *transport, spin_us };
         let device = self.inner.open(kind, &ram.region(py)?, params, name, labels).or_raise(py)?;
         Ok(VirtioDevice { inner: Arc::new(device) })
     }
@@ -194,6 +226,11 @@ impl VirtioDevice {
     #[getter]
     fn status(&self) -> u32 {
         self.inner.status()
+    }
+
+    /// Says in a network card's configuration whether its link is up; the driver hears of that from the bus.
+    fn set_link(&self, is_up: bool) {
+        self.inner.set_config(CONFIG_STATUS, &link_status(is_up));
     }
 
     /// Shows the memory of one queue, its signal in it.
@@ -241,11 +278,11 @@ impl VirtioDevice {
 
 /// Registers by two functions of Python: `call(function, data)`, and `share(id, offset, length, signal_offset)`, which
 /// gives two descriptors that stay Python's.
-struct PythonRegisters {
-    call: Py<PyAny>,
-    share: Py<PyAny>,
+pub(crate) struct PythonRegisters {
+    pub(crate) call: Py<PyAny>,
+    pub(crate) share: Py<PyAny>,
     /// What Python raised, which is better than what can be said of it here.
-    raised: Arc<Mutex<Option<PyErr>>>,
+    pub(crate) raised: Arc<Mutex<Option<PyErr>>>,
 }
 
 impl PythonRegisters {
@@ -302,7 +339,7 @@ impl VirtioDisk {
     ) -> PyResult<Self> {
         let arena = Arena::new(&ram.region(py)?, offset, length).or_raise(py)?;
         let raised = Arc::new(Mutex::new(None));
-        let registers = Box::new(PythonRegisters { call, share, raised: raised.clone() });
+        let registers = Arc::new(PythonRegisters { call, share, raised: raised.clone() });
         let started = py.detach(|| guest::Disk::start(registers, &arena));
         let disk = better(py, &raised, started)?;
         Ok(Self {
@@ -456,7 +493,7 @@ impl VirtioStream {
     ) -> PyResult<Self> {
         let arena = Arena::new(&ram.region(py)?, offset, length).or_raise(py)?;
         let raised = Arc::new(Mutex::new(None));
-        let registers = Box::new(PythonRegisters { call, share, raised: raised.clone() });
+        let registers = Arc::new(PythonRegisters { call, share, raised: raised.clone() });
         let started = py.detach(|| Stream::start(registers, &arena));
         let stream = better(py, &raised, started)?;
         let bell =
@@ -527,7 +564,7 @@ fn limit_of(py: Python<'_>, timeout: f64) -> PyResult<Duration> {
 }
 
 /// The value, or what Python raised on the way to the error, or else the error.
-fn better<T>(py: Python<'_>, raised: &Mutex<Option<PyErr>>, outcome: CoreResult<T>) -> PyResult<T> {
+pub(crate) fn better<T>(py: Python<'_>, raised: &Mutex<Option<PyErr>>, outcome: CoreResult<T>) -> PyResult<T> {
     match (outcome, lock(raised).take()) {
         (Ok(value), _) => Ok(value),
         (Err(_), Some(raised)) => Err(raised),

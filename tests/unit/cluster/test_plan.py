@@ -54,6 +54,18 @@ def test_counted_guests_have_counted_addresses_and_their_own_macs() -> None:
     assert [derive_mac("t", "a-0", "eth0"), derive_mac("t", "a-1", "eth0")] == [nic.mac for nic in nics]
 
 
+def test_a_card_that_traps_comes_with_what_it_traps_through() -> None:
+    """The model says class and transport; traps and their cost are part of the plan."""
+    nic = "{switch: lan, ip: 10.0.0.1/24, model: virtio-net-mmio, trap-cost: 2us}"
+    plan = planned(f"  a: {{kind: stack, nics: [{nic}]}}\n")
+
+    made = [(item.args["name"], item.args["type"]) for item in plan.requests if item.verb == "device.create"]
+
+    assert [("a.fastcall", "fastcall"), ("a.eth0", "virtio-net")] == made
+    attributes = next(item.args["attributes"] for item in plan.requests if item.args["name"] == "a.eth0")
+    assert ("mmio", "2000", "lan") == tuple(attributes[key] for key in ("transport", "trap_cost_ns", "switch"))
+
+
 def test_a_namespace_gets_a_tap_device() -> None:
     """The kernel drives its own interface; the host serves the TAP behind it."""
     plan = planned("  n: {kind: netns, nics: [{switch: lan}], run: 'ping -c 1 \"a b\"'}\n")

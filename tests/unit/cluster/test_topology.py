@@ -62,6 +62,17 @@ def guest(line: str) -> str:
             "lab.yaml:5: unknown model `veneet`; did you mean `venet`?",
         ),
         (
+            guest("w: {kind: traffic, nics: [{switch: lan, trap-cost: 2us}]}"),
+            (
+                "lab.yaml:5: `trap-cost` with a card without traps, `venet`; leave it out, or use a model that traps: "
+                "virtio-net-mmio, virtio-net-pci"
+            ),
+        ),
+        (
+            guest("w: {kind: traffic, nics: [{switch: lan, model: virtio-net-pci, trap-cost: 2ms}]}"),
+            "lab.yaml:5: `trap-cost` is 2ms; use 1ms at most",
+        ),
+        (
             guest("w: {kind: netns, nics: [{switch: lan, model: venet}]}"),
             "lab.yaml:5: `model: venet` in netns guest `w`, whose interfaces are the kernel's own; leave `model` out",
         ),

@@ -121,7 +121,9 @@ def test_every_bench_has_a_name_and_says_what_it_measures() -> None:
     signals = {"fastcall", "fastcall.python", "signal.raise", "signal.priority", "signal.eoi"}
     timers = {"timer.arm", "timer.late"}
     costs = {"capture.cost", "metrics.cost", "metrics.scrape"}
-    assert frames | signals | timers | costs | {"state", "sched", "blk", "vhost", "vhost.rtt"} == set(listed)
+    assert frames | signals | timers | costs | {"state", "sched", "blk", "virtio-net", "vhost", "vhost.rtt"} == set(
+        listed
+    )
     assert all(summary.endswith(".") and "\n" not in summary for summary in listed.values())
     assert list(listed) == list(BENCHES)
 

@@ -22,7 +22,7 @@ from vbnet._native import FastSlot
 from vbnet.devices.fastcall import wire
 from vbnet.errors import BusyError, ClosedError, DeadlineError, VbnetError, error_from_refusal
 from vbnet.guestnode.memory import Block
-from vbnet.guestnode.proxy import OpenDevice, ProxyDevice
+from vbnet.guestnode.proxy import FastSlots, OpenDevice, ProxyDevice
 
 __all__ = ["FastcallDriver", "FastcallPool"]
 
@@ -108,6 +108,24 @@ class FastcallPool:
         if status:
             raise error_from_refusal(errno.errorcode.get(status, "EIO"), content.decode(errors="replace"))
         return content
+
+    async def lend(self, handle: int, count: int) -> FastSlots | None:
+        """Slots for native code that calls an open device by itself; None: there are not that many to be had.
+
+        Args:
+            handle: of the open device.
+            count: how many.
+        """
+        slots: list[FastSlot] = []
+        while len(slots) < count:
+            slot = self._free.popleft() if self._free else None
+            if slot is None and len(self._slots) < self._slots_max:
+                slot = await self._show()
+            if slot is None:
+                self._free.extend(slots)
+                return None
+            slots.append(slot)
+        return FastSlots(handle >> _HANDLE_SHIFT, slots, self._free.append)
 
     async def show_first(self) -> None:
         """Show the slot of the event loop's thread, which must be the one that runs this."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["BlkClass", "BlkDevice", "ConsoleClass", "ConsoleDevice", "RngClass", "RngDevice"]
 
 SPIN_MAX_US = 100_000
+TRAP_COST_MAX_NS = 1_000_000
 SERIAL_BYTES = 20
 
 
@@ -136,7 +137,14 @@ class VirtioBase(Device):
     is_shared = False
     """Whether it may be on several buses at once."""
 
-    def __init__(self, share: Share, name: str, abi_type: str, attributes: Sequence[Attribute[Any]] = ()) -> None:
+    def __init__(
+        self,
+        share: Share,
+        name: str,
+        abi_type: str,
+        attributes: Sequence[Attribute[Any]] = (),
+        on_change: Callable[[str, Any], None] | None = None,
+    ) -> None:
         self.share = share
         self.name = name
         self.abi_type = abi_type
@@ -158,8 +166,16 @@ class VirtioBase(Device):
                     50,
                     is_locked_while_open=True,
                 ),
+                Attribute(
+                    "trap_cost_ns",
+                    f"what a trap costs the guest on top, 0..{TRAP_COST_MAX_NS}: a modelled leave of the guest",
+                    within(0, TRAP_COST_MAX_NS),
+                    0,
+                    is_locked_while_open=True,
+                ),
                 *attributes,
-            )
+            ),
+            *([] if on_change is None else [on_change]),
         )
 
     @abstractmethod
@@ -184,6 +200,10 @@ class VirtioBase(Device):
         """It may be plugged elsewhere now."""
         if self._bus == bus:
             self._bus = None
+
+    def connect(self, opener: Opener) -> Connection:
+        """Let a driver use it."""
+        return VirtioConnection(self, opener)
 
     def release(self) -> None:
         """It was deleted."""
@@ -355,7 +375,7 @@ class VirtioInterface(Interface):
 
     def connect(self, opener: Opener, version: int) -> Connection:  # noqa: ARG002 - there is one version
         """Let a driver use it."""
-        return VirtioConnection(self._device, opener)
+        return self._device.connect(opener)
 
 
 class VirtioConnection(Connection):
@@ -372,6 +392,7 @@ class VirtioConnection(Connection):
             "labels": label_text({"guest": opener.guest, "device": device.name}),
             "transport": attributes["transport"],
             "spin_us": attributes["spin_us"],
+            "trap_cost_ns": attributes["trap_cost_ns"],
         }
         self._native = device.open_native(opener.ram, how)
         device.share.watch(self._native, opener.fault)

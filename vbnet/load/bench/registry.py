@@ -6,7 +6,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vbnet.load.bench import blk, calls, lab, metrics, namespaces, native, sched, signals, state, through, timers, vhost
+from vbnet.load.bench import (
+    blk,
+    calls,
+    lab,
+    metrics,
+    namespaces,
+    native,
+    nics,
+    sched,
+    signals,
+    state,
+    through,
+    timers,
+    vhost,
+)
 from vbnet.load.bench.context import Context
 from vbnet.load.bench.row import Row
 
@@ -44,6 +58,7 @@ BENCHES: Final = {
         Bench("fastcall.python", calls.fastcall_python),
         Bench("python", through.python),
         Bench("blk", blk.blk),
+        Bench("virtio-net", nics.virtio_net),
         Bench("timer.arm", timers.arm),
         Bench("timer.late", timers.late),
         Bench("idle", lab.idle),

@@ -11,9 +11,10 @@
 //!
 //! Who writes what: as the driver says. A driver owns the guest's memory that it lays out, and checks what the host says.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::venet;
+use super::virtio::net as virtio;
 use crate::error::Result;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::CACHE_LINE;
@@ -26,6 +27,8 @@ pub const VLAN_TAG: u32 = 4;
 pub const MTU_MAX: u32 = 65_535;
 /// Smallest MTU: what IPv4 demands.
 pub const MTU_MIN: u32 = 68;
+/// Looks between two looks at the clock.
+const LOOKS: u32 = 16;
 /// Most frames that room is taken for at once.
 pub const BURST_MAX: u32 = 256;
 
@@ -107,16 +110,22 @@ impl<F: FnOnce(&mut [u8])> Load for One<F> {
 
 /// The sending half of a driver.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "the common model is in one piece with who has it")]
 pub enum Sender {
     /// Two rings of the bus.
     Venet(venet::Sender),
+    /// Two virtqueues.
+    Virtio(Box<virtio::Sender>),
 }
 
 /// The receiving half of a driver.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "the common model is in one piece with who has it")]
 pub enum Receiver {
     /// Two rings of the bus.
     Venet(venet::Receiver),
+    /// Two virtqueues.
+    Virtio(Box<virtio::Receiver>),
 }
 
 /// Does the same with whichever driver a half is of. Every model is named here, once.
@@ -124,6 +133,7 @@ macro_rules! each {
     ($half:expr, $driver:ident => $work:expr) => {
         match $half {
             Self::Venet($driver) => $work,
+            Self::Virtio($driver) => $work,
         }
     };
 }
@@ -137,6 +147,18 @@ impl From<venet::Sender> for Sender {
 impl From<venet::Receiver> for Receiver {
     fn from(half: venet::Receiver) -> Self {
         Self::Venet(half)
+    }
+}
+
+impl From<virtio::Sender> for Sender {
+    fn from(half: virtio::Sender) -> Self {
+        Self::Virtio(Box::new(half))
+    }
+}
+
+impl From<virtio::Receiver> for Receiver {
+    fn from(half: virtio::Receiver) -> Self {
+        Self::Virtio(Box::new(half))
     }
 }
 
@@ -343,6 +365,27 @@ impl Receiver {
     pub const fn totals(&self) -> Totals {
         each!(self, driver => driver.totals())
     }
+}
+
+/// Looks until there is something, or for `spin`. `true`: there is.
+///
+/// # Errors
+///
+/// Those of `look`.
+pub(super) fn look_for(spin: Duration, mut look: impl FnMut() -> Result<bool>) -> Result<bool> {
+    if look()? {
+        return Ok(true);
+    }
+    let start = Instant::now();
+    while start.elapsed() < spin {
+        for _ in 0..LOOKS {
+            if look()? {
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+    }
+    Ok(false)
 }
 
 /// Copies a frame into its room, which is as long. Up to a line here and now: calling the library costs more, also for

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Fault, Result};
 use crate::guest::clock::monotonic_ns;
-use crate::guest::nic::copy_frame;
 pub use crate::guest::nic::{BURST_MAX, ETHERNET_HEADER, Held, MTU_MAX, MTU_MIN, Stage, Totals, VLAN_TAG, frame_limit};
+use crate::guest::nic::{copy_frame, look_for};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::{CACHE_LINE, LINE_PAIR, RAM_HEADER_BYTES, ring_bytes};
 use crate::shm::line;
@@ -829,20 +829,9 @@ impl Receiver {
     ///
     /// [`Error::Usage`] without doorbells; otherwise as [`Self::arm`].
     pub fn wait(&mut self, spin: Duration, timeout: Option<Duration>) -> Result<bool> {
-        if self.ring.completed()? != 0 {
-            return Ok(true);
-        }
         let start = Instant::now();
         let spin = timeout.map_or(spin, |limit| spin.min(limit));
-        while start.elapsed() < spin {
-            for _ in 0..16 {
-                if self.ring.completed()? != 0 {
-                    return Ok(true);
-                }
-                std::hint::spin_loop();
-            }
-        }
-        if !self.arm()? {
+        if look_for(spin, || Ok(self.ring.completed()? != 0))? || !self.arm()? {
             return Ok(true);
         }
         let Some(bells) = &self.bells else { return Err(no_bells()) };

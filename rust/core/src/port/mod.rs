@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!                    ┌ Venet: two rings in guest RAM         ┐
-//!                    │ VhostUser: a front end's virtqueues   │
+//!                    │ Virtqueues: a front end's, a guest's  │
 //!   worker ─── Port ─┤ Tap: a device of the kernel           ├── each: take frames from it · give frames to it · park it
 //!                    └ Venet looped: its own sink            ┘
 //! ```
@@ -23,7 +23,7 @@ pub(crate) mod batch;
 pub mod latency;
 pub mod tap;
 pub mod venet;
-pub mod vhost_user;
+pub mod virtqueues;
 
 /// A port's name in the fabric: never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +46,8 @@ pub enum PortKind {
     Tap,
     /// Virtqueues of a virtual machine or a DPDK application, set up over a socket.
     VhostUser,
+    /// Virtqueues of a guest on a bus.
+    VirtioNet,
 }
 
 impl PortKind {
@@ -57,6 +59,7 @@ impl PortKind {
             Self::Loopback => "loopback",
             Self::Tap => "tap",
             Self::VhostUser => "vhost-user",
+            Self::VirtioNet => "virtio-net",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The vhost-user back end: front ends set up the queues of their network cards over a socket each.
 //!
 //! ```text
-//!   QEMU, DPDK ──messages──▶ session: a thread a socket ──rings, whole──▶ worker: port::vhost_user
+//!   QEMU, DPDK ──messages──▶ session: a thread a socket ──rings, whole──▶ worker: port::virtqueues
 //!              ◀─replies────          ▲                 ◀─rings, back───
 //!                                     └ server: listens, one front end after the other, for as long as the port is there
 //! ```

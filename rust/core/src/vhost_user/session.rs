@@ -27,28 +27,21 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error as Refused, GpuBackend, Result as Answer, VhostUserBackendReqHandler};
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_ANY_LAYOUT, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
-use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP,
-};
+use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::error::{Error, Fault, Result};
 use crate::net::frame::MacAddress;
-use crate::net::offload::Features;
 use crate::port::PortId;
-use crate::port::vhost_user::{LONG_HEADER, Ring, Rings, SHORT_HEADER};
+use crate::port::virtqueues::{Ends, Ring};
 use crate::shm::doorbell::Doorbell;
 use crate::virtio::inflight;
 use crate::virtio::memory::{GuestMemory, REGIONS_MAX, RegionAt};
+use crate::virtio::net::{self, OFFLOADS, PAIRS_MAX, bit};
 use crate::virtio::packed::PackedQueue;
 use crate::virtio::queue::{self, QueueAt, SIZE_MAX};
 use crate::worker::{Command, WorkerDoor};
 
-/// Most pairs of queues of one port.
-pub const PAIRS_MAX: usize = 8;
 const QUEUES: usize = 2 * PAIRS_MAX;
 /// So often rings may be taken from the worker in such a time: many times what setting up every queue takes.
 const STOPS_A_WINDOW: u32 = 1000;
@@ -58,43 +51,6 @@ const BRAKE: Duration = Duration::from_millis(1);
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-
-const fn bit(number: u32) -> u64 {
-    1 << number
-}
-
-/// What a driver may leave to us, and what we may leave to it, by the bits under which that is agreed on.
-const TAKES: [(u64, Features); 5] = [
-    (bit(VIRTIO_NET_F_CSUM), Features::CHECKSUM),
-    (bit(VIRTIO_NET_F_HOST_TSO4), Features::TCP4),
-    (bit(VIRTIO_NET_F_HOST_TSO6), Features::TCP6),
-    (bit(VIRTIO_NET_F_HOST_ECN), Features::ECN),
-    (bit(VIRTIO_NET_F_HOST_USO), Features::UDP),
-];
-const GIVES: [(u64, Features); 5] = [
-    (bit(VIRTIO_NET_F_GUEST_CSUM), Features::CHECKSUM),
-    (bit(VIRTIO_NET_F_GUEST_TSO4), Features::TCP4),
-    (bit(VIRTIO_NET_F_GUEST_TSO6), Features::TCP6),
-    (bit(VIRTIO_NET_F_GUEST_ECN), Features::ECN),
-    (bit(VIRTIO_NET_F_GUEST_USO4) | bit(VIRTIO_NET_F_GUEST_USO6), Features::UDP),
-];
-
-/// What of `table` was agreed on; without checksums there is nothing else.
-fn agreed(features: u64, table: &[(u64, Features)]) -> Features {
-    let found = table.iter().filter(|(bits, _)| features & bits == *bits);
-    let found = found.fold(Features::NONE, |all, &(_, feature)| all.with(feature));
-    if found.contains(Features::CHECKSUM) { found } else { Features::NONE }
-}
-
-/// All bits of both tables.
-const OFFLOADS: u64 = {
-    let (mut bits, mut index) = (0, 0);
-    while index < TAKES.len() {
-        bits |= TAKES[index].0 | GIVES[index].0;
-        index += 1;
-    }
-    bits
-};
 
 /// What every port offers; one with an address of its own tells it besides.
 const FEATURES: u64 = OFFLOADS
@@ -227,12 +183,7 @@ impl Session {
 
     /// Hands every queue that is ready over to the worker.
     fn run(&self, state: &mut State) -> Result<()> {
-        let is_modern = state.features & bit(VIRTIO_F_VERSION_1) != 0;
-        let is_mergeable = state.features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
-        let header = if is_modern || is_mergeable { LONG_HEADER } else { SHORT_HEADER };
-        let (takes, gives) = (agreed(state.features, &TAKES), agreed(state.features, &GIVES));
-        let memory = state.memory.clone();
-        let mut rings = Rings { tx: Vec::new(), rx: Vec::new(), header, is_mergeable, takes, gives, memory };
+        let mut rings = net::rings_for(state.features, state.memory.clone());
         for index in 0..QUEUES {
             let Some(ring) = ready_ring(state, index)? else { continue };
             if index % 2 == 0 { rings.rx.push(ring) } else { rings.tx.push(ring) }
@@ -279,7 +230,7 @@ fn ready_ring(state: &State, index: usize) -> Result<Option<Ring>> {
         Ok::<_, Error>(Doorbell::from_fd(file))
     };
     let call = queue.call.as_ref().map(bell).transpose()?;
-    Ok(Some(Ring::new(index, made, bell(kick)?, call)))
+    Ok(Some(Ring::new(index, made, Arc::new(bell(kick)?), Ends::FrontEnd(call))))
 }
 
 fn base_of(queue: &Queue, is_packed: bool) -> u32 {
@@ -341,15 +292,6 @@ fn region_at(region: &VhostUserMemoryRegion) -> RegionAt {
         user: region.user_addr,
         offset: region.mmap_offset,
     }
-}
-
-/// `virtio_net_config` as far as there is something to tell: address, link, pairs, and no MTU.
-fn config_space(mac: MacAddress) -> [u8; 12] {
-    let mut space = [0; 12];
-    space[..6].copy_from_slice(&mac.bytes());
-    space[6..8].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
-    space[8..10].copy_from_slice(&(PAIRS_MAX as u16).to_le_bytes());
-    space
 }
 
 /// Messages of what was never offered.
@@ -534,7 +476,7 @@ impl VhostUserBackendReqHandler for Session {
     }
 
     fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Answer<Vec<u8>> {
-        let space = config_space(self.mac);
+        let space = net::config_space(self.mac, PAIRS_MAX, None);
         let end = offset.checked_add(size).ok_or(Refused::InvalidParam)?;
         // Fields behind ours exist in other versions of the structure; they read as zeroes.
         if end as usize > CONFIG_BYTES_MAX {

@@ -24,17 +24,18 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::io::Errno;
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
-    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::memory::GuestMemory;
+use super::packed::PackedQueue;
 use super::queue::{QueueAt, SIZE_MAX};
-pub use super::server::Model;
-use super::server::{Around, QueueParts, Server};
+use super::server::Server;
+pub use super::server::{Around, Model, QueueParts};
 use super::traps::Traps;
 use crate::error::{Error, Fault, Result};
-use crate::fastcall::{FastHandler, Refusal, SPIN_US_MAX};
+use crate::fastcall::{FastHandler, Refusal, SPIN_US_MAX, TRAP_NS_MAX};
 use crate::net::counters::counters;
 use crate::shm::counters::{Block, CounterFile};
 use crate::shm::doorbell::Doorbell;
@@ -53,6 +54,7 @@ const SETTABLE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | FEA
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const EVENT_INDEX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+const PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
 const INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// What every device here offers.
 pub const COMMON_FEATURES: u64 = VERSION_1 | EVENT_INDEX | INDIRECT;
@@ -134,11 +136,13 @@ pub struct Params {
     pub transport: Transport,
     /// How long at most its thread stays awake after a chain, in µs, at most [`SPIN_US_MAX`].
     pub spin_us: u32,
+    /// What a trap costs on top, in ns, at most [`TRAP_NS_MAX`]: a modelled leave of the guest, spent by the caller.
+    pub trap_cost_ns: u32,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { transport: Transport::default(), spin_us: 50 }
+        Self { transport: Transport::default(), spin_us: 50, trap_cost_ns: 0 }
     }
 }
 
@@ -166,6 +170,43 @@ pub trait Kind: Send + Sync {
     ///
     /// [`Error::Machine`]: it cannot be had.
     fn model(&self, features: u64) -> Result<Box<dyn Model>>;
+
+    /// Whether a queue is served by somebody else than the device's own thread.
+    fn forwards(&self, _queue: usize, _features: u64) -> bool {
+        false
+    }
+
+    /// Hands those queues over, from DRIVER_OK until the next reset; none: nobody takes them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Peer`]: a ring is not where the driver said. [`Error::Machine`]: whoever takes them does not answer.
+    fn forward(
+        &self,
+        _parts: Vec<QueueParts>,
+        _features: u64,
+        _around: &Around,
+    ) -> Result<Option<Box<dyn Forwarding>>> {
+        Ok(None)
+    }
+}
+
+/// Queues that somebody else serves than the device's own thread.
+pub trait Forwarding: Send {
+    /// Has a queue looked at: for transports whose kicks are not doorbells of the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: the doorbell is broken.
+    fn look(&self, queue: usize) -> Result<()>;
+
+    /// Takes them back: the number of each, and where it goes on. When this returns `Ok`, nobody touches the guest's memory
+    /// any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: no answer; ask again.
+    fn stop(&mut self) -> Result<Vec<(usize, u32)>>;
 }
 
 /// A device whose driver broke a rule.
@@ -251,6 +292,10 @@ impl VirtioHost {
                 params.spin_us
             )));
         }
+        if params.trap_cost_ns > TRAP_NS_MAX {
+            let found = params.trap_cost_ns;
+            return Err(Error::Usage(format!("a trap costs at most {TRAP_NS_MAX} ns on top; got {found}")));
+        }
         let mut offer = kind.offer();
         offer.features |= COMMON_FEATURES;
         let are_sizes_good = offer.queue_sizes.iter().all(|size| size.is_power_of_two() && *size <= SIZE_MAX);
@@ -277,11 +322,14 @@ impl VirtioHost {
                 traps: Traps::default(),
                 interrupt: Arc::new(AtomicU32::new(0)),
                 server: None,
+                forwarding: None,
+                generation: 0,
                 patience: STOP_DEADLINE,
                 is_closed: false,
                 thread_name,
                 spin_us: params.spin_us,
             }),
+            trap_cost_ns: if params.transport == Transport::Vbus { 0 } else { params.trap_cost_ns },
             sink: Sink { device: id, told: self.told.clone(), bell: self.bell.clone() },
             watch: self.watchdog.handle(),
         })
@@ -340,6 +388,10 @@ pub(super) struct Queue {
     pub(super) available: u64,
     pub(super) used: u64,
     pub(super) is_ready: bool,
+    /// Where a packed queue goes on that was stopped.
+    base: Option<u32>,
+    /// Rung for the driver when its kicks are traps; nobody else has it.
+    trapped: Option<Arc<Doorbell>>,
 }
 
 pub(super) struct State {
@@ -353,6 +405,9 @@ pub(super) struct State {
     pub(super) traps: Traps,
     pub(super) interrupt: Arc<AtomicU32>,
     server: Option<Server>,
+    forwarding: Option<Box<dyn Forwarding>>,
+    /// Counts changes of the configuration.
+    pub(super) generation: u32,
     /// How long the call that is being served may wait for a chain.
     patience: Duration,
     is_closed: bool,
@@ -369,6 +424,7 @@ pub struct Device {
     state: Mutex<State>,
     sink: Sink,
     watch: crate::worker::watchdog::WatchdogHandle,
+    trap_cost_ns: u32,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -471,7 +527,7 @@ impl Device {
             }
             function::GET_GENERATION => {
                 let [] = words(data)?;
-                answer.extend(0_u32.to_le_bytes());
+                answer.extend(state.generation.to_le_bytes());
             }
             function::GET_CONFIG => {
                 let [offset, length] = words(data)?;
@@ -577,6 +633,11 @@ impl Device {
 
     /// Serves every queue that is ready, from where its used ring says that it was left.
     fn run(&self, state: &mut State) -> Result<()> {
+        let is_packed = state.features & PACKED != 0;
+        let is_trapping = state.transport != Transport::Vbus;
+        for queue in state.queues.iter_mut().filter(|queue| queue.is_ready && is_trapping && queue.trapped.is_none()) {
+            queue.trapped = Some(Arc::new(Doorbell::create()?));
+        }
         let parts = state.queues.iter().enumerate().filter(|(_, queue)| queue.is_ready).filter_map(|(index, queue)| {
             let shown = queue.shown.as_ref()?;
             let at = QueueAt {
@@ -586,18 +647,19 @@ impl Device {
                 used: queue.used,
                 has_event_index: state.features & EVENT_INDEX != 0,
                 has_indirect: state.features & INDIRECT != 0,
-                is_packed: false,
+                is_packed,
             };
             Some(QueueParts {
                 index,
                 at,
+                base: queue.base.unwrap_or(if is_packed { PackedQueue::START } else { 0 }),
                 pair: queue.pair.clone()?,
-                kick: shown.kick.clone(),
+                kick: queue.trapped.as_ref().unwrap_or(&shown.kick).clone(),
                 call: shown.call.clone(),
             })
         });
-        let parts: Vec<_> = parts.collect();
-        let model = state.kind.model(state.features)?;
+        let (forwarded, parts): (Vec<_>, Vec<_>) =
+            parts.partition(|parts| state.kind.forwards(parts.index, state.features));
         let around = Around {
             memory: state.memory.clone(),
             watchdog: self.watch.clone(),
@@ -608,16 +670,22 @@ impl Device {
             name: state.thread_name.clone(),
             spin_us: state.spin_us,
         };
-        match Server::start(parts, model, around) {
-            Ok(server) => {
-                state.server = Some(server);
-                Ok(())
-            }
-            Err(error) => {
-                self.status.fetch_or(NEEDS_RESET, Ordering::Relaxed);
-                Err(error)
-            }
+        let outcome = Self::start(state, (forwarded, parts), around);
+        outcome.inspect_err(|_| {
+            self.status.fetch_or(NEEDS_RESET, Ordering::Relaxed);
+        })
+    }
+
+    fn start(state: &mut State, (forwarded, parts): (Vec<QueueParts>, Vec<QueueParts>), around: Around) -> Result<()> {
+        if !forwarded.is_empty() {
+            state.forwarding = state.kind.forward(forwarded, state.features, &around)?;
         }
+        // A device whose queues are all served elsewhere has no thread.
+        if !parts.is_empty() || state.forwarding.is_none() {
+            let model = state.kind.model(state.features)?;
+            state.server = Some(Server::start(parts, model, around)?);
+        }
+        Ok(())
     }
 
     fn halt(state: &mut State) -> Result<()> {
@@ -625,7 +693,24 @@ impl Device {
             server.stop(state.patience)?;
             state.server = None;
         }
+        if let Some(forwarding) = &mut state.forwarding {
+            for (index, base) in forwarding.stop()? {
+                if let Some(queue) = state.queues.get_mut(index) {
+                    queue.base = Some(base);
+                }
+            }
+            state.forwarding = None;
+        }
         Ok(())
+    }
+
+    /// Changes bytes of the configuration, which the driver is told of by whoever calls: the bus has a message for that.
+    pub fn set_config(&self, offset: usize, bytes: &[u8]) {
+        let mut state = lock(&self.state);
+        if let Some(place) = state.offer.config.get_mut(offset..offset + bytes.len()) {
+            place.copy_from_slice(bytes);
+            state.generation = state.generation.wrapping_add(1);
+        }
     }
 
     pub(super) fn check_configurable(&self, state: &State, queue: u32) -> Result<()> {
@@ -646,19 +731,30 @@ impl Device {
     pub(super) fn enable(&self, state: &mut State, queue: u32) -> Result<()> {
         self.check_configurable(state, queue)?;
         let limit = state.offer.queue_sizes[queue as usize];
+        let is_packed = state.features & PACKED != 0;
         let found = &mut state.queues[queue as usize];
         let size = u64::from(found.size);
-        if !found.size.is_power_of_two() || found.size > limit {
-            return Err(Error::Usage(format!("queue {queue} has 1 to {limit} entries, a power of two; got {size}")));
+        if !(found.size.is_power_of_two() || is_packed && size != 0) || found.size > limit {
+            let kind = if is_packed { "" } else { ", a power of two" };
+            return Err(Error::Usage(format!("queue {queue} has 1 to {limit} entries{kind}; got {size}")));
         }
         let Some(shown) = &found.shown else {
             return Err(Error::Usage(format!("share queue {queue}'s memory first, as region {queue}")));
         };
-        for (what, address, align, bytes) in [
-            ("descriptor table", found.descriptors, 16, 16 * size),
-            ("available ring", found.available, 2, 6 + 2 * size),
-            ("used ring", found.used, 4, 6 + 8 * size),
-        ] {
+        let parts = if is_packed {
+            [
+                ("descriptor ring", found.descriptors, 16, 16 * size),
+                ("driver's event area", found.available, 4, 4),
+                ("device's event area", found.used, 4, 4),
+            ]
+        } else {
+            [
+                ("descriptor table", found.descriptors, 16, 16 * size),
+                ("available ring", found.available, 2, 6 + 2 * size),
+                ("used ring", found.used, 4, 6 + 8 * size),
+            ]
+        };
+        for (what, address, align, bytes) in parts {
             let end = address.checked_add(bytes).filter(|end| *end <= shown.place.end);
             if end.is_none() || address < shown.place.start || !address.is_multiple_of(align) {
                 let place = &shown.place;
@@ -682,7 +778,7 @@ impl Device {
         if !found.is_ready {
             return Ok(());
         }
-        let was_running = state.server.is_some();
+        let was_running = state.server.is_some() || state.forwarding.is_some();
         Self::halt(state)?;
         state.queues[queue as usize].is_ready = false;
         if was_running && state.queues.iter().any(|queue| queue.is_ready) {
@@ -694,8 +790,10 @@ impl Device {
     /// Has queues looked at, by a driver whose kicks are traps.
     pub(super) fn notify(state: &State, queue: u32) -> Result<()> {
         let is_there = state.queues.get(queue as usize).is_some_and(|queue| queue.is_ready);
-        match &state.server {
-            Some(server) if is_there => {
+        let is_forwarded = state.kind.forwards(queue as usize, state.features);
+        match (&state.server, &state.forwarding) {
+            (_, Some(forwarding)) if is_there && is_forwarded => forwarding.look(queue as usize),
+            (Some(server), _) if is_there => {
                 server.look();
                 Ok(())
             }
@@ -732,6 +830,10 @@ impl State {
 }
 
 impl FastHandler for Device {
+    fn trap_ns(&self) -> u32 {
+        self.trap_cost_ns
+    }
+
     fn call(&self, function: u32, data: &[u8], answer: &mut [u8]) -> std::result::Result<usize, Refusal> {
         let mut found = Vec::new();
         self.call_within(STOP_DEADLINE_FAST, function, data, &mut found).map_err(|error| {

@@ -5,6 +5,7 @@
 //!   guest's RAM ────────▶         guard: what happens when a file is cut short      split · packed
 //!                               inflight: where each queue is, for whoever is next     ▼
 //!   registers (bus calls, or traps) ──▶ device: features, status, set-up ──▶ server: a thread ──▶ blk, …: a model
+//!                                                                          └▶ net: queues for a port of the switch
 //! ```
 
 pub mod blk;
@@ -13,6 +14,7 @@ pub mod device;
 pub(crate) mod guard;
 pub(crate) mod inflight;
 pub(crate) mod memory;
+pub mod net;
 pub(crate) mod packed;
 pub(crate) mod queue;
 pub mod rng;

@@ -38,7 +38,7 @@ use crate::worker::watchdog::{Ringer, WatchdogHandle};
 /// Chains of one queue that are served before the next queue has its turn.
 const BUDGET: usize = 64;
 /// Interrupt status: a queue has used entries.
-const QUEUE_INTERRUPT: u32 = 1;
+pub(crate) const QUEUE_INTERRUPT: u32 = 1;
 const STOP_TOKEN: u64 = u64::MAX;
 const INPUT_TOKEN: u64 = u64::MAX - 1;
 
@@ -127,12 +127,14 @@ pub trait Model: Send {
 }
 
 /// One queue, ready to run.
-pub(crate) struct QueueParts {
-    pub index: usize,
-    pub at: QueueAt,
-    pub pair: PairMemory,
-    pub kick: Arc<Doorbell>,
-    pub call: Arc<Caller>,
+pub struct QueueParts {
+    pub(crate) index: usize,
+    pub(crate) at: QueueAt,
+    /// Where a packed queue goes on.
+    pub(crate) base: u32,
+    pub(crate) pair: PairMemory,
+    pub(crate) kick: Arc<Doorbell>,
+    pub(crate) call: Arc<Caller>,
 }
 
 struct Running {
@@ -148,17 +150,17 @@ struct Running {
 }
 
 /// What a server needs beside its queues.
-pub(crate) struct Around {
-    pub memory: Arc<GuestMemory>,
-    pub watchdog: WatchdogHandle,
-    pub block: Arc<Mutex<Block>>,
-    pub status: Arc<AtomicU32>,
+pub struct Around {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) watchdog: WatchdogHandle,
+    pub(crate) block: Arc<Mutex<Block>>,
+    pub(crate) status: Arc<AtomicU32>,
     /// What a driver reads to learn why it was called.
-    pub interrupt: Arc<AtomicU32>,
-    pub sink: Sink,
-    pub name: String,
+    pub(crate) interrupt: Arc<AtomicU32>,
+    pub(crate) sink: Sink,
+    pub(crate) name: String,
     /// How long at most the thread stays awake after a chain, in µs.
-    pub spin_us: u32,
+    pub(crate) spin_us: u32,
 }
 
 /// A thread at work. Dropping it ends the thread when it is done with its chain.

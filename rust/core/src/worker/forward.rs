@@ -33,7 +33,7 @@ use crate::port::batch::{BATCH, Batch, Piece};
 use crate::port::latency::{Latencies, PortLatency};
 use crate::port::tap::{Received, TapPort};
 use crate::port::venet::VenetPort;
-use crate::port::vhost_user::{Rings, VhostUserPort};
+use crate::port::virtqueues::{Rings, VirtqueuePort};
 use crate::port::{PortCounter, PortEvent, PortId, PortPart, PortStatus, Refusal};
 use crate::shm::counters::Block;
 use crate::shm::doorbell::Doorbell;
@@ -54,7 +54,7 @@ const TURNS_UNTIMED: u32 = 256;
 pub(crate) enum End {
     Venet(VenetPort),
     Tap(Box<TapPort>),
-    VhostUser(Box<VhostUserPort>),
+    Virtqueues(Box<VirtqueuePort>),
 }
 
 /// A port as its worker has it.
@@ -120,7 +120,7 @@ impl Port {
         match &mut self.end {
             End::Venet(venet) => venet.set_up(is_up),
             End::Tap(tap) => tap.set_up(is_up),
-            End::VhostUser(vhost) => vhost.set_up(is_up),
+            End::Virtqueues(queues) => queues.set_up(is_up),
         }
     }
 
@@ -129,7 +129,7 @@ impl Port {
         match &self.end {
             End::Venet(venet) => venet.tx_fault().is_some(),
             End::Tap(tap) => tap.is_gone(),
-            End::VhostUser(vhost) => vhost.is_mute(),
+            End::Virtqueues(queues) => queues.is_mute(),
         }
     }
 
@@ -137,7 +137,7 @@ impl Port {
     pub(crate) fn features(&self) -> Features {
         match &self.end {
             End::Tap(tap) => tap.features(),
-            End::VhostUser(vhost) => vhost.features(),
+            End::Virtqueues(queues) => queues.features(),
             End::Venet(_) => Features::NONE,
         }
     }
@@ -157,7 +157,7 @@ impl Port {
             // SAFETY: as promised by the caller.
             End::Tap(tap) => unsafe { tap.send(start, piece, request) }.map(|()| std::ptr::null_mut()),
             // SAFETY: as above.
-            End::VhostUser(vhost) => unsafe { vhost.claim_requested(start, piece, request) },
+            End::Virtqueues(queues) => unsafe { queues.claim_requested(start, piece, request) },
             // SAFETY: as above.
             End::Venet(_) => unsafe { self.offer(start, piece) },
         }
@@ -171,7 +171,7 @@ impl Port {
             // SAFETY: the piece was loaded in this turn.
             End::Tap(tap) => unsafe { tap.send(start, piece, &Request::NOTHING) }.map(|()| std::ptr::null_mut()),
             // SAFETY: as above.
-            End::VhostUser(vhost) => unsafe { vhost.claim(start, piece) },
+            End::Virtqueues(queues) => unsafe { queues.claim(start, piece) },
         }
     }
 }
@@ -307,7 +307,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         match port_at(&mut self.ports, slot) {
             Some(Port { end: End::Venet(_), .. }) => self.turn_rings(slot),
             Some(Port { end: End::Tap(_), .. }) => self.turn_tap(slot),
-            Some(Port { end: End::VhostUser(_), .. }) => self.turn_queues(slot),
+            Some(Port { end: End::Virtqueues(_), .. }) => self.turn_queues(slot),
             None => Turn::default(),
         }
     }
@@ -377,9 +377,9 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         let mut budget = 1;
         while turn.cost < budget {
             let Some(port) = port_at(&mut self.ports, slot) else { break };
-            let End::VhostUser(vhost) = &mut port.end else { break };
+            let End::Virtqueues(queues) = &mut port.end else { break };
             budget = port.budget;
-            let loaded = vhost.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
+            let loaded = queues.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
             if loaded == 0 {
                 break;
             }
@@ -390,18 +390,17 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                     self.batch.requests[..done as usize].iter().filter(|request| !request.is_nothing()).count();
                 port.count::<COUNTS>(PortCounter::TransmitOffloads, asking as u64);
             }
-            let End::VhostUser(vhost) = &mut port.end else { break };
-            if vhost.give_back(done) {
-                vhost.call_tx(&self.ringer);
+            let End::Virtqueues(queues) = &mut port.end else { break };
+            if queues.give_back(done) && queues.call_tx(&self.ringer) {
                 tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
             }
         }
         self.end_turn(slot, turn, bytes, budget, false);
         let Some(port) = port_at(&mut self.ports, slot) else { return turn };
-        let End::VhostUser(vhost) = &mut port.end else { return turn };
-        let [(_, waiting), _] = vhost.occupancy();
+        let End::Virtqueues(queues) = &mut port.end else { return turn };
+        let [(_, waiting), _] = queues.occupancy();
         note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
-        if vhost.has_news() {
+        if queues.has_news() {
             self.report(slot);
         }
         turn
@@ -412,12 +411,12 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         self.flush();
         self.report(slot);
         let port = port_at(&mut self.ports, slot)?;
-        let End::VhostUser(vhost) = &mut port.end else { return rings };
+        let End::Virtqueues(queues) = &mut port.end else { return rings };
         port.status.clear_faults();
         port.status.set_served(rings.is_some());
-        let before = vhost.exchange(rings, &self.ringer);
-        port.status.set_offloads(vhost.features());
-        let [(transmit, _), (receive, _)] = vhost.occupancy();
+        let before = queues.exchange(rings, &self.ringer);
+        port.status.set_offloads(queues.features());
+        let [(transmit, _), (receive, _)] = queues.occupancy();
         port.block.set(PortCounter::TransmitSlots as usize, transmit.into());
         port.block.set(PortCounter::ReceiveSlots as usize, receive.into());
         before
@@ -687,13 +686,13 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                     tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
                     tap.is_gone()
                 }
-                End::VhostUser(vhost) => {
-                    let (frames, bytes) = vhost.given();
+                End::Virtqueues(queues) => {
+                    let (frames, bytes) = queues.given();
                     if frames != 0 {
-                        let is_called = vhost.release(&self.ringer);
+                        let is_called = queues.release(&self.ringer);
                         tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
                         tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
-                        let [_, (_, posted)] = vhost.occupancy();
+                        let [_, (_, posted)] = queues.occupancy();
                         note::<COUNTS>(&port.block, PortCounter::ReceiveSlotsUsed, posted.into());
                         let outcome = if is_called { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
                         tally::<COUNTS>(&port.block, outcome, 1);
@@ -702,7 +701,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                             self.watches.told(slot, if is_called { Stage::Rung } else { Stage::Spared });
                         }
                     }
-                    vhost.has_news()
+                    queues.has_news()
                 }
             };
             if is_broken {
@@ -725,7 +724,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         let Some(port) = port_at(&mut self.ports, slot) else { return };
         let (mut tx, mut rx, mut gone) = (None, None, None);
         match &mut port.end {
-            End::VhostUser(_) => return self.report_queues(slot),
+            End::Virtqueues(_) => return self.report_queues(slot),
             End::Venet(venet) => {
                 tx = venet.tx_fault().filter(|_| !port.is_tx_reported);
                 rx = venet.rx_fault().filter(|_| !port.is_rx_reported);
@@ -751,8 +750,8 @@ impl<const COUNTS: bool> Plane<COUNTS> {
     /// As [`Self::report`], for a front end: each of its queues can break by itself.
     fn report_queues(&mut self, slot: PortSlot) {
         let Some(port) = port_at(&mut self.ports, slot) else { return };
-        while let End::VhostUser(vhost) = &mut port.end
-            && let Some((part, fault)) = vhost.take_fault()
+        while let End::Virtqueues(queues) = &mut port.end
+            && let Some((part, fault)) = queues.take_fault()
         {
             port.block.add(PortCounter::of_fault(&fault), 1);
             port.status.set_fault(part, &fault);

@@ -137,7 +137,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         if piece.length == 0 {
             (piece.source, piece.length) = match &port_at(&mut self.ports, slot)?.end {
                 End::Venet(venet) => venet.loaded(index as u32)?,
-                End::VhostUser(vhost) => vhost.loaded(index as u32)?,
+                End::Virtqueues(vhost) => vhost.loaded(index as u32)?,
                 End::Tap(_) => return None,
             };
         }

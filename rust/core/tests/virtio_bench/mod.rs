@@ -52,8 +52,8 @@ impl Bench {
         Self { host, ram, arena, device, file }
     }
 
-    pub fn registers(&self) -> Box<Direct> {
-        Box::new(Direct(self.device.clone()))
+    pub fn registers(&self) -> Arc<Direct> {
+        Arc::new(Direct(self.device.clone()))
     }
 
     /// Runs a function; what it answers.

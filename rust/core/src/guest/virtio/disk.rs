@@ -116,11 +116,11 @@ impl Disk {
     ///
     /// [`Error::Usage`]: it is no disk, or the arena is too small. [`Error::Peer`]: it answered what cannot be. Otherwise what
     /// `registers` ran into.
-    pub fn start(registers: Box<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
+    pub fn start(registers: Arc<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
         arena.enter(|| Self::start_within(registers, arena))
     }
 
-    fn start_within(registers: Box<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
+    fn start_within(registers: Arc<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
         let mut transport = BusTransport::open(registers, arena)?;
         if transport.device_type() != DeviceType::Block {
             return Err(Error::Usage(format!("this is no disk but a {:?}", transport.device_type())));

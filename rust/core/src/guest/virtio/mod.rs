@@ -7,5 +7,7 @@
 
 pub mod arena;
 pub mod disk;
+pub mod net;
+pub mod registers;
 pub mod stream;
 pub mod transport;

@@ -130,11 +130,11 @@ impl Stream {
     /// # Errors
     ///
     /// [`Error::Usage`]: it is none of these, or the arena is too small. Otherwise what `registers` ran into.
-    pub fn start(registers: Box<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
+    pub fn start(registers: Arc<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
         arena.enter(|| Self::start_within(registers, arena))
     }
 
-    fn start_within(registers: Box<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
+    fn start_within(registers: Arc<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
         let mut transport = BusTransport::open(registers, arena)?;
         let has_transmit = match transport.device_type() {
             DeviceType::EntropySource => false,

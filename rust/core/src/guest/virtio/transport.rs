@@ -13,6 +13,7 @@
 //! Who writes what: rings as virtio says; the signal's words as [`crate::shm::signal`] says.
 //! Source: virtio 1.2 §4.2 and §4.1 for the trapping ones; for the bus, `docs/wire/virtio.md`.
 
+use std::cell::Cell;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,6 +27,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::arena::Arena;
 use crate::error::{Error, Fault, Result};
+use crate::guest::clock::monotonic_ns;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::SIGNAL_PAIR_BYTES;
 use crate::shm::pair::PairMemory;
@@ -42,7 +44,7 @@ pub(crate) const ALIVE: u32 = DeviceStatus::ACKNOWLEDGE.bits()
 const POLLS_A_LOOK: u32 = 64;
 
 /// How a transport reaches its device: calls that wait for their answer, and regions that are shown.
-pub trait Registers: Send {
+pub trait Registers: Send + Sync {
     /// Runs a function of the open device.
     ///
     /// # Errors
@@ -130,17 +132,122 @@ struct QueueSignal {
     call: Arc<Doorbell>,
 }
 
+/// The way to a device's registers.
+struct Line {
+    registers: Arc<dyn Registers>,
+    waker: Arc<Waker>,
+    tally: Arc<Tally>,
+}
+
+impl Line {
+    fn call(&self, function: u32, data: &[u8]) -> Result<Vec<u8>> {
+        self.waker.check()?;
+        self.tally.accesses.fetch_add(1, Ordering::Relaxed);
+        self.registers.call(function, data)
+    }
+
+    fn trap_read(&self, offset: u32, bytes: u32) -> Result<u64> {
+        let answer = self.call(function::TRAP_READ, &words(&[offset, bytes]))?;
+        numbers(&answer).map(|[low, high]| long(low, high))
+    }
+
+    fn trap_write(&self, offset: u32, bytes: u32, value: u64) -> Result<()> {
+        let data = words(&[offset, bytes, value as u32, (value >> 32) as u32]);
+        self.call(function::TRAP_WRITE, &data).map(drop)
+    }
+
+    /// Kicks a queue, which asked for it. `true`: with a system call or a trap.
+    fn kick(&self, shape: Shape, queue: u16, signal: &QueueSignal) -> Result<bool> {
+        self.tally.kicks.fetch_add(1, Ordering::Relaxed);
+        match shape {
+            Shape::Vbus => {
+                let is_asleep = signal.notifier.inject();
+                if is_asleep {
+                    self.tally.rings.fetch_add(1, Ordering::Relaxed);
+                    signal.kick.ring()?;
+                }
+                return Ok(is_asleep);
+            }
+            Shape::Mmio => self.trap_write(0x050, 4, queue.into())?,
+            Shape::Pci => self.trap_write(0x2000 + 4 * u32::from(queue), 2, queue.into())?,
+        }
+        Ok(true)
+    }
+
+    /// Acknowledges an interrupt that was heard.
+    fn acknowledge(&self, shape: Shape) -> Result<()> {
+        if shape != Shape::Mmio {
+            // Interrupts are messages: there is nothing to acknowledge.
+            return Ok(());
+        }
+        let status = self.trap_read(0x060, 4)?;
+        self.trap_write(0x064, 4, status & 3)
+    }
+}
+
+/// What one half of a driver needs of its queue, while the other half runs on another thread.
+pub struct QueueEnds {
+    line: Line,
+    shape: Shape,
+    queue: u16,
+    signal: QueueSignal,
+    /// The doorbell was asked for: whoever is woken by it has an interrupt to acknowledge.
+    is_armed: Cell<bool>,
+}
+
+impl QueueEnds {
+    /// Kicks the device, which asked for it. `true`: with a system call or a trap.
+    pub(crate) fn kick(&self) -> Result<bool> {
+        self.line.kick(self.shape, self.queue, &self.signal)
+    }
+
+    /// Notes what was signalled so far, before the ring is looked at.
+    pub(crate) fn acknowledge(&self) {
+        self.signal.listener.acknowledge();
+    }
+
+    /// Asks for the doorbell, after the ring was armed. `true`: nothing came.
+    pub(crate) fn arm(&self) -> bool {
+        let is_asleep = self.signal.listener.arm();
+        self.is_armed.set(is_asleep);
+        is_asleep
+    }
+
+    /// What the device calls by.
+    pub(crate) fn bell(&self) -> &Doorbell {
+        &self.signal.call
+    }
+
+    /// Sleeps until called. `false`: the time was up.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> Result<bool> {
+        self.line.tally.sleeps.fetch_add(1, Ordering::Relaxed);
+        let rung = self.signal.call.wait(timeout)?;
+        self.wake()?;
+        Ok(rung)
+    }
+
+    /// No more doorbells.
+    pub(crate) fn wake(&self) -> Result<()> {
+        self.signal.listener.wake(monotonic_ns);
+        if self.is_armed.replace(false) { self.line.acknowledge(self.shape) } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for QueueEnds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueEnds").field("shape", &self.shape).field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
 /// The transport.
 pub struct BusTransport {
-    registers: Box<dyn Registers>,
+    line: Line,
     arena: Arc<Arena>,
     shape: Shape,
     device_type: DeviceType,
     config_bytes: usize,
     queues: Vec<Option<QueueSignal>>,
     failure: Arc<Failure>,
-    waker: Arc<Waker>,
-    tally: Arc<Tally>,
 }
 
 fn words(values: &[u32]) -> Vec<u8> {
@@ -169,7 +276,7 @@ impl BusTransport {
     /// # Errors
     ///
     /// [`Error::Peer`]: it answered what cannot be. Otherwise what `registers` ran into.
-    pub fn open(registers: Box<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
+    pub fn open(registers: Arc<dyn Registers>, arena: &Arc<Arena>) -> Result<Self> {
         let [device, queues, shape, config_bytes] = numbers(&registers.call(function::INFO, &[])?)?;
         let bad = |what, found: u32, limit| Fault::BadSize { what, found: found.into(), limit };
         let shape = Shape::ALL.iter().find(|(known, _)| *known as u32 == shape);
@@ -179,15 +286,13 @@ impl BusTransport {
             return Err(bad("queues of a virtio device", queues, crate::virtio::device::QUEUES_MAX as u64).into());
         }
         Ok(Self {
-            registers,
+            line: Line { registers, waker: Arc::default(), tally: Arc::default() },
             arena: arena.clone(),
             shape: *shape,
             device_type,
             config_bytes: config_bytes as usize,
             queues: (0..queues).map(|_| None).collect(),
             failure: Arc::default(),
-            waker: Arc::default(),
-            tally: Arc::default(),
         })
     }
 
@@ -200,13 +305,13 @@ impl BusTransport {
     /// Ends waits when the host is gone.
     #[must_use]
     pub fn waker(&self) -> Arc<Waker> {
-        self.waker.clone()
+        self.line.waker.clone()
     }
 
     /// What it did so far.
     #[must_use]
     pub fn tally(&self) -> Arc<Tally> {
-        self.tally.clone()
+        self.line.tally.clone()
     }
 
     /// Resets the device, and agrees on those of the features that both sides know: which. Queues can be set up then.
@@ -252,22 +357,6 @@ impl BusTransport {
         self.config_bytes
     }
 
-    fn call(&self, function: u32, data: &[u8]) -> Result<Vec<u8>> {
-        self.waker.check()?;
-        self.tally.accesses.fetch_add(1, Ordering::Relaxed);
-        self.registers.call(function, data)
-    }
-
-    fn trap_read(&self, offset: u32, bytes: u32) -> Result<u64> {
-        let answer = self.call(function::TRAP_READ, &words(&[offset, bytes]))?;
-        numbers(&answer).map(|[low, high]| long(low, high))
-    }
-
-    fn trap_write(&self, offset: u32, bytes: u32, value: u64) -> Result<()> {
-        let data = words(&[offset, bytes, value as u32, (value >> 32) as u32]);
-        self.call(function::TRAP_WRITE, &data).map(drop)
-    }
-
     /// Where a register is, and how wide: `(mmio, pci)`.
     fn either(&self, mmio: (u32, u32), pci: (u32, u32)) -> (u32, u32) {
         if self.shape == Shape::Mmio { mmio } else { pci }
@@ -275,13 +364,13 @@ impl BusTransport {
 
     fn read_features(&self) -> Result<u64> {
         if self.shape == Shape::Vbus {
-            return numbers(&self.call(function::GET_FEATURES, &[])?).map(|[low, high]| long(low, high));
+            return numbers(&self.line.call(function::GET_FEATURES, &[])?).map(|[low, high]| long(low, high));
         }
         let (select, value) = (self.either((0x014, 4), (0x00, 4)), self.either((0x010, 4), (0x04, 4)));
         let mut found = 0;
         for half in 0..2 {
-            self.trap_write(select.0, select.1, half)?;
-            found |= self.trap_read(value.0, value.1)? << (32 * half);
+            self.line.trap_write(select.0, select.1, half)?;
+            found |= self.line.trap_read(value.0, value.1)? << (32 * half);
         }
         Ok(found)
     }
@@ -289,73 +378,73 @@ impl BusTransport {
     fn write_features(&self, features: u64) -> Result<()> {
         if self.shape == Shape::Vbus {
             let data = words(&[features as u32, (features >> 32) as u32]);
-            return self.call(function::SET_FEATURES, &data).map(drop);
+            return self.line.call(function::SET_FEATURES, &data).map(drop);
         }
         let (select, value) = (self.either((0x024, 4), (0x08, 4)), self.either((0x020, 4), (0x0c, 4)));
         for half in 0..2 {
-            self.trap_write(select.0, select.1, half)?;
-            self.trap_write(value.0, value.1, features >> (32 * half) & 0xffff_ffff)?;
+            self.line.trap_write(select.0, select.1, half)?;
+            self.line.trap_write(value.0, value.1, features >> (32 * half) & 0xffff_ffff)?;
         }
         Ok(())
     }
 
     fn status(&self) -> Result<u32> {
         if self.shape == Shape::Vbus {
-            return numbers(&self.call(function::GET_STATUS, &[])?).map(|[status]| status);
+            return numbers(&self.line.call(function::GET_STATUS, &[])?).map(|[status]| status);
         }
         let (offset, bytes) = self.either((0x070, 4), (0x14, 1));
-        self.trap_read(offset, bytes).map(|status| status as u32)
+        self.line.trap_read(offset, bytes).map(|status| status as u32)
     }
 
     fn write_status(&self, status: u32) -> Result<()> {
         if self.shape == Shape::Vbus {
-            return self.call(function::SET_STATUS, &words(&[status])).map(drop);
+            return self.line.call(function::SET_STATUS, &words(&[status])).map(drop);
         }
         let (offset, bytes) = self.either((0x070, 4), (0x14, 1));
-        self.trap_write(offset, bytes, status.into())
+        self.line.trap_write(offset, bytes, status.into())
     }
 
     fn select(&self, queue: u16) -> Result<()> {
         let (offset, bytes) = self.either((0x030, 4), (0x16, 2));
-        self.trap_write(offset, bytes, queue.into())
+        self.line.trap_write(offset, bytes, queue.into())
     }
 
     /// Largest size of a queue, and whether it is in use.
     fn query(&self, queue: u16) -> Result<(u32, bool)> {
         if self.shape == Shape::Vbus {
-            let [size, is_ready] = numbers(&self.call(function::QUERY_VQ, &words(&[queue.into()]))?)?;
+            let [size, is_ready] = numbers(&self.line.call(function::QUERY_VQ, &words(&[queue.into()]))?)?;
             return Ok((size, is_ready != 0));
         }
         self.select(queue)?;
         let (size, ready) = (self.either((0x034, 4), (0x18, 2)), self.either((0x044, 4), (0x1c, 2)));
-        Ok((self.trap_read(size.0, size.1)? as u32, self.trap_read(ready.0, ready.1)? != 0))
+        Ok((self.line.trap_read(size.0, size.1)? as u32, self.line.trap_read(ready.0, ready.1)? != 0))
     }
 
     fn enable(&self, queue: u16, size: u32, places: [PhysAddr; 3]) -> Result<()> {
         if self.shape == Shape::Vbus {
             let mut data = words(&[queue.into(), size]);
             data.extend(places.iter().flat_map(|place| place.to_le_bytes()));
-            return self.call(function::SET_VQ, &data).map(drop);
+            return self.line.call(function::SET_VQ, &data).map(drop);
         }
         self.select(queue)?;
         let (offset, bytes) = self.either((0x038, 4), (0x18, 2));
-        self.trap_write(offset, bytes, size.into())?;
+        self.line.trap_write(offset, bytes, size.into())?;
         for (place, (mmio, pci)) in places.iter().zip([(0x080, 0x20), (0x090, 0x28), (0x0a0, 0x30)]) {
             let (offset, bytes) = self.either((mmio, 4), (pci, 4));
-            self.trap_write(offset, bytes, place & 0xffff_ffff)?;
-            self.trap_write(offset + 4, bytes, place >> 32)?;
+            self.line.trap_write(offset, bytes, place & 0xffff_ffff)?;
+            self.line.trap_write(offset + 4, bytes, place >> 32)?;
         }
         let (offset, bytes) = self.either((0x044, 4), (0x1c, 2));
-        self.trap_write(offset, bytes, 1)
+        self.line.trap_write(offset, bytes, 1)
     }
 
     fn disable(&self, queue: u16) -> Result<()> {
         if self.shape == Shape::Vbus {
-            return self.call(function::DEL_VQ, &words(&[queue.into()])).map(drop);
+            return self.line.call(function::DEL_VQ, &words(&[queue.into()])).map(drop);
         }
         self.select(queue)?;
         let (offset, bytes) = self.either((0x044, 4), (0x1c, 2));
-        self.trap_write(offset, bytes, 0)
+        self.line.trap_write(offset, bytes, 0)
     }
 
     /// Shows a queue's memory, with its signal in the last page of the used ring, once.
@@ -375,27 +464,25 @@ impl BusTransport {
         let pair = PairMemory::format(ram, signal as u32)?;
         let (listener, notifier) = pair.guest_ends();
         let shown = (start as u32, (end - start) as u32, (signal - start) as u32);
-        let (kick, call) = self.registers.share(queue.into(), shown.0, shown.1, shown.2)?;
+        let (kick, call) = self.line.registers.share(queue.into(), shown.0, shown.1, shown.2)?;
         let (kick, call) = (Doorbell::from_fd(kick), Arc::new(Doorbell::from_fd(call)));
-        self.waker.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call.clone());
+        self.line.waker.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call.clone());
         *entry = Some(QueueSignal { listener, notifier, kick, call });
         Ok(())
     }
 
     fn kick(&self, queue: u16) -> Result<()> {
-        self.tally.kicks.fetch_add(1, Ordering::Relaxed);
-        match self.shape {
-            Shape::Vbus => {
-                let Some(Some(signal)) = self.queues.get(usize::from(queue)) else { return Ok(()) };
-                if signal.notifier.inject() {
-                    self.tally.rings.fetch_add(1, Ordering::Relaxed);
-                    signal.kick.ring()?;
-                }
-                Ok(())
-            }
-            Shape::Mmio => self.trap_write(0x050, 4, queue.into()),
-            Shape::Pci => self.trap_write(0x2000 + 4 * u32::from(queue), 2, queue.into()),
+        match self.queues.get(usize::from(queue)) {
+            Some(Some(signal)) => self.line.kick(self.shape, queue, signal).map(drop),
+            _ => Ok(()),
         }
+    }
+
+    /// What a half of a driver goes on with by itself, reaching registers by a way of its own.
+    pub(crate) fn take_ends(&mut self, queue: u16, registers: Arc<dyn Registers>) -> Option<QueueEnds> {
+        let signal = self.queues.get_mut(usize::from(queue))?.take()?;
+        let line = Line { registers, waker: self.waker(), tally: self.tally() };
+        Some(QueueEnds { line, shape: self.shape, queue, signal, is_armed: Cell::new(false) })
     }
 
     /// Waits until `is_done`, or until `deadline`: spins for `spin`, then sleeps. `false`: the time was up.
@@ -424,7 +511,7 @@ impl BusTransport {
             }
         }
         loop {
-            self.waker.check()?;
+            self.line.waker.check()?;
             signal.listener.acknowledge();
             // The ring is looked at once more after the signal was armed: the device may have found the ring's event index
             // of before, and then did not mark the signal.
@@ -439,13 +526,10 @@ impl BusTransport {
                 return Ok(false);
             }
             if is_asleep {
-                self.tally.sleeps.fetch_add(1, Ordering::Relaxed);
+                self.line.tally.sleeps.fetch_add(1, Ordering::Relaxed);
                 signal.call.wait(Some(left))?;
                 signal.listener.mask();
-                if self.shape == Shape::Mmio {
-                    let status = self.trap_read(0x060, 4)?;
-                    self.trap_write(0x064, 4, status & 3)?;
-                }
+                self.line.acknowledge(self.shape)?;
             }
         }
     }
@@ -512,8 +596,8 @@ impl Transport for BusTransport {
             // Interrupts are messages: there is nothing to acknowledge.
             return InterruptStatus::QUEUE_INTERRUPT;
         }
-        let outcome = self.trap_read(0x060, 4).and_then(|status| {
-            self.trap_write(0x064, 4, status & 3)?;
+        let outcome = self.line.trap_read(0x060, 4).and_then(|status| {
+            self.line.trap_write(0x064, 4, status & 3)?;
             Ok(status)
         });
         InterruptStatus::from_bits_retain(self.failure.keep(outcome).unwrap_or(0) as u32)
@@ -522,10 +606,10 @@ impl Transport for BusTransport {
     fn read_config_generation(&self) -> u32 {
         let outcome = match self.shape {
             Shape::Vbus => {
-                self.call(function::GET_GENERATION, &[]).and_then(|answer| numbers(&answer)).map(|[one]| one)
+                self.line.call(function::GET_GENERATION, &[]).and_then(|answer| numbers(&answer)).map(|[one]| one)
             }
-            Shape::Mmio => self.trap_read(0x0fc, 4).map(|value| value as u32),
-            Shape::Pci => self.trap_read(0x15, 1).map(|value| value as u32),
+            Shape::Mmio => self.line.trap_read(0x0fc, 4).map(|value| value as u32),
+            Shape::Pci => self.line.trap_read(0x15, 1).map(|value| value as u32),
         };
         self.failure.keep(outcome).unwrap_or(0)
     }
@@ -533,10 +617,10 @@ impl Transport for BusTransport {
     fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> virtio_drivers::Result<T> {
         let length = size_of::<T>();
         let outcome = match self.shape {
-            Shape::Vbus => self.call(function::GET_CONFIG, &words(&[offset as u32, length as u32])),
+            Shape::Vbus => self.line.call(function::GET_CONFIG, &words(&[offset as u32, length as u32])),
             shape => {
                 let base = if shape == Shape::Mmio { 0x100 } else { 0x3000 };
-                self.trap_read(base + offset as u32, length as u32).map(|value| {
+                self.line.trap_read(base + offset as u32, length as u32).map(|value| {
                     let bytes = value.to_le_bytes();
                     bytes[..length.min(bytes.len())].to_vec()
                 })
@@ -552,14 +636,14 @@ impl Transport for BusTransport {
             Shape::Vbus => {
                 let mut data = words(&[offset as u32]);
                 data.extend(bytes);
-                self.call(function::SET_CONFIG, &data).map(drop)
+                self.line.call(function::SET_CONFIG, &data).map(drop)
             }
             shape => {
                 let base = if shape == Shape::Mmio { 0x100 } else { 0x3000 };
                 let mut wide = [0; 8];
                 let length = bytes.len().min(wide.len());
                 wide[..length].copy_from_slice(&bytes[..length]);
-                self.trap_write(base + offset as u32, length as u32, u64::from_le_bytes(wide))
+                self.line.trap_write(base + offset as u32, length as u32, u64::from_le_bytes(wide))
             }
         };
         self.failure.keep(outcome).ok_or(VirtioError::ConfigSpaceMissing)

@@ -1,4 +1,4 @@
-//! A vhost-user front end as a port: the virtqueues of a virtual machine's or a DPDK application's network card.
+//! Virtqueues as a port: those of a virtual machine's or a DPDK application's network card, and of a guest's on a bus.
 //!
 //! ```text
 //!   TX queues   driver makes full chains available   ─▶ load: check, find the frame ─▶ (switch) ─▶ used, maybe call
@@ -10,7 +10,8 @@
 //! there at once. One that asks for an offload is gathered too, before its header is read: what is checked is what is sent.
 //!
 //! Who writes what: the driver owns all of this memory; we write used rings, and buffers that it posted. The rings are set up
-//! by another thread ([`crate::vhost_user`]) and handed over whole; while it changes them the port has none.
+//! by another thread ([`crate::vhost_user`], [`crate::virtio::net`]) and handed over whole; while it changes them the port has
+//! none. A guest of a bus has a shm-signal beside each queue, which spares doorbells while it is awake.
 //! The danger: as everywhere in [`crate::virtio`]. Besides, eventfds are the front end's: they are believed after the
 //! kernel said what they are, kicks are never read, and calls are rung where a watchdog ends what blocks.
 //! Source: virtio 1.2 §5.1.6 (device operation of the network device).
@@ -19,6 +20,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::batch::{BATCH, Batch, prefetch_read};
 use super::{PortPart, Refusal};
@@ -27,8 +29,12 @@ use crate::net::frame::{FRAME_BYTES_MAX, FrameStart, HEADER_BYTES, START_BYTES, 
 use crate::net::offload::{Features, OFFLOAD_HEADER_BYTES, Request};
 use crate::port::batch::Piece;
 use crate::shm::doorbell::Doorbell;
+use crate::shm::signal::{Listener, Notifier};
+use crate::signals::Caller;
+use crate::virtio::device::NEEDS_RESET;
 use crate::virtio::memory::GuestMemory;
 use crate::virtio::queue::{Ahead, Chain, Direction, Queue, Segment, Used};
+use crate::virtio::server::QUEUE_INTERRUPT;
 use crate::worker::watchdog::Ringer;
 
 /// `virtio_net_hdr` with `num_buffers`: what is in front of each frame once version 1 or mergeable buffers were agreed on.
@@ -38,13 +44,35 @@ pub(crate) const SHORT_HEADER: u32 = 10;
 /// Room for frames that are gathered; at least one of the longest.
 const GATHER_BYTES: usize = 256 << 10;
 
-/// One queue and the eventfds that belong to it.
+/// What a queue of a guest on a bus has beside it.
+#[derive(Debug)]
+pub(crate) struct BusEnds {
+    /// What hears kicks.
+    pub listener: Listener,
+    /// What calls.
+    pub notifier: Notifier,
+    pub call: Arc<Caller>,
+    /// What the driver reads to learn why it was called.
+    pub interrupt: Arc<AtomicU32>,
+    /// The device's status.
+    pub status: Arc<AtomicU32>,
+}
+
+/// How the driver of a queue hears of it.
+#[derive(Debug)]
+pub(crate) enum Ends {
+    /// By an eventfd of its front end's; none: it polls.
+    FrontEnd(Option<Doorbell>),
+    /// By a signal, and by its doorbell when it sleeps.
+    Bus(BusEnds),
+}
+
+/// One queue and what belongs to it.
 #[derive(Debug)]
 pub(crate) struct Ring {
     pub queue: Queue,
-    pub kick: Doorbell,
-    /// None: the driver polls.
-    pub call: Option<Doorbell>,
+    pub kick: Arc<Doorbell>,
+    pub ends: Ends,
     /// Number of the queue as the front end counts: even ones are for frames to the driver.
     pub index: usize,
     pub fault: Option<Fault>,
@@ -58,9 +86,9 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn new(index: usize, queue: Queue, kick: Doorbell, call: Option<Doorbell>) -> Self {
+    pub(crate) fn new(index: usize, queue: Queue, kick: Arc<Doorbell>, ends: Ends) -> Self {
         let filled = Vec::with_capacity(queue.size() as usize);
-        Self { queue, kick, call, index, fault: None, is_told: false, ahead: Ahead::default(), filled, taken: 0 }
+        Self { queue, kick, ends, index, fault: None, is_told: false, ahead: Ahead::default(), filled, taken: 0 }
     }
 
     /// Whether it works still.
@@ -71,12 +99,50 @@ impl Ring {
     #[cold]
     fn end(&mut self, fault: Fault) {
         self.fault.get_or_insert(fault);
+        if let Ends::Bus(bus) = &self.ends {
+            bus.status.fetch_or(NEEDS_RESET, Ordering::Relaxed);
+        }
     }
 
-    fn ring(&mut self, ringer: &Ringer) {
-        let Some(call) = &self.call else { return };
-        if let Err(fault) = ringer.ring(call) {
+    /// Tells the driver, which wants to hear: whether its doorbell was rung for that.
+    fn ring(&mut self, ringer: &Ringer) -> bool {
+        let outcome = match &self.ends {
+            Ends::FrontEnd(None) => return false,
+            Ends::FrontEnd(Some(call)) => ringer.ring(call),
+            Ends::Bus(bus) if !bus.notifier.inject() => return false,
+            Ends::Bus(bus) => {
+                bus.interrupt.fetch_or(QUEUE_INTERRUPT, Ordering::Relaxed);
+                bus.call.call(ringer)
+            }
+        };
+        if let Err(fault) = outcome {
             self.end(fault);
+        }
+        true
+    }
+
+    /// Asks to be kicked. `true`: there is nothing now.
+    fn arm(&mut self) -> bool {
+        if let Ends::Bus(bus) = &self.ends {
+            bus.listener.acknowledge();
+        }
+        match self.queue.arm() {
+            Ok(is_empty) => match &self.ends {
+                Ends::Bus(bus) => is_empty && bus.listener.arm(),
+                Ends::FrontEnd(_) => is_empty,
+            },
+            Err(fault) => {
+                self.end(fault);
+                true
+            }
+        }
+    }
+
+    /// No kicks wanted.
+    fn disarm(&self) {
+        self.queue.disarm();
+        if let Ends::Bus(bus) = &self.ends {
+            bus.listener.mask();
         }
     }
 
@@ -136,7 +202,18 @@ pub(crate) struct Rings {
     pub takes: Features,
     /// What we may leave to the driver.
     pub gives: Features,
+    /// How many pairs the driver uses; none: all there are.
+    pub pairs: Option<Arc<AtomicU32>>,
     pub memory: Arc<GuestMemory>,
+}
+
+impl Rings {
+    /// Over how many queues frames to the driver are spread; at least one.
+    fn spread(&self) -> usize {
+        let all = self.rx.len();
+        let wanted = self.pairs.as_ref().map_or(all, |pairs| pairs.load(Ordering::Relaxed) as usize);
+        wanted.clamp(1, all.max(1))
+    }
 }
 
 /// A frame that was loaded.
@@ -147,7 +224,7 @@ struct Loaded {
 }
 
 /// A front end's queues, worked on by one worker.
-pub(crate) struct VhostUserPort {
+pub(crate) struct VirtqueuePort {
     rings: Option<Box<Rings>>,
     frame_limit: u32,
     is_up: bool,
@@ -163,9 +240,9 @@ pub(crate) struct VhostUserPort {
 
 // SAFETY: places in `loaded` are good within one turn of one thread, and never used after it; those of chains that were looked
 // at are good for as long as their queue is, which is never without its memory.
-unsafe impl Send for VhostUserPort {}
+unsafe impl Send for VirtqueuePort {}
 
-impl VhostUserPort {
+impl VirtqueuePort {
     pub(crate) fn new(mtu: u32) -> Self {
         Self {
             rings: None,
@@ -186,7 +263,7 @@ impl VhostUserPort {
         self.from = 0;
         let before = std::mem::replace(&mut self.rings, rings);
         for ring in self.rings.iter_mut().flat_map(|rings| rings.rx.iter_mut().chain(&mut rings.tx)) {
-            ring.queue.disarm();
+            ring.disarm();
             // What the driver waits for may have come while nobody called.
             ring.ring(ringer);
         }
@@ -335,11 +412,10 @@ impl VhostUserPort {
         count != 0 && ring.queue.complete(chains.iter().map(|chain| chain.used))
     }
 
-    /// Wakes the driver of the queue that frames were last taken from.
-    pub(crate) fn call_tx(&mut self, ringer: &Ringer) {
-        if let Some(ring) = self.rings.as_mut().and_then(|rings| rings.tx.get_mut(self.from)) {
-            ring.ring(ringer);
-        }
+    /// Tells the driver of the queue that frames were last taken from: whether it was rung for.
+    pub(crate) fn call_tx(&mut self, ringer: &Ringer) -> bool {
+        let ring = self.rings.as_mut().and_then(|rings| rings.tx.get_mut(self.from));
+        ring.is_some_and(|ring| ring.ring(ringer))
     }
 
     /// Something broke, or memory has ended, and was not told: asked after each turn and each release.
@@ -355,10 +431,7 @@ impl VhostUserPort {
         let Some(rings) = &mut self.rings else { return true };
         let mut is_idle = true;
         for ring in rings.tx.iter_mut().filter(|ring| ring.works()) {
-            match ring.queue.arm() {
-                Ok(is_empty) => is_idle &= is_empty,
-                Err(fault) => ring.end(fault),
-            }
+            is_idle &= ring.arm();
         }
         is_idle
     }
@@ -366,7 +439,7 @@ impl VhostUserPort {
     /// No more kicks wanted: the port is polled.
     pub(crate) fn disarm(&self) {
         if let Some(rings) = &self.rings {
-            rings.tx.iter().for_each(|ring| ring.queue.disarm());
+            rings.tx.iter().for_each(Ring::disarm);
         }
     }
 
@@ -422,7 +495,7 @@ impl VhostUserPort {
         }
         let asked = request.header();
         let (header, is_mergeable) = (rings.header, rings.is_mergeable);
-        let number = if rings.rx.len() > 1 { flow(start) % rings.rx.len() } else { 0 };
+        let number = if rings.rx.len() > 1 { flow(start) % rings.spread() } else { 0 };
         let Some(ring) = rings.rx.get_mut(number) else { return Err(Refusal::LinkDown) };
         let chain = ring.posted(0)?;
         let target = if chain.pieces == 0 && chain.bytes >= header + piece.length.max(START_BYTES as u32) {
@@ -453,17 +526,16 @@ impl VhostUserPort {
         let mut is_called = false;
         for ring in rings.rx.iter_mut().filter(|ring| !ring.filled.is_empty()) {
             if ring.queue.complete(ring.filled.drain(..)) {
-                is_called = true;
-                ring.ring(ringer);
+                is_called |= ring.ring(ringer);
             }
         }
         is_called
     }
 }
 
-impl fmt::Debug for VhostUserPort {
+impl fmt::Debug for VirtqueuePort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VhostUserPort").field("rings", &self.rings).field("is_up", &self.is_up).finish_non_exhaustive()
+        f.debug_struct("VirtqueuePort").field("rings", &self.rings).field("is_up", &self.is_up).finish_non_exhaustive()
     }
 }
 

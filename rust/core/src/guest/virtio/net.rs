@@ -1,0 +1,775 @@
+//! The driver half of a virtio network card: two split virtqueues, in batches, of whole frames.
+//!
+//! ```text
+//!   block ┌ TX queue ┬ RX queue ┬ TX buffers, one a descriptor ┬ RX buffers, one a descriptor ┐
+//!         └──────────┴──────────┴──── … 12 bytes header, frame ┴──────────────────────────────┘
+//!   send     length into a free descriptor · its number into the available ring · index once a batch · kick if wanted
+//!   receive  used entries, checked · frame handed over · number into the available ring again
+//! ```
+//!
+//! Registers go through the crate's transport ([`super::transport`]); the queue is our own. The crate's shows the device each
+//! buffer by itself, with an index store and a fence, and shares it by looking it up in the arena; its network driver waits
+//! for every frame it sends. Here a descriptor has its buffer for good, so a frame costs one length and one number, and a
+//! batch one index and one fence.
+//!
+//! A frame begins on a cache line, with its header right before it. Headers of TX buffers are zero and stay so: nothing is
+//! left to the device, and it does not write there.
+//!
+//! Who writes what: the guest all of this memory but used rings and posted buffers, which are the device's. Used entries are
+//! checked against what was posted; a device that lies costs us the card, not our memory.
+//! Source: virtio 1.2 §2.7, §5.1.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::time::{Duration, Instant};
+
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS};
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_WRITE};
+use virtio_drivers::PAGE_SIZE;
+use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
+
+use super::arena::Arena;
+use super::disk::driver_error;
+use super::transport::{ALIVE, BusTransport, QueueEnds, Registers, Tally};
+use crate::error::{Error, Fault, Result};
+use crate::guest::nic::{ETHERNET_HEADER, Held, MTU_MAX, MTU_MIN, Stage, Totals, frame_limit, look_for};
+use crate::shm::doorbell::Doorbell;
+use crate::shm::layout::CACHE_LINE;
+use crate::shm::line;
+
+/// `virtio_net_hdr` as version 1 has it.
+const HEADER: u32 = 12;
+/// Where a frame is in its buffer: on a line of its own, the header at the end of the one before.
+const FRAME_AT: u32 = CACHE_LINE as u32;
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const DESCRIPTOR: u32 = 16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+/// Most buffers posted again that the device is not shown at once.
+const ANNOUNCE_MAX: u16 = 32;
+/// A flag of the available ring: no interrupts wanted.
+const NO_INTERRUPT: u16 = 1;
+/// A flag of the used ring: no kicks wanted.
+const NO_NOTIFY: u16 = 1;
+
+const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_NET_F_MAC
+    | 1 << VIRTIO_NET_F_MTU
+    | 1 << VIRTIO_NET_F_STATUS;
+
+/// Bytes of one buffer for frames of this MTU.
+const fn stride(mtu: u32) -> u32 {
+    FRAME_AT + frame_limit(mtu).next_multiple_of(CACHE_LINE as u32)
+}
+
+/// Bytes of one queue: its rings, each from a page on, and room for its signal behind them.
+const fn queue_bytes(slots: u32) -> u32 {
+    let page = PAGE_SIZE as u32;
+    (DESCRIPTOR * slots + 6 + 2 * slots).next_multiple_of(page) + (6 + 8 * slots + 512).next_multiple_of(page)
+}
+
+/// Bytes of a block for a card of this MTU, whole pages.
+///
+/// # Errors
+///
+/// [`Error::Usage`]: MTU or slots cannot be, or they need 4 GiB.
+pub fn block_bytes(mtu: u32, slots: u32) -> Result<u32> {
+    if !(MTU_MIN..=MTU_MAX).contains(&mtu) {
+        return Err(Error::Usage(format!("a network card's MTU is {MTU_MIN} to {MTU_MAX}; got {mtu}")));
+    }
+    if !slots.is_power_of_two() || !(2..=SLOTS_MAX).contains(&slots) {
+        return Err(Error::Usage(format!("a virtqueue has a power of two of slots, 2 to {SLOTS_MAX}; got {slots}")));
+    }
+    let buffers = (u64::from(slots) * u64::from(stride(mtu))).next_multiple_of(PAGE_SIZE as u64);
+    u32::try_from(2 * (buffers + u64::from(queue_bytes(slots))))
+        .map_err(|_| Error::Usage(format!("MTU {mtu} with {slots} slots needs more than 4 GiB; take fewer slots")))
+}
+
+/// Most slots of a queue.
+pub const SLOTS_MAX: u32 = 1024;
+
+/// A driver that was started.
+#[derive(Debug)]
+pub struct Started {
+    /// Its sending half.
+    pub sender: Sender,
+    /// Its receiving half.
+    pub receiver: Receiver,
+    /// The card's address.
+    pub mac: [u8; 6],
+    /// Largest packet.
+    pub mtu: u32,
+    /// What its transport did and does.
+    pub tally: Arc<Tally>,
+}
+
+/// Starts the driver of an open device, in an arena of its own, with `slots` entries in each queue. Each half reaches
+/// registers by its own way, for they may run on two threads.
+///
+/// # Errors
+///
+/// [`Error::Usage`]: it is no network card, or the arena is too small. [`Error::Peer`]: it answered what cannot be. Otherwise
+/// what registers ran into.
+pub fn start(
+    registers: Arc<dyn Registers>,
+    halves: [Arc<dyn Registers>; 2],
+    arena: &Arc<Arena>,
+    slots: u32,
+) -> Result<Started> {
+    let mut transport = BusTransport::open(registers, arena)?;
+    if transport.device_type() != DeviceType::Network {
+        return Err(Error::Usage(format!("this is no network card but a {:?}", transport.device_type())));
+    }
+    let failure = transport.failure();
+    let features = transport.agree(WANTED)?;
+    if transport.config_bytes() < HEADER as usize {
+        let found = transport.config_bytes() as u64;
+        return Err(Fault::BadSize { what: "configuration of a network card", found, limit: HEADER.into() }.into());
+    }
+    let low = transport.read_config_space::<u32>(0);
+    let high = transport.read_config_space::<u16>(4);
+    let mtu = transport.read_config_space::<u16>(10);
+    failure.take()?;
+    let (low, high) = (low.map_err(driver_error)?.to_le_bytes(), high.map_err(driver_error)?.to_le_bytes());
+    let mtu = match u32::from(mtu.map_err(driver_error)?) {
+        _ if features & 1 << VIRTIO_NET_F_MTU == 0 => 1500,
+        mtu if (MTU_MIN..=MTU_MAX).contains(&mtu) => mtu,
+        found => {
+            return Err(
+                Fault::BadSize { what: "MTU of a network card", found: found.into(), limit: MTU_MAX.into() }.into()
+            );
+        }
+    };
+    block_bytes(mtu, slots)?;
+    let has_event_index = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+    let mut rings = Vec::with_capacity(2);
+    for queue in [RECEIVE, TRANSMIT] {
+        rings.push(Ring::lay_out(arena, &mut transport, queue, slots, has_event_index)?);
+        failure.take()?;
+    }
+    let buffers = [Buffers::take(arena, mtu, slots)?, Buffers::take(arena, mtu, slots)?];
+    transport.set_status(DeviceStatus::from_bits_retain(ALIVE));
+    failure.take()?;
+    let tally = transport.tally();
+    let [for_sender, for_receiver] = halves;
+    let mut ends = |queue, registers| {
+        transport.take_ends(queue, registers).ok_or_else(|| Error::Usage("a virtqueue has no signal".into()))
+    };
+    let (rx_ends, tx_ends) = (ends(RECEIVE, for_receiver)?, ends(TRANSMIT, for_sender)?);
+    let (tx, rx) = (rings.pop(), rings.pop());
+    let (Some(tx), Some(rx)) = (tx, rx) else { return Err(Error::Usage("a network card has two queues".into())) };
+    let [tx_buffers, rx_buffers] = buffers;
+    let limit = frame_limit(mtu);
+    let mut sender = Sender {
+        ring: tx,
+        buffers: tx_buffers,
+        free: (0..slots as u16).rev().collect(),
+        is_lent: vec![false; slots as usize].into_boxed_slice(),
+        under_way: 0,
+        claimed: None,
+        limit,
+        limit_max: limit,
+        ends: tx_ends,
+        totals: Totals::default(),
+    };
+    sender.prepare();
+    let mut receiver = Receiver {
+        ring: rx,
+        buffers: rx_buffers,
+        is_posted: vec![false; slots as usize].into_boxed_slice(),
+        posted: 0,
+        limit,
+        ends: rx_ends,
+        totals: Totals::default(),
+    };
+    receiver.prepare();
+    receiver.announce_all()?;
+    Ok(Started { sender, receiver, mac: [low[0], low[1], low[2], low[3], high[0], high[1]], mtu, tally })
+}
+
+/// Where the buffers of one queue are, each at its number.
+#[derive(Debug)]
+struct Buffers {
+    _arena: Arc<Arena>,
+    place: NonNull<u8>,
+    offset: u32,
+    stride: u32,
+}
+
+impl Buffers {
+    fn take(arena: &Arc<Arena>, mtu: u32, slots: u32) -> Result<Self> {
+        let stride = stride(mtu);
+        let bytes = stride * slots;
+        let small = || Error::Usage("the block of memory for a network card's driver is too small".into());
+        let offset = arena.allocate(bytes, CACHE_LINE as u32).ok_or_else(small)?;
+        let place = arena.at(offset, bytes as usize).ok_or_else(small)?;
+        Ok(Self { _arena: arena.clone(), place, offset, stride })
+    }
+
+    /// Where the frame of a buffer is in the guest's memory.
+    #[inline(always)]
+    const fn offset(&self, id: u16) -> u32 {
+        self.offset + self.stride * id as u32 + FRAME_AT
+    }
+
+    /// Where the frame of a buffer is mapped.
+    #[inline(always)]
+    fn frame(&self, id: u16) -> *mut u8 {
+        self.place.as_ptr().wrapping_add((self.stride * u32::from(id) + FRAME_AT) as usize)
+    }
+}
+
+/// The driver's end of one split queue.
+struct Ring {
+    _arena: Arc<Arena>,
+    descriptors: NonNull<[u64; 2]>,
+    /// Flags, index, the numbers, and the index at which we want to be called.
+    available: NonNull<AtomicU16>,
+    used: NonNull<AtomicU16>,
+    size: u16,
+    has_event_index: bool,
+    /// The next entry of the available ring, and how far the device was shown it.
+    next: u16,
+    shown: u16,
+    /// The next used entry.
+    seen: u16,
+    /// Its index as last looked at.
+    known: u16,
+}
+
+// SAFETY: the rings lie in the arena's memory, which this holds, and have no thread affinity; one half has each ring.
+unsafe impl Send for Ring {}
+// SAFETY: as above.
+unsafe impl Send for Buffers {}
+
+impl Ring {
+    fn lay_out(
+        arena: &Arc<Arena>,
+        transport: &mut BusTransport,
+        queue: u16,
+        slots: u32,
+        has_event_index: bool,
+    ) -> Result<Self> {
+        let most = transport.max_queue_size(queue);
+        if most < slots {
+            return Err(Error::Usage(format!(
+                "queue {queue} of this device has {most} slots at most; {slots} are wanted"
+            )));
+        }
+        let small = || Error::Usage("the block of memory for a network card's driver is too small".into());
+        let bytes = queue_bytes(slots);
+        let start = arena.allocate(bytes, PAGE_SIZE as u32).ok_or_else(small)?;
+        let place = arena.at(start, bytes as usize).ok_or_else(small)?;
+        // SAFETY: just taken from the arena; nobody else has it.
+        unsafe { place.write_bytes(0, bytes as usize) };
+        let available = start + DESCRIPTOR * slots;
+        let used = (available + 6 + 2 * slots).next_multiple_of(PAGE_SIZE as u32);
+        transport.queue_set(queue, slots, start.into(), available.into(), used.into());
+        let at = |offset: u32| {
+            // SAFETY: within the bytes just taken.
+            unsafe { place.add((offset - start) as usize) }
+        };
+        Ok(Self {
+            _arena: arena.clone(),
+            descriptors: place.cast(),
+            available: at(available).cast(),
+            used: at(used).cast(),
+            size: slots as u16,
+            has_event_index,
+            next: 0,
+            shown: 0,
+            seen: 0,
+            known: 0,
+        })
+    }
+
+    /// The word at position `index` of the available ring: 0 flags, 1 index, from 2 on numbers, then the wish.
+    #[inline(always)]
+    fn available(&self, index: u16) -> &AtomicU16 {
+        // SAFETY: at most `size + 2`, and as many words and three lie there.
+        unsafe { self.available.add(usize::from(index)).as_ref() }
+    }
+
+    /// A word of the used ring: 0 flags, 1 index; behind its entries the device's wish.
+    #[inline(always)]
+    fn used(&self, index: usize) -> &AtomicU16 {
+        // SAFETY: 0, 1, or behind the entries, where `lay_out` left room.
+        unsafe { self.used.add(index).as_ref() }
+    }
+
+    fn describe(&self, id: u16, address: u64, length: u32, flags: u16) {
+        let rest = u64::from(length) | u64::from(flags) << 32;
+        // SAFETY: `id` is less than `size`; the device was not shown this descriptor.
+        unsafe { self.descriptors.add(usize::from(id)).write([address.to_le(), rest.to_le()]) };
+    }
+
+    /// The length of a descriptor that has its buffer already.
+    #[inline(always)]
+    fn set_length(&self, id: u16, length: u32) {
+        // SAFETY: `id` is less than `size`; the device does not have this descriptor now.
+        unsafe {
+            self.descriptors.add(usize::from(id)).cast::<[u32; 4]>().as_ptr().cast::<u32>().add(2).write(length.to_le())
+        };
+    }
+
+    /// Puts a chain at the end of what is available; the device sees it after [`Self::show`].
+    #[inline(always)]
+    fn put(&mut self, id: u16) {
+        self.available(2 + (self.next & (self.size - 1))).store(id.to_le(), Ordering::Relaxed);
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// Chains that the device was not shown.
+    const fn unshown(&self) -> u16 {
+        self.next.wrapping_sub(self.shown)
+    }
+
+    /// Shows the device everything put. `true`: it wants a kick.
+    #[inline]
+    fn show(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.shown, self.next);
+        // [VQ-1 chains visible] release: descriptors and numbers before the index; the device's partner is in refresh.
+        self.available(1).store(self.next.to_le(), Ordering::Release);
+        // [VQ-4 kick or see] our index before we look at the device's wish; partner in arm.
+        fence(Ordering::SeqCst);
+        if !self.has_event_index {
+            return u16::from_le(self.used(0).load(Ordering::Relaxed)) & NO_NOTIFY == 0;
+        }
+        let wish = u16::from_le(self.used(2 + 4 * usize::from(self.size)).load(Ordering::Relaxed));
+        self.next.wrapping_sub(wish).wrapping_sub(1) < self.next.wrapping_sub(before)
+    }
+
+    /// Used entries that were not taken. Looks again only when there are none.
+    #[inline]
+    fn ready(&mut self, under_way: u16) -> std::result::Result<u16, Fault> {
+        if self.known == self.seen {
+            // [VQ-2 used visible] acquire: the index before the entries; partner in complete.
+            let found = u16::from_le(self.used(1).load(Ordering::Acquire));
+            let ready = found.wrapping_sub(self.seen);
+            if ready > under_way {
+                return Err(Fault::IndexOutOfRange { index: ready.into(), limit: under_way.into() });
+            }
+            self.known = found;
+        }
+        Ok(self.known.wrapping_sub(self.seen))
+    }
+
+    /// The next used entry: the number of its chain, checked, and the bytes written to it.
+    #[inline]
+    fn take(&mut self) -> std::result::Result<(u16, u32), Fault> {
+        let index = usize::from(self.seen & (self.size - 1));
+        // SAFETY: less than `size` entries of 8 bytes lie behind the first two words, aligned to four.
+        let entry = unsafe { self.used.add(2).cast::<[u32; 2]>().add(index).read_volatile() };
+        let [id, length] = entry.map(u32::from_le);
+        if id >= self.size.into() {
+            return Err(Fault::IndexOutOfRange { index: id, limit: self.size.into() });
+        }
+        self.seen = self.seen.wrapping_add(1);
+        Ok((id as u16, length))
+    }
+
+    /// The number in the used entry at `index`, for who does not believe it.
+    #[inline]
+    fn peek(&self, index: usize) -> u32 {
+        // SAFETY: as in `take`.
+        u32::from_le(unsafe { self.used.add(2).cast::<[u32; 2]>().add(index).cast::<u32>().read_volatile() })
+    }
+
+    /// Asks to be called for the next used entry. `true`: there is none yet.
+    fn arm(&mut self, under_way: u16) -> std::result::Result<bool, Fault> {
+        if self.has_event_index {
+            self.available(2 + self.size).store(self.seen.to_le(), Ordering::Relaxed);
+        } else {
+            self.available(0).store(0, Ordering::Relaxed);
+        }
+        // [VQ-3 call or see] our wish before the device's index; partner in complete.
+        fence(Ordering::SeqCst);
+        Ok(self.ready(under_way)? == 0)
+    }
+
+    /// No calls wanted.
+    fn disarm(&self) {
+        if self.has_event_index {
+            // As far behind as can be: an index that comes by seldom, and harms nobody when it does.
+            self.available(2 + self.size).store(self.seen.wrapping_sub(1).to_le(), Ordering::Relaxed);
+        } else {
+            self.available(0).store(NO_INTERRUPT.to_le(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring").field("size", &self.size).field("next", &self.next).field("seen", &self.seen).finish()
+    }
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub struct Sender {
+    ring: Ring,
+    buffers: Buffers,
+    /// Descriptors that nobody has, the last one returned on top: its buffer is warm.
+    free: Vec<u16>,
+    /// Which the device has, or will have with the next flush.
+    is_lent: Box<[bool]>,
+    /// Shown and not returned, as last seen.
+    under_way: u16,
+    claimed: Option<u16>,
+    limit: u32,
+    limit_max: u32,
+    ends: QueueEnds,
+    totals: Totals,
+}
+
+/// How many frames ahead the lines of a buffer are asked for.
+const ASK_AHEAD: usize = 4;
+
+impl Sender {
+    /// Describes every buffer for good.
+    fn prepare(&mut self) {
+        for id in 0..self.ring.size {
+            let address = u64::from(self.buffers.offset(id) - HEADER);
+            self.ring.describe(id, address, HEADER, 0);
+            // SAFETY: the header's bytes before a frame that lies in our buffers.
+            unsafe { self.buffers.frame(id).sub(HEADER as usize).write_bytes(0, HEADER as usize) };
+        }
+        self.ring.disarm();
+    }
+
+    pub(crate) const fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    pub(crate) fn set_mtu(&mut self, mtu: u32) {
+        self.limit = frame_limit(mtu.min(MTU_MAX)).min(self.limit_max);
+    }
+
+    #[inline]
+    fn check(&self, length: usize) -> Result<u32> {
+        match u32::try_from(length) {
+            Ok(length) if (ETHERNET_HEADER..=self.limit).contains(&length) => Ok(length),
+            _ => Err(no_frame(length, self.limit)),
+        }
+    }
+
+    /// Takes back what the device is done with. `true`: some came back.
+    fn reclaim(&mut self) -> std::result::Result<bool, Fault> {
+        let ready = self.ring.ready(self.under_way)?;
+        for _ in 0..ready {
+            let (id, _) = self.ring.take()?;
+            if !std::mem::take(&mut self.is_lent[usize::from(id)]) {
+                return Err(Fault::IndexOutOfRange { index: id.into(), limit: self.ring.size.into() });
+            }
+            self.free.push(id);
+            self.under_way -= 1;
+        }
+        Ok(ready != 0)
+    }
+
+    /// A descriptor that nobody has.
+    #[inline]
+    fn take(&mut self) -> std::result::Result<Option<u16>, Fault> {
+        if self.free.is_empty() && !self.reclaim()? {
+            return Ok(None);
+        }
+        Ok(self.free.pop())
+    }
+
+    fn put(&mut self, id: u16, length: u32) {
+        self.ring.set_length(id, HEADER + length);
+        self.ring.put(id);
+        self.is_lent[usize::from(id)] = true;
+        self.totals.frames += 1;
+        self.totals.bytes += u64::from(length);
+    }
+
+    #[inline(always)]
+    pub(crate) fn burst<T>(&mut self, _expected: u32, work: impl FnOnce(&mut Burst<'_>) -> T) -> T {
+        work(&mut Burst { sender: self })
+    }
+
+    pub(crate) fn send<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) -> Result<usize> {
+        let mut sent = 0;
+        let outcome = self.burst(1, |burst| {
+            for frame in frames {
+                if !burst.stage(frame)? {
+                    break;
+                }
+                sent += 1;
+            }
+            Ok(())
+        });
+        self.flush()?;
+        outcome.map(|()| sent)
+    }
+
+    #[expect(clippy::unused_self, reason = "as every driver has it")]
+    pub(crate) const fn expect(&self) {}
+
+    #[expect(clippy::unused_self, reason = "as every driver has it")]
+    pub(crate) const fn stop_stamping(&self) {}
+
+    pub(crate) fn claim(&mut self, length: usize) -> Result<Option<u32>> {
+        self.check(length)?;
+        self.claimed = self.take()?;
+        Ok(self.claimed.map(|id| self.buffers.offset(id)))
+    }
+
+    pub(crate) fn commit(&mut self, _offset: u32, length: u32) {
+        if let Some(id) = self.claimed.take() {
+            self.put(id, length);
+        }
+    }
+
+    pub(crate) fn cancel(&mut self) {
+        self.free.extend(self.claimed.take());
+    }
+
+    #[inline]
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let unshown = self.ring.unshown();
+        if unshown == 0 {
+            return Ok(());
+        }
+        self.under_way += unshown;
+        if self.ring.show() && self.ends.kick()? {
+            self.totals.kicks += 1;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn arm(&mut self) -> Result<bool> {
+        self.ends.acknowledge();
+        let is_idle = !self.reclaim()? && self.ring.arm(self.under_way)? && self.ends.arm();
+        if !is_idle {
+            self.ring.disarm();
+        }
+        Ok(is_idle)
+    }
+
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> Result<bool> {
+        if self.under_way == 0 || !self.arm()? {
+            return Ok(true);
+        }
+        self.totals.sleeps += 1;
+        let rung = self.ends.wait(timeout)?;
+        self.ring.disarm();
+        Ok(rung)
+    }
+
+    pub(crate) fn pending(&mut self) -> Result<u32> {
+        while self.reclaim()? {}
+        Ok(self.in_flight())
+    }
+
+    pub(crate) const fn in_flight(&self) -> u32 {
+        self.under_way as u32
+    }
+
+    /// What wakes this half; always there.
+    #[must_use]
+    pub fn call_bell(&self) -> Option<&Doorbell> {
+        Some(self.ends.bell())
+    }
+
+    pub(crate) const fn totals(&self) -> Totals {
+        self.totals
+    }
+}
+
+#[cold]
+fn no_frame(length: usize, limit: u32) -> Error {
+    Error::Usage(format!("a frame here is {ETHERNET_HEADER} to {limit} bytes, header included; got {length}"))
+}
+
+/// Frames of one [`Sender`] on their way into the queue.
+pub struct Burst<'a> {
+    sender: &'a mut Sender,
+}
+
+impl Stage for Burst<'_> {
+    #[inline(always)]
+    fn stage_with(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Result<bool> {
+        let Self { sender } = self;
+        let bytes = sender.check(length)?;
+        let Some(id) = sender.take()? else { return Ok(false) };
+        if let Some(&ahead) = sender.free.get(sender.free.len().wrapping_sub(ASK_AHEAD))
+            && let Some(place) = NonNull::new(sender.buffers.frame(ahead))
+        {
+            line::fetch_to_write(place, length);
+        }
+        // SAFETY: the buffer has room for the longest frame, and is ours until the device was shown its descriptor.
+        fill(unsafe { std::slice::from_raw_parts_mut(sender.buffers.frame(id), length) });
+        sender.put(id, bytes);
+        Ok(true)
+    }
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct Receiver {
+    ring: Ring,
+    buffers: Buffers,
+    is_posted: Box<[bool]>,
+    posted: u16,
+    limit: u32,
+    ends: QueueEnds,
+    totals: Totals,
+}
+
+impl Receiver {
+    /// Describes every buffer for good, and posts it.
+    fn prepare(&mut self) {
+        for id in 0..self.ring.size {
+            let address = u64::from(self.buffers.offset(id) - HEADER);
+            self.ring.describe(id, address, HEADER + self.limit, WRITE);
+            self.post(id);
+        }
+        self.ring.disarm();
+    }
+
+    fn post(&mut self, id: u16) {
+        self.ring.put(id);
+        self.is_posted[usize::from(id)] = true;
+        self.posted += 1;
+    }
+
+    /// The next frame that came, checked against what was posted: its buffer and its bytes.
+    #[inline]
+    fn next(&mut self) -> std::result::Result<(u16, u32), Fault> {
+        let (id, written) = self.ring.take()?;
+        if !std::mem::take(&mut self.is_posted[usize::from(id)]) {
+            return Err(Fault::IndexOutOfRange { index: id.into(), limit: self.ring.size.into() });
+        }
+        self.posted -= 1;
+        let limit = HEADER + self.limit;
+        match written.checked_sub(HEADER) {
+            Some(length) if length <= self.limit => Ok((id, length)),
+            Some(_) => Err(Fault::TooLong { length: written, limit }),
+            None => Err(Fault::TooShort { length: written, limit: HEADER }),
+        }
+    }
+
+    /// Asks for the first lines of frames that are about to be looked at.
+    #[inline]
+    fn ask_ahead(&self, ready: u16) {
+        for ahead in 0..ready {
+            let index = usize::from(self.ring.seen.wrapping_add(ahead) & (self.ring.size - 1));
+            let id = self.ring.peek(index);
+            if id < self.ring.size.into()
+                && let Some(place) = NonNull::new(self.buffers.frame(id as u16))
+            {
+                line::fetch_to_read(place, 1);
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn receive(&mut self, max: u32, mut each: impl FnMut(&[u8])) -> Result<u32> {
+        let ready = u32::from(self.ring.ready(self.posted)?).min(max) as u16;
+        if ready == 0 {
+            return Ok(0);
+        }
+        self.ask_ahead(ready);
+        let mut frames = 0;
+        for _ in 0..ready {
+            let (id, length) = self.next()?;
+            if length != 0 {
+                // SAFETY: within the buffer, which the device gave back and which is not posted. A host that writes there
+                // all the same changes bytes that we hand to the user, never our bookkeeping.
+                each(unsafe { std::slice::from_raw_parts(self.buffers.frame(id), length as usize) });
+                frames += 1;
+                self.totals.bytes += u64::from(length);
+            }
+            self.post(id);
+        }
+        self.totals.frames += u64::from(frames);
+        self.announce()?;
+        Ok(frames)
+    }
+
+    pub(crate) fn hold(&mut self, max: u32, held: &mut Vec<Held>) -> Result<u32> {
+        let ready = u32::from(self.ring.ready(self.posted)?).min(max);
+        let mut frames = 0;
+        for _ in 0..ready {
+            let (id, length) = self.next()?;
+            if length == 0 {
+                self.post(id);
+                continue;
+            }
+            frames += 1;
+            self.totals.frames += 1;
+            self.totals.bytes += u64::from(length);
+            held.push(Held { buffer: id.into(), offset: self.buffers.offset(id), length });
+        }
+        self.announce()?;
+        Ok(frames)
+    }
+
+    pub(crate) fn give_back(&mut self, buffer: u32) -> Result<()> {
+        let is_held = self.is_posted.get(buffer as usize) == Some(&false);
+        if is_held {
+            self.post(buffer as u16);
+        }
+        self.announce()
+    }
+
+    /// Shows the device the buffers posted again, a few at a time while most are out there.
+    #[inline]
+    fn announce(&mut self) -> Result<()> {
+        let enough = (self.ring.size / 8).clamp(1, ANNOUNCE_MAX);
+        let unshown = self.ring.unshown();
+        let has_few = self.posted - unshown < self.ring.size / 2;
+        if unshown >= enough || (has_few && unshown != 0) { self.announce_all() } else { Ok(()) }
+    }
+
+    fn announce_all(&mut self) -> Result<()> {
+        if self.ring.show() && self.ends.kick()? {
+            self.totals.kicks += 1;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn arm(&mut self) -> Result<bool> {
+        self.ends.acknowledge();
+        let is_idle = self.ring.arm(self.posted)? && self.ends.arm();
+        if !is_idle {
+            self.ring.disarm();
+        }
+        Ok(is_idle)
+    }
+
+    pub(crate) fn mask(&self) {
+        self.ring.disarm();
+        // Who cannot reach its registers finds out with its next kick.
+        let _ = self.ends.wake();
+    }
+
+    pub(crate) fn wait(&mut self, spin: Duration, timeout: Option<Duration>) -> Result<bool> {
+        let start = Instant::now();
+        let spin = timeout.map_or(spin, |limit| spin.min(limit));
+        let posted = self.posted;
+        if look_for(spin, || Ok(self.ring.ready(posted)? != 0))? || !self.arm()? {
+            return Ok(true);
+        }
+        self.totals.sleeps += 1;
+        let rung = self.ends.wait(timeout.map(|limit| limit.saturating_sub(start.elapsed())))?;
+        self.ring.disarm();
+        Ok(rung)
+    }
+
+    /// What wakes this half; always there.
+    #[must_use]
+    pub fn call_bell(&self) -> Option<&Doorbell> {
+        Some(self.ends.bell())
+    }
+
+    pub(crate) const fn totals(&self) -> Totals {
+        self.totals
+    }
+}
