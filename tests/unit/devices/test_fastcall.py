@@ -196,6 +196,31 @@ async def test_unplugged_fastcall_device_leaves_ordinary_calls(run_root: Path) -
         assert await slots(lab) == "2"
 
 
+async def test_slots_are_lent_to_native_code_all_or_none_and_used_again(run_root: Path) -> None:
+    """Of three slots one is the loop's: two can be lent, and once they are given back, others."""
+    async with fast_lab(run_root, slots_max="3") as (lab, _guest, opened):
+        lent = await opened.fast_slots(2)
+        assert lent is not None
+        assert await opened.fast_slots(1) is None
+
+        lent.give_back()
+        again = await opened.fast_slots(2)
+
+        assert again is not None
+        assert 2 == len(again.slots)
+        assert await slots(lab) == "3"
+
+
+async def test_without_a_fastcall_device_no_slot_is_lent(run_root: Path) -> None:
+    """Whoever asked makes ordinary calls."""
+    async with Lab.open(run_root) as lab:
+        await lab.plugged("echo", "lan")
+        guest = await lab.guest("web", "lan", ram_bytes=RAM)
+        opened = await (await guest.wait_device("echo0")).open()
+
+        assert await opened.fast_slots(1) is None
+
+
 async def test_memory_of_slots_comes_back_when_the_device_leaves(run_root: Path) -> None:
     """Nothing of the guest's memory stays taken."""
     async with fast_lab(run_root) as (lab, guest, opened):
