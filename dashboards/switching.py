@@ -130,6 +130,24 @@ _PORTS: Final = Row(
             "`segmented`, `completed`: the guest cannot do it, and the worker does; it costs the worker's time.",
             is_stacked=True,
         ),
+        Panel(
+            "Frames from guests in several pieces",
+            [Query(HERE.rate(PORT.values["gathered_frames"], "lab", "guest", "device"), _PORT)],
+            "Frames that a driver of venet left where their pieces lay, a second; the worker put them together.",
+            "Nothing by itself. Each is copied twice: a driver that copies small ones itself spares the worker's time.",
+        ),
+        Panel(
+            "Buffers for frames longer than one",
+            [Query(HERE.rate(PORT.values["merged_buffers"], "lab", "guest", "device"), _PORT)],
+            "Buffers that took a part of a frame each, a second: the frame was longer than those that were posted.",
+            "Many more than frames: a driver that posts longer buffers spares both sides time.",
+        ),
+        Panel(
+            "Frames to guests in several buffers",
+            [Query(HERE.rate(PORT.values["merged_frames"], "lab", "guest", "device"), _PORT)],
+            "Those frames, a second.",
+            "None although long frames come (offloads, `whole`): they fit the buffers, or their guest is a kernel.",
+        ),
     ],
 )
 

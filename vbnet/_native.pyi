@@ -82,6 +82,7 @@ __all__ = [
     "TimersLayout",
     "TrafficGuest",
     "Venet",
+    "VenetGrant",
     "VenetLayout",
     "View",
     "VirtioDevice",
@@ -299,6 +300,7 @@ class Fabric:
         signals: Signals | None = None,
         lines: tuple[int, int] | None = None,
         guest: str = "",
+        grant: VenetGrant | None = None,
     ) -> int: ...
     def port_add_tap(self, switch: str, name: str, fd: int, mtu: int = 1500, *, guest: str = "") -> int: ...
     def port_add_vhost_user(
@@ -562,8 +564,39 @@ class TrafficGuest:
     def close(self) -> None: ...
 
 @final
+class VenetGrant:
+    def __new__(
+        cls,
+        takes: Sequence[str] = ...,
+        gives: Sequence[str] = ...,
+        *,
+        is_scattered: bool = False,
+        is_merged: bool = False,
+        pool: tuple[int, int] | None = None,
+    ) -> Self: ...
+    @property
+    def takes(self) -> list[str]: ...
+    @property
+    def gives(self) -> list[str]: ...
+    @property
+    def is_scattered(self) -> bool: ...
+    @property
+    def is_merged(self) -> bool: ...
+    @property
+    def pool(self) -> tuple[int, int] | None: ...
+
+@final
 class VenetLayout:
-    def __new__(cls, mtu: int = 1500, tx_slots: int = 256, rx_slots: int = 256, start: int = 0) -> Self: ...
+    def __new__(
+        cls,
+        mtu: int = 1500,
+        tx_slots: int = 256,
+        rx_slots: int = 256,
+        start: int = 0,
+        grant: VenetGrant | None = None,
+        *,
+        has_pool: bool = False,
+    ) -> Self: ...
     @property
     def mtu(self) -> int: ...
     @property
@@ -578,6 +611,10 @@ class VenetLayout:
     def rx_offset(self) -> int: ...
     @property
     def rx_length(self) -> int: ...
+    @property
+    def buffer_bytes(self) -> int: ...
+    @property
+    def pool(self) -> tuple[int, int] | None: ...
     @property
     def end(self) -> int: ...
     @property
@@ -643,10 +680,24 @@ class VirtioNet(NicDriver):
 
 @disjoint_base
 class Venet(NicDriver):
-    def __new__(cls, ram: Ram, mtu: int = 1500, tx_slots: int = 256, rx_slots: int = 256, start: int = 0) -> Self: ...
+    def __new__(
+        cls,
+        ram: Ram,
+        mtu: int = 1500,
+        tx_slots: int = 256,
+        rx_slots: int = 256,
+        start: int = 0,
+        grant: VenetGrant | None = None,
+        *,
+        has_pool: bool = False,
+    ) -> Self: ...
     @property
     def layout(self) -> VenetLayout: ...
     def connect(self, tx_kick: int, tx_call: int, rx_kick: int, rx_call: int) -> None: ...
+    def send_pieces(
+        self, pieces: Sequence[Buffer], request: bytes | None = None, timeout: float | None = None
+    ) -> bool: ...
+    def recv_requests(self, max: int = 32, timeout: float | None = None) -> list[tuple[bytes, bytes]]: ...
 
 @final
 class FrameClaim:

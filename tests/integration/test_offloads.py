@@ -2,14 +2,19 @@
 
 One lab for all tests: two namespaces that have offloads, one that has none, a small IP host that never has, and an
 uplink to the machine around it (a namespace of the test's own). The kernel at the far end counts checksums that are
-wrong.
+wrong. Between two further switches stands a guest of the test's own process, which passes long frames on as they are.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import struct
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Self
 
 import pytest
 
@@ -17,18 +22,26 @@ from tests.support import socket_programs
 from tests.support.machine import LIMIT_S, Machine
 from tests.support.real_lab import RealLab, real_lab
 from tests.support.waiting import eventually
+from vbnet import Guest
+from vbnet.bus.operator import SyncOperator
+from vbnet.bus.rundir import RunDir
 from vbnet.cluster.process import is_alive
+from vbnet.devices.venet import wire
+from vbnet.devices.venet.driver import VenetDriver, VenetNic
+from vbnet.errors import VbnetError
 
 LAB = """
 name: t
-switches: {lan: , jumbo: , large: , six: }
+switches: {lan: , jumbo: , large: , six: , left: , right: }
 guests:
   one: {kind: netns, nics: [
     {switch: lan, ip: 10.10.0.2/24}, {switch: jumbo, ip: 10.11.0.2/24, mtu: 9000},
-    {switch: large, ip: 10.12.0.2/24, mtu: 65521}, {switch: six, ip: "fd00::2/64"}]}
+    {switch: large, ip: 10.12.0.2/24, mtu: 65521}, {switch: six, ip: "fd00::2/64"},
+    {switch: left, ip: 10.14.0.2/24}]}
   two: {kind: netns, nics: [
     {switch: lan, ip: 10.10.0.3/24}, {switch: jumbo, ip: 10.11.0.3/24, mtu: 9000},
-    {switch: large, ip: 10.12.0.3/24, mtu: 65521}, {switch: six, ip: "fd00::3/64"}]}
+    {switch: large, ip: 10.12.0.3/24, mtu: 65521}, {switch: six, ip: "fd00::3/64"},
+    {switch: right, ip: 10.14.0.3/24}]}
   old: {kind: netns, nics: [
     {switch: lan, ip: 10.10.0.4/24, offloads: false}, {switch: six, ip: "fd00::4/64", offloads: false}]}
   web: {kind: stack, nics: [{switch: lan, ip: 10.10.0.10/24}]}
@@ -188,6 +201,104 @@ def test_datagrams_sent_together_arrive_one_by_one(lab: RealLab, receiver: str, 
     assert 0 == bad_checksums(lab, receiver)
 
 
+class Relay:
+    """A guest between ``left`` and ``right`` that is granted everything and passes on what comes; a context manager.
+
+    Every so many frames of a connection that can be told of congestion (ECT) it tells of some.
+
+    Attributes:
+        long: frames longer than the MTU that it passed on. answered: of those, with a request that has ECN.
+    """
+
+    MARK_EVERY = 40
+
+    def __init__(self, lab: RealLab) -> None:
+        self._place = RunDir(lab.folder)
+        self._stack = ExitStack()
+        self._is_over = threading.Event()
+        self._errors: list[VbnetError] = []
+        self._ect = itertools.count(1)
+        self.long = self.answered = 0
+
+    def __enter__(self) -> Self:
+        operator = self._stack.enter_context(SyncOperator(self._place, deadline_s=LIMIT_S))
+        operator.bus_create("relay")
+        self._stack.callback(operator.bus_delete, "relay", force=True)
+        for side in ("left", "right"):
+            operator.device_create(f"relay.{side}", "venet", {"switch": side})
+            self._stack.callback(operator.device_delete, f"relay.{side}", force=True)
+            operator.device_plug(f"relay.{side}", "relay")
+        guest = Guest("relay", "relay", address=self._place, ram_bytes=16 << 20, deadline_s=LIMIT_S)
+        self._stack.callback(guest.close)
+        guest.register(VenetDriver(offloads=True))
+        nics = [guest.nic(side, LIMIT_S) for side in ("left", "right")]
+        for nic, other in (nics, nics[::-1]):
+            thread = threading.Thread(target=self._pass_on, args=(nic, other))
+            thread.start()
+            self._stack.callback(thread.join)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._is_over.set()
+        self._stack.close()
+        assert [] == self._errors
+
+    def _pass_on(self, nic: VenetNic, other: VenetNic) -> None:
+        try:
+            while not self._is_over.is_set():
+                for frame, request in nic.recv_requests(64, 0.05):
+                    self.long += len(frame) > 1518
+                    self.answered += bool(request and request[1] & wire.RequestKind.ECN)
+                    assert other.send_pieces([self._marked(frame)], request or None, LIMIT_S)
+        except VbnetError as error:
+            self._errors.append(error)
+
+    def _marked(self, frame: bytes) -> bytes:
+        """The frame, now and then with the mark that says that it met congestion."""
+        is_ect = frame[12:14] == b"\x08\0" and frame[15] & 3 in {1, 2}
+        if not is_ect or next(self._ect) % self.MARK_EVERY:
+            return frame
+        marked = bytearray(frame)
+        marked[15] |= 3
+        marked[24:26] = b"\0\0"
+        total = sum(struct.unpack(">10H", marked[14:34]))
+        total = (total & 0xFFFF) + (total >> 16)
+        struct.pack_into(">H", marked, 24, 0xFFFF - ((total & 0xFFFF) + (total >> 16)))
+        return bytes(marked)
+
+
+def counted_by_kernel(lab: RealLab, guest: str, name: str) -> int:
+    """One of a namespace's counters of IP."""
+    names, values = (
+        line.split() for line in lab.within(guest, "cat", "/proc/net/netstat").splitlines() if "IpExt" in line
+    )
+    return int(values[names.index(name)])
+
+
+def test_a_congested_connection_with_ecn_crosses_a_guest_uncut(lab: RealLab) -> None:
+    """From a kernel through a venet driver that passes on what is left to be done, to another kernel, and back.
+
+    The receiving kernel finds the marks and no wrong checksum; the sending one answers them, in long frames too.
+    """
+    for guest in ("one", "two"):
+        lab.within(guest, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_ecn")
+    before = counted_by_kernel(lab, "two", "InCEPkts")
+    wrong = bad_checksums(lab, "two") + bad_checksums(lab, "one")
+
+    with Relay(lab) as relay:
+        send_file(lab, "one", "two", "10.14.0.3")
+        counted = lab.counted("")
+
+    assert counted_by_kernel(lab, "two", "InCEPkts") > before
+    assert relay.long > 10
+    assert relay.answered > 0
+    assert counted["relay.left receive_offloads"] > 10
+    assert counted["relay.left merged_frames"] > 10
+    assert counted["two.eth4 receive_offloads"] > 10
+    assert 0 == counted.get("two.eth4 segmented_frames", 0) == counted.get("relay.left segmented_frames", 0)
+    assert wrong == bad_checksums(lab, "two") + bad_checksums(lab, "one")
+
+
 def test_a_connection_with_ecn_crosses_uncut_and_cut(lab: RealLab) -> None:
     """Both kernels agree on ECN, and the file arrives at one with offloads and at one without."""
     for guest in ("one", "two", "old"):
@@ -196,6 +307,5 @@ def test_a_connection_with_ecn_crosses_uncut_and_cut(lab: RealLab) -> None:
     send_file(lab, "one", "two", "10.10.0.3")
     send_file(lab, "one", "old", "10.10.0.4")
 
-    marked = [line.split() for line in lab.within("two", "cat", "/proc/net/netstat").splitlines() if "IpExt" in line]
-    assert int(marked[1][marked[0].index("InECT0Pkts")]) > 0
+    assert counted_by_kernel(lab, "two", "InECT0Pkts") > 0
     assert 0 == bad_checksums(lab, "two") == bad_checksums(lab, "old")

@@ -1,6 +1,7 @@
 """What a venet driver asks of its device: link, capabilities, queries, rings, flushing, and attributes at run time."""
 
 import itertools
+import os
 import select
 import struct
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ import pytest
 from tests.support.lab import BROADCAST, Net, Station, numbered
 from tests.support.waiting import PATIENCE, eventually
 from vbnet.bus.messages import LinkState
-from vbnet.devices.venet.wire import Function
+from vbnet.devices.venet.driver import VenetDriver
+from vbnet.devices.venet.wire import Capability, Function, Region
 from vbnet.errors import BusyError, ExistsError, NotFoundError, UnsupportedError, UsageError
 from vbnet.guestnode.node import EventStream
 from vbnet.guestnode.sync import SyncOpenDevice
@@ -45,10 +47,49 @@ def test_queries_tell_address_and_mtu(net: Net) -> None:
     assert [bytes.fromhex("02000000abcd"), (9000).to_bytes(4, "little")] == answers
 
 
-@pytest.mark.parametrize("group", [*KNOWN_GROUPS, 3, 0xFFFF_FFFF])
-def test_no_capability_is_granted_and_an_unknown_group_is_no_mistake(opened: SyncOpenDevice, group: int) -> None:
-    """NEGCAP answers the bits it supports of those wanted: none, in any group."""
-    assert 0 == ask(opened, group, 0xFFFF_FFFF)
+@pytest.mark.parametrize(("group", "bits"), [(0, 0b1110_1111), (1, 1), (2, 0b1100_1111), (3, 0), (0xFFFF_FFFF, 0)])
+def test_host_grants_what_it_supports_and_an_unknown_group_is_no_mistake(
+    opened: SyncOpenDevice, group: int, bits: int
+) -> None:
+    """NEGCAP answers the bits it supports of those wanted: never UFO or TXC, nothing in a group that is not there."""
+    assert bits == ask(opened, group, 0xFFFF_FFFF)
+
+
+@pytest.mark.parametrize(
+    ("group", "wanted", "bits"),
+    [
+        (0, Capability.TSO4 | Capability.USO, 0),
+        (0, Capability.CSUM | Capability.ECN, Capability.CSUM),
+        (2, Capability.CSUM | Capability.TSO6 | Capability.ECN, Capability.CSUM | Capability.TSO6 | Capability.ECN),
+        (0, Capability.PMTD, 0),
+        (2, Capability.SG | Capability.PMTD, Capability.SG),
+    ],
+)
+def test_capability_is_not_granted_without_the_one_it_needs(
+    opened: SyncOpenDevice, group: int, wanted: Capability, bits: Capability
+) -> None:
+    """Segments need checksums, ECN segments of TCP, a pool pieces; a pool is of frames from the guest."""
+    assert bits == ask(opened, group, wanted)
+
+
+def test_card_without_offloads_grants_nothing(net: Net) -> None:
+    """The operator may keep a guest to plain frames."""
+    guest = net.guest(net.plug_nic(offloads=0))
+    with guest.open("eth0", timeout=PATIENCE) as opened:
+        assert [0, 0, 0] == [ask(opened, group, 0xFFFF_FFFF) for group in KNOWN_GROUPS]
+
+
+def test_pool_is_asked_for_shared_and_needed_once_it_was_granted(opened: SyncOpenDevice) -> None:
+    """PMTDQUERY says which region; without it the link stays down, and without the grant it is refused."""
+    with pytest.raises(UnsupportedError):
+        opened.shm(Region.POOL, 8192, 4096)
+    ask(opened, 0, Capability.SG | Capability.PMTD)
+
+    assert Region.POOL == int.from_bytes(opened.call(Function.PMTDQUERY), "little")
+    opened.shm(RX, 4096, 0x408, signal_offset=SIGNAL_AT)
+    opened.shm(TX, 8192, 0x408, signal_offset=SIGNAL_AT)
+    with pytest.raises(UsageError, match="POOL"):
+        opened.call(Function.LINKUP)
 
 
 @pytest.mark.parametrize("data", [b"", bytes(7), bytes(9)])
@@ -66,7 +107,7 @@ def test_function_without_argument_refuses_one(opened: SyncOpenDevice, function:
 
 
 def test_functions_of_capabilities_not_granted_are_refused(opened: SyncOpenDevice) -> None:
-    """PMTDQUERY, EVQQUERY and L4ROQUERY belong to offloads this host does not have."""
+    """PMTDQUERY and EVQQUERY belong to capabilities that nobody asked for, L4ROQUERY to a queue that there is not."""
     for function in (5, 6, 7):
         with pytest.raises(UnsupportedError):
             opened.call(function)
@@ -192,6 +233,36 @@ def listen(station: Station) -> EventStream:
         return station.guest.session.events()
 
     return station.run(open_stream())
+
+
+def test_carrier_is_in_memory_for_a_driver_that_asked_for_it(net: Net) -> None:
+    """Each change is stored, counted and rung for, whoever takes the carrier away."""
+    guest = net.guest(net.plug_nic())
+    guest.register(VenetDriver(link_in_memory=True))
+    nic = guest.nic("eth0", PATIENCE)
+    signal = nic.link_signal
+    assert signal is not None
+    assert (True, 1) == (nic.is_link_up, nic.link_changes)
+    os.eventfd_read(signal.call_fd)
+
+    for value, number in (("0", 2), ("1", 3)):
+        net.operator.device_set(f"{guest.name}.eth0", "enabled", value)
+        assert select.select([signal.call_fd], [], [], PATIENCE)[0]
+        os.eventfd_read(signal.call_fd)
+        assert (value == "1", number) == (nic.is_link_up, nic.link_changes)
+
+
+def test_carrier_in_memory_needs_its_region_and_the_grant(opened: SyncOpenDevice) -> None:
+    """EVQQUERY says which region; it has one length and a signal, and without it the link stays down."""
+    with pytest.raises(UnsupportedError):
+        opened.shm(Region.EVENTS, 4096, 0x400, signal_offset=SIGNAL_AT)
+    ask(opened, 1, 1)
+    assert Region.EVENTS == int.from_bytes(opened.call(Function.EVQQUERY), "little")
+    for offset, length, signal_at in ((4096, 0x404, SIGNAL_AT), (4097, 0x400, SIGNAL_AT), (4096, 0x400, -1)):
+        with pytest.raises(UsageError):
+            opened.shm(Region.EVENTS, offset, length, signal_offset=signal_at)
+    with pytest.raises(UsageError, match="EVENTS"):
+        opened.call(Function.LINKUP)
 
 
 def test_carrier_follows_the_attribute_enabled_and_the_guest_hears_of_it(net: Net) -> None:

@@ -424,6 +424,8 @@ def test_claim_of_a_closed_nic_is_not_sent(net: Net) -> None:
 
 ARGUMENTS: dict[str, Any] = {
     "frames": [bytes(64)],
+    "pieces": [bytes(32), bytes(32)],
+    "request": None,
     "frame": bytes(64),
     "length": 64,
     "max": 1,
@@ -437,8 +439,8 @@ ARGUMENTS: dict[str, Any] = {
     "rx_kick": 0,
     "rx_call": 0,
 }
-ENDS = {"close", "abandon", "remove"}
-"""Methods that may be called at any time."""
+ENDS = {"belong", "close", "abandon", "remove"}
+"""Methods that may be called at any time, and the one that its driver calls before there is a card."""
 METHODS = sorted(name for name in dir(VenetNic) if not name.startswith("_") and callable(getattr(VenetNic, name)))
 
 

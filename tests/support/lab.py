@@ -25,6 +25,7 @@ from vbnet.bus.loopthread import LoopThread
 from vbnet.bus.operator import EventStream, Operator, SyncOperator
 from vbnet.bus.rundir import RunDir
 from vbnet.devices.venet.driver import VenetDriver, VenetNic
+from vbnet.devices.venet.wire import Capability
 from vbnet.errors import VbnetError
 
 __all__ = ["BROADCAST", "ETHERTYPE", "EventTap", "Lab", "Net", "Station", "ethernet", "numbered", "on_loop"]
@@ -159,9 +160,15 @@ class Net:
         self._stack.callback(guest.close)
         return guest
 
-    def station(self, kind: str = "venet", slots: int | None = None, **attributes: object) -> Station:
-        """A guest of this process with a NIC that is up."""
-        return Station(self, self.guest(self.plug_nic(kind, **attributes)), slots)
+    def station(
+        self,
+        kind: str = "venet",
+        slots: int | None = None,
+        wants: bool | Capability = False,
+        **attributes: object,
+    ) -> Station:
+        """A guest of this process with a NIC that is up; ``wants``: the capabilities its driver asks for."""
+        return Station(self, self.guest(self.plug_nic(kind, **attributes)), slots, wants)
 
     def process(self, kind: str = "venet", **attributes: object) -> GuestProcess:
         """A guest process with a NIC that is up."""
@@ -179,9 +186,15 @@ class Station:
         guest: of this process. nic: its NIC. port: its name on the host.
     """
 
-    def __init__(self, net: Net, guest: Guest, slots: int | None = None) -> None:
+    def __init__(
+        self,
+        net: Net,
+        guest: Guest,
+        slots: int | None = None,
+        wants: bool | Capability = False,
+    ) -> None:
         self.net, self.guest = net, guest
-        guest.register(VenetDriver(slots))
+        guest.register(VenetDriver(slots, offloads=wants))
         self.nic: VenetNic = guest.nic("eth0", PATIENCE)
         self.mac = bytes(self.nic.mac)
         self.port = f"{guest.name}.eth0"

@@ -233,6 +233,8 @@ def _nic_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
             attributes |= model.attributes
             if nic.trap_cost_ns:
                 attributes["trap_cost_ns"] = str(nic.trap_cost_ns)
+            if not nic.offloads and class_name == "venet":
+                attributes["offloads"] = "0"
         args = {"name": nic.device, "type": class_name, "attributes": attributes}
         yield Request(verb="device.create", args=args)
         yield Request(verb="device.plug", args={"name": nic.device, "bus": plan.bus})

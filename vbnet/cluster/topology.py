@@ -52,7 +52,7 @@ Mtu = Annotated[int, Meta(ge=MTU_MIN, le=MTU_MAX, description="Largest IP packet
 Address = Annotated[str, Meta(description="An IP address with its prefix length, such as 10.10.0.10/24.")]
 Offloads = Annotated[
     bool,
-    Meta(description="The kernel behind it leaves checksums and segments to the switch and takes them from it."),
+    Meta(description="Checksums and segments may be left to the switch and taken from it, by a kernel or a driver."),
 ]
 Amount = str | int
 Restart = Literal["no", "on-failure", "always"]

@@ -54,6 +54,7 @@ class Fabric(Protocol):
         signals: Any = ...,  # noqa: ANN401 - the native signal table
         lines: tuple[int, int] | None = ...,
         guest: str = ...,
+        grant: Any = ...,  # noqa: ANN401 - the native grant
     ) -> int:
         """Join a guest's rings to a switch, or to themselves when ``switch`` is empty; gives the port's id.
 
@@ -73,6 +74,7 @@ class Fabric(Protocol):
             signals: the host's native signal table, with ``lines``.
             lines: of the table, what to raise for TX and RX; None rings the call doorbells themselves.
             guest: whose rings these are, for counters.
+            grant: what was agreed on with the driver beyond plain frames; None: nothing.
 
         Raises:
             PeerFault: the rings are not what they should be (the guest's fault).

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vbnet.errors import BusyError, ExistsError, NotFoundError, PeerFault
 
 if TYPE_CHECKING:
+    from vbnet._native import VenetGrant
     from vbnet.sharedmem import Ram
 
 __all__ = ["FakeFabric"]
@@ -75,6 +76,7 @@ class FakeFabric:
         signals: object = None,
         lines: tuple[int, int] | None = None,
         guest: str = "",
+        grant: VenetGrant | None = None,
         **settings: int,
     ) -> int:
         """Remember a venet port; rings that leave the memory are the guest's fault."""
@@ -84,7 +86,7 @@ class FakeFabric:
         del signals, lines, guest
         for bell in bells:
             os.fstat(bell)
-        return self.add_port(switch, name, "venet", mac=mac, **settings)
+        return self.add_port(switch, name, "venet", mac=mac, grant=grant, **settings)
 
     def port_flush_rx(self, port: int, /) -> int:
         """No buffer was ever posted."""

@@ -150,7 +150,7 @@ pub enum Fault {
         length: u32,
     },
     /// A chain of descriptors has more links than a chain may have: perhaps it has no end.
-    #[error("virtqueue: a chain has more than {limit} descriptors")]
+    #[error("a chain has more than {limit} descriptors")]
     ChainTooLong {
         /// Most descriptors of a chain.
         limit: u32,
@@ -172,11 +172,17 @@ pub enum Fault {
     /// Memory that the front end handed over has been cut short.
     #[error("memory region: it was cut short under us, or could not be had")]
     MemoryGone,
+    /// A frame in several pieces, of which not all were published.
+    #[error("descriptor: a frame goes on behind its piece {pieces}, but nothing more was published")]
+    ChainUnfinished {
+        /// Pieces that are there.
+        pieces: u32,
+    },
 }
 
 impl Fault {
     /// Every reason, in the order of the counters that count them.
-    pub const REASONS: [&'static str; 20] = [
+    pub const REASONS: [&'static str; 21] = [
         "tail_out_of_range",
         "head_out_of_range",
         "outside_region",
@@ -197,6 +203,7 @@ impl Fault {
         "wrong_direction",
         "bad_indirect",
         "memory_gone",
+        "chain_unfinished",
     ];
 
     /// Position of this fault in [`Fault::REASONS`].
@@ -223,6 +230,7 @@ impl Fault {
             Self::WrongDirection { .. } => 17,
             Self::BadIndirect { .. } => 18,
             Self::MemoryGone => 19,
+            Self::ChainUnfinished { .. } => 20,
         }
     }
 

@@ -7,10 +7,13 @@ mod vhost_front;
 
 use std::sync::atomic::Ordering;
 
-use switch_guest::{DEADLINE, Lab, eventually, frame, long_frame, mac};
-use vbnet_core::fabric::Param;
+use switch_guest::{DEADLINE, Lab, Shape, eventually, frame, long_frame, mac};
+use vbnet_core::fabric::{Param, VenetParams};
 use vbnet_core::net::frame::MacAddress;
+use vbnet_core::net::grant::{FLAG_REQUEST, Grant};
+use vbnet_core::net::offload::Features;
 use vbnet_core::port::PortCounter;
+use vbnet_core::shm::ring::Descriptor;
 use vhost_front::{
     EVENT_INDEX, FEATURES, FrontEnd, GUEST, HEADER, INDIRECT, KINDS, MERGEABLE, NEXT, PACKED, Queue, SET_VRING_ENABLE,
     SIZE, WRITE, add_port, start_queue, words,
@@ -469,6 +472,30 @@ fn long_frame_stays_whole_for_a_front_end_that_takes_it() {
         lab.barrier();
         assert_eq!(1, lab.count_of("b", PortCounter::ReceiveOffloads));
         assert_eq!(vec!["checksum", "tso4"], lab.fabric.ports().unwrap()[1].offloads.names().collect::<Vec<_>>());
+    }
+}
+
+/// Both were granted it: the request is the same on either side, only the header in front is as each has it.
+#[test]
+fn long_frame_stays_whole_between_a_front_end_and_a_venet_guest() {
+    for features in KINDS {
+        let shape = Shape { slots: 64, buffer_bytes: 8192 };
+        let grant = Grant { takes: Features::ALL, gives: Features::ALL, ..Grant::default() };
+        let mut lab = Lab::with(1, shape, VenetParams { grant, ..VenetParams::default() });
+        let mut front = FrontEnd::with(&add_port(&lab, "vm"), features | SENDS | TAKES);
+
+        let (header, long) = long_frame(mac(1), mac(2));
+        send_asking(&mut front, (&header, &long), true);
+        assert_eq!([&header[..], &[0; 6], &long].concat(), lab.guests[0].receive());
+
+        let (header, long) = long_frame(mac(2), mac(1));
+        let whole = [&header[..], &[0; 6], &long].concat();
+        let at = shape.tx_buffer(0);
+        lab.guests[0].write(at, &whole);
+        assert!(lab.guests[0].tx.stage(Descriptor { offset: at, length: whole.len() as u32, flags: FLAG_REQUEST }));
+        lab.guests[0].publish();
+        let received = front.receive_whole();
+        assert_eq!((&header[..], &long[..]), (&received[..10], &received[12..]));
     }
 }
 

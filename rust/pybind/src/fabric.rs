@@ -18,6 +18,7 @@ use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise_plain};
 use crate::memory::{Ram, duplicate};
 use crate::signals::Signals;
+use crate::venet::VenetGrant;
 
 pub(crate) fn parse_mac(text: &str) -> Result<MacAddress, Error> {
     text.parse()
@@ -103,7 +104,7 @@ impl Fabric {
     /// Joins a guest's rings to a switch, or to themselves when `switch` is empty.
     #[pyo3(signature = (
         switch, name, ram, tx, rx, bells, *, mac, mtu = 1500, tx_mitigation = 10, burst_threshold_us = 50, budget = 256,
-        priority = 0, signals = None, lines = None, guest = ""
+        priority = 0, signals = None, lines = None, guest = "", grant = None
     ))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn port_add_venet(
@@ -124,6 +125,7 @@ impl Fabric {
         signals: Option<&Signals>,
         lines: Option<(u64, u64)>,
         guest: &str,
+        grant: Option<VenetGrant>,
     ) -> PyResult<u64> {
         let bell = |fd| Ok::<_, PyErr>(Doorbell::from_fd(duplicate(py, fd)?));
         let caller = |fd, line: Option<u64>| match (signals, line) {
@@ -141,7 +143,8 @@ impl Fabric {
             rx_call: caller(bells.3, lines.map(|(_, rx)| rx))?,
         };
         let mac = parse_mac(mac).or_raise(py)?;
-        let params = core::VenetParams { mac, mtu, tx_mitigation, burst_threshold_us, budget, priority };
+        let grant = grant.map(|grant| grant.inner).unwrap_or_default();
+        let params = core::VenetParams { mac, mtu, tx_mitigation, burst_threshold_us, budget, priority, grant };
         let port = py.detach(|| {
             if switch.is_empty() {
                 self.inner.port_add_loopback(name, queues, params)

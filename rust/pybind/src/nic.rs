@@ -178,6 +178,41 @@ impl NicDriver {
         }
     }
 
+    /// Sends what `stage` stages, waiting for room until it does. `false`: the time is up.
+    pub(crate) fn send_one(
+        &self,
+        py: Python<'_>,
+        timeout: Option<f64>,
+        mut stage: impl FnMut(&mut core::Sender) -> vbnet_core::error::Result<bool>,
+    ) -> PyResult<bool> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.sending, "sending")?;
+        let sender = guard.as_mut().ok_or_else(|| lent(py))?;
+        let mut patience = Patience::new(py, timeout)?;
+        while !stage(sender).or_raise(py)? {
+            if !self.wait_room(py, sender, &mut patience)? {
+                return Ok(false);
+            }
+        }
+        sender.flush().or_raise(py)?;
+        Ok(true)
+    }
+
+    /// Lets `receive` take frames until there were some, or the time is up.
+    pub(crate) fn receive_some(
+        &self,
+        py: Python<'_>,
+        timeout: Option<f64>,
+        mut receive: impl FnMut(&mut core::Receiver) -> vbnet_core::error::Result<u32>,
+    ) -> PyResult<()> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.receiving.half, "receiving")?;
+        let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
+        let mut patience = Patience::new(py, timeout)?;
+        while receive(receiver).or_raise(py)? == 0 && self.wait_frames(py, receiver, &mut patience)? {}
+        Ok(())
+    }
+
     fn alive(&self, py: Python<'_>) -> PyResult<()> {
         if self.gone.load(Ordering::Relaxed) {
             return Err(raise_plain(py, "PeerGone", "the device or its host node has ended; its frames are lost"));

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from vbnet._native import VenetGrant
 from vbnet.bus.limits import MAX_PRIORITY
 from vbnet.devices.venet import wire
 from vbnet.errors import BusyError, ExistsError, UnsupportedError, UsageError, VbnetError
@@ -80,6 +81,14 @@ class VenetDevice(Device):
                     "largest packet in bytes, 68..65535",
                     within(wire.MTU_MIN, wire.MTU_MAX),
                     1500,
+                    is_locked_while_open=True,
+                ),
+                Attribute(
+                    "offloads",
+                    "whether drivers are granted the capabilities they ask for, 0 or 1",
+                    flag,
+                    default=True,
+                    format=flag_text,
                     is_locked_while_open=True,
                 ),
                 Attribute("enabled", "carrier of the link, 0 or 1", flag, default=True, format=flag_text),
@@ -159,6 +168,8 @@ class VenetConnection(Connection):
         self._port: int | None = None
         self._lines: dict[wire.Region, int] = {}
         self._is_up = False
+        self._granted: dict[int, int] = {}
+        self._told = 0
         device.connection = self
 
     def call(self, function: int, data: bytes) -> bytes:
@@ -176,18 +187,25 @@ class VenetConnection(Connection):
                 self._link_up()
             case wire.Function.LINKDOWN:
                 self._link_down()
+            case wire.Function.FLUSHRX:
+                self._fabric.port_flush_rx(self._need_port())
+            case _:
+                return self._query(wanted)
+        return b""
+
+    def _query(self, wanted: wire.Function) -> bytes:
+        match wanted:
             case wire.Function.MACQUERY:
                 return bytes(self._device.attributes["mac"])
             case wire.Function.MTUQUERY:
                 return wire.MTU.pack(self._device.attributes["mtu"])
-            case wire.Function.FLUSHRX:
-                self._fabric.port_flush_rx(self._need_port())
-            case _:
-                raise UnsupportedError(
-                    f"{wanted.name} belongs to a capability this host does not grant; negotiate first",
-                    function=wanted.name,
-                )
-        return b""
+            case wire.Function.PMTDQUERY if self._has(wire.Capability.PMTD):
+                return wire.REGION_ID.pack(wire.Region.POOL)
+            case wire.Function.EVQQUERY if self._tells_link:
+                return wire.REGION_ID.pack(wire.Region.EVENTS)
+        raise UnsupportedError(
+            f"{wanted.name} belongs to a capability that was not granted; negotiate first", function=wanted.name
+        )
 
     def _negotiate(self, data: bytes) -> bytes:
         if self._port is not None:
@@ -199,18 +217,60 @@ class VenetConnection(Connection):
                 f"NEGCAP takes {wire.NEGCAP.size} bytes; got {len(data)}", got=len(data), limit=wire.NEGCAP.size
             )
         group, bits = wire.NEGCAP.unpack(data)
-        known = {int(known_group): supported for known_group, supported in wire.CAPABILITIES.items()}
-        return wire.NEGCAP_ANSWER.pack(bits & known.get(group, 0))
+        answer = wire.granted(group, bits) if self._device.attributes["offloads"] else 0
+        self._granted[group] = answer
+        return wire.NEGCAP_ANSWER.pack(answer)
+
+    def _has(self, capability: wire.Capability, group: wire.CapabilityGroup = wire.CapabilityGroup.SG) -> bool:
+        return bool(self._granted.get(group, 0) & capability)
+
+    @property
+    def _tells_link(self) -> bool:
+        return bool(self._granted.get(wire.CapabilityGroup.EVENTQ, 0) & wire.EventCapability.LINKSTATE)
+
+    def _needed(self) -> list[wire.Region]:
+        """What a driver has to share before the link can come up."""
+        needed = list(wire.RINGS)
+        if self._has(wire.Capability.PMTD):
+            needed.append(wire.Region.POOL)
+        if self._tells_link:
+            needed.append(wire.Region.EVENTS)
+        return needed
+
+    def _grant(self) -> VenetGrant:
+        groups = wire.CapabilityGroup
+        takes, gives = (
+            [name for capability, name in wire.OFFLOADS.items() if self._has(capability, group)]
+            for group in (groups.SG, groups.L4RO)
+        )
+        pool = self._regions.get(wire.Region.POOL)
+        return VenetGrant(
+            takes,
+            gives,
+            is_scattered=self._has(wire.Capability.SG),
+            is_merged=self._has(wire.Capability.SG, groups.L4RO),
+            pool=None if pool is None else (pool.offset, pool.length),
+        )
 
     def shm(self, region: SharedRegion) -> None:
-        """Take one of ``wire.Region`` into use; each once, each with a signal."""
+        """Take one of ``wire.Region`` into use; each once, each ring with a signal."""
         try:
             which = wire.Region(region.id)
         except ValueError:
             return super().shm(region)
         if which in self._regions:
             raise ExistsError(f"region {which.name} was shared before; close the device to share it anew")
-        region.signal_at(wire.RING_SIGNAL_OFFSET)
+        if which not in wire.RINGS and which not in self._needed():
+            raise UnsupportedError(f"region {which.name} belongs to a capability that was not granted; negotiate first")
+        if which is not wire.Region.POOL:
+            region.signal_at(wire.RING_SIGNAL_OFFSET)
+        if which is wire.Region.EVENTS and (region.length != wire.EVENTS_BYTES or region.offset % wire.LINK.size):
+            raise UsageError(
+                f"region {which.name} has {wire.EVENTS_BYTES} bytes at a multiple of {wire.LINK.size}; "
+                f"got {region.length} at {region.offset}",
+                got=region.length,
+                limit=wire.EVENTS_BYTES,
+            )
         self._regions[which] = region
         return None
 
@@ -224,9 +284,9 @@ class VenetConnection(Connection):
         self.carrier(is_up=self._device.attributes["enabled"])
 
     def _join(self) -> int:
-        missing = [region.name for region in wire.Region if region not in self._regions]
+        missing = [region.name for region in self._needed() if region not in self._regions]
         if missing:
-            raise UsageError(f"LINKUP needs both rings; not shared yet: {', '.join(missing)}", missing=missing)
+            raise UsageError(f"LINKUP needs its regions; not shared yet: {', '.join(missing)}", missing=missing)
         attributes = self._device.attributes
         switch = "" if self._device.is_loopback else attributes["switch"]
         if not switch and not self._device.is_loopback:
@@ -234,6 +294,9 @@ class VenetConnection(Connection):
         tx, rx = self._regions[wire.Region.TX], self._regions[wire.Region.RX]
         tx_signal, rx_signal = (region.signal_at(wire.RING_SIGNAL_OFFSET) for region in (tx, rx))
         self._lines = {wire.Region.TX: self._opener.line(tx_signal), wire.Region.RX: self._opener.line(rx_signal)}
+        if self._tells_link:
+            events = self._regions[wire.Region.EVENTS].signal_at(wire.RING_SIGNAL_OFFSET)
+            self._lines[wire.Region.EVENTS] = self._opener.line(events)
         with self._opener.blamed():
             port = self._fabric.port_add_venet(
                 switch,
@@ -250,6 +313,7 @@ class VenetConnection(Connection):
                 signals=self._device.services.signals.native,
                 lines=(self._lines[wire.Region.TX], self._lines[wire.Region.RX]),
                 guest=self._opener.guest,
+                grant=self._grant(),
             )
         self._port = port
         self.prioritise(attributes["priority"])
@@ -272,17 +336,29 @@ class VenetConnection(Connection):
             return
         is_up = is_up and self._is_up
         self._fabric.port_set(self._port, "link", str(int(is_up)))
+        self._write_link(is_up=is_up)
         self._opener.link_state(is_up=is_up)
+
+    def _write_link(self, *, is_up: bool) -> None:
+        """Put the carrier where the guest may look any time, and ring: the latest is all that counts."""
+        line = self._lines.get(wire.Region.EVENTS)
+        if line is None:
+            return
+        self._told = (self._told + 1) & 0x7FFF_FFFF
+        region = self._regions[wire.Region.EVENTS]
+        word = wire.LINK.pack(self._told << 1 | is_up)
+        memoryview(region.ram.view(region.offset, len(word)))[:] = word
+        self._device.services.signals.raise_soon(line)
 
     def prioritise(self, priority: int | None) -> None:
         """Change how urgent rings and signals are, while they are in use; None: as the driver showed them."""
         if self._port is None:
             return
-        shown = {region: self._regions[region].priority for region in wire.Region}
-        chosen = {region: shown[region] if priority is None else priority for region in wire.Region}
+        shown = {region: self._regions[region].priority for region in self._lines}
+        chosen = {region: shown[region] if priority is None else priority for region in self._lines}
         for region, line in self._lines.items():
             self._device.services.signals.set_priority(line, chosen[region])
-        self._fabric.port_set(self._port, "priority", str(max(chosen.values())))
+        self._fabric.port_set(self._port, "priority", str(max(chosen[region] for region in wire.RINGS)))
 
     def set_parameter(self, key: str, value: int) -> None:
         """Change how the port is served, while it runs."""

@@ -84,6 +84,11 @@ PORT: Final = MetricBlock(
             "transmit_offload", "packets", "Frames taken from the guest with a checksum to complete or segments to cut."
         ),
         **_offloads(),
+        "gathered_frames": _port(
+            "transmit_scattered", "packets", "Frames taken from the guest in several pieces, and put together."
+        ),
+        "merged_frames": _port("receive_merged", "packets", "Frames given to the guest in several of its buffers."),
+        "merged_buffers": _port("receive_merged_buffers", "buffers", "Those buffers."),
         "kicks": _port("kicks", "signals", "Doorbells heard from the guest."),
         "calls_rung": _port("signals_sent", "signals", "Doorbells rung for the guest."),
         "calls_suppressed": _port("signals_suppressed", "signals", "Doorbells spared because the guest was awake."),

@@ -1,8 +1,9 @@
 """What both halves of venet know: the ABI type, functions, regions, capability groups. Little-endian throughout.
 
 A driver opens the device, asks MACQUERY and MTUQUERY, negotiates with NEGCAP, shares regions RX and TX (each one ring,
-its signal 0x180 bytes into it), and says LINKUP; from then on capabilities are locked. ``docs/wire/venet.md`` has the
-bytes. Source: venet version 1 of vbus; MTUQUERY is ours, as the original learned the MTU out of band.
+its signal 0x180 bytes into it), POOL if it was granted PMTD and EVENTS if LINKSTATE, and says LINKUP; from then on
+capabilities are locked. ``docs/wire/venet.md`` has the bytes. Source: venet version 1 of vbus; MTUQUERY is ours, as the
+original learned the MTU out of band, and so are CSUM and USO, which it had without asking or not at all.
 """
 
 from __future__ import annotations
@@ -14,17 +15,31 @@ from typing import Final
 __all__ = [
     "ABI_TYPE",
     "CAPABILITIES",
+    "EVENTS_BYTES",
+    "LINK",
     "MAC_BYTES",
     "MTU",
     "MTU_MAX",
     "MTU_MIN",
     "NEGCAP",
     "NEGCAP_ANSWER",
+    "OFFLOADS",
+    "REGION_ID",
+    "REQUEST",
+    "REQUEST_BYTES",
+    "REQUEST_LAYOUT",
+    "RINGS",
     "RING_SIGNAL_OFFSET",
     "VERSION",
+    "Capability",
     "CapabilityGroup",
+    "EventCapability",
     "Function",
     "Region",
+    "RequestFlag",
+    "RequestKind",
+    "SlotFlag",
+    "granted",
 ]
 
 ABI_TYPE: Final = "virtual-ethernet"
@@ -62,6 +77,12 @@ class Region(enum.IntEnum):
 
     RX = 0
     TX = 1
+    POOL = 100
+    EVENTS = 102
+
+
+RINGS: Final = (Region.RX, Region.TX)
+"""The regions that every driver shares."""
 
 
 class CapabilityGroup(enum.IntEnum):
@@ -72,5 +93,103 @@ class CapabilityGroup(enum.IntEnum):
     L4RO = 2
 
 
-CAPABILITIES: Final[dict[CapabilityGroup, int]] = dict.fromkeys(CapabilityGroup, 0)
-"""Bits a host supports, by group: frames travel whole, without offloads."""
+class Capability(enum.IntFlag):
+    """Bits of the groups SG and L4RO."""
+
+    SG = 1 << 0
+    TSO4 = 1 << 1
+    TSO6 = 1 << 2
+    ECN = 1 << 3
+    UFO = 1 << 4
+    PMTD = 1 << 5
+    CSUM = 1 << 6
+    USO = 1 << 7
+
+
+class EventCapability(enum.IntFlag):
+    """Bits of the group EVENTQ."""
+
+    LINKSTATE = 1 << 0
+    TXC = 1 << 1
+
+
+_BOTH: Final = Capability.SG | Capability.TSO4 | Capability.TSO6 | Capability.ECN | Capability.CSUM | Capability.USO
+CAPABILITIES: Final[dict[CapabilityGroup, int]] = {
+    CapabilityGroup.SG: _BOTH | Capability.PMTD,
+    CapabilityGroup.EVENTQ: EventCapability.LINKSTATE,
+    CapabilityGroup.L4RO: _BOTH,
+}
+"""Bits a host supports, by group."""
+
+OFFLOADS: Final[dict[Capability, str]] = {
+    Capability.CSUM: "checksum",
+    Capability.TSO4: "tso4",
+    Capability.TSO6: "tso6",
+    Capability.ECN: "ecn",
+    Capability.USO: "uso",
+}
+"""What ports call them."""
+
+
+def granted(group: int, wanted: int) -> int:
+    """Bits a host grants of those ``wanted``: what it supports, without what lacks its foundation.
+
+    Segments need checksums, ECN needs segments of TCP, a pool needs frames in several pieces.
+    """
+    supported = {int(known): int(bits) for known, bits in CAPABILITIES.items()}
+    if group == CapabilityGroup.EVENTQ:
+        return wanted & supported[group]
+    bits = Capability(wanted & supported.get(group, 0))
+    if not bits & Capability.CSUM:
+        bits &= ~(Capability.TSO4 | Capability.TSO6 | Capability.USO)
+    if not bits & (Capability.TSO4 | Capability.TSO6):
+        bits &= ~Capability.ECN
+    if not bits & Capability.SG:
+        bits &= ~Capability.PMTD
+    return int(bits)
+
+
+class SlotFlag(enum.IntFlag):
+    """Flags of a slot: MORE needs SG, REQUEST CSUM, both of the group of its direction; POOLED PMTD."""
+
+    MORE = 1 << 0
+    REQUEST = 1 << 1
+    POOLED = 1 << 2
+
+
+REGION_ID: Final = struct.Struct("<I")
+"""Answer of PMTDQUERY and EVQQUERY: the region to share."""
+EVENTS_BYTES: Final = 0x400
+"""Of the region of events: its words, and its signal as far in as that of a ring."""
+LINK: Final = struct.Struct("<I")
+"""The first word of that region: bit 0 is the carrier, the others count how often it was told, and wrap."""
+REQUEST: Final = struct.Struct("<BBHHHH")
+"""Flags, kind, bytes of headers, bytes of a segment, where the checksum begins, and where it belongs from there."""
+REQUEST_LAYOUT: Final[dict[str, tuple[int, int]]] = {
+    "flags": (0, 1),
+    "kind": (1, 1),
+    "header_bytes": (2, 2),
+    "segment_bytes": (4, 2),
+    "checksum_start": (6, 2),
+    "checksum_offset": (8, 2),
+}
+"""Its fields: offset and size, bytes."""
+REQUEST_BYTES: Final = 16
+"""In front of a frame; what is behind the fields is 0."""
+
+
+class RequestFlag(enum.IntFlag):
+    """What a request asks for beside segments."""
+
+    NEEDS_CSUM = 1 << 0
+    DATA_VALID = 1 << 1
+
+
+class RequestKind(enum.IntEnum):
+    """What a frame is to be cut into; ECN is added to the first two when CWR is set."""
+
+    NONE = 0
+    TCP4 = 1
+    TCP6 = 4
+    UDP = 5
+    ECN = 0x80

@@ -11,7 +11,8 @@
 //! empty, the host fills them and completes the slot in place. Completions are checked against what was posted: a host
 //! that lies costs us the device, not our memory.
 //!
-//! Sending and receiving are two types, so that two threads can do them without a lock. Source: venet, `docs/wire/venet.md`.
+//! Sending and receiving are two types, so that two threads can do them without a lock. Frames in several pieces, and those
+//! with requests, are in [`long`]. Source: venet, `docs/wire/venet.md`.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -22,6 +23,8 @@ use crate::error::{Error, Fault, Result};
 use crate::guest::clock::monotonic_ns;
 pub use crate::guest::nic::{BURST_MAX, ETHERNET_HEADER, Held, MTU_MAX, MTU_MIN, Stage, Totals, VLAN_TAG, frame_limit};
 use crate::guest::nic::{copy_frame, look_for};
+use crate::net::grant::{DESCRIPTION_BYTES, Grant, LONG_BYTES_MAX, REQUEST_BYTES};
+use crate::net::offload::OFFLOAD_HEADER_BYTES;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::{CACHE_LINE, LINE_PAIR, RAM_HEADER_BYTES, ring_bytes};
 use crate::shm::line;
@@ -29,11 +32,20 @@ use crate::shm::pool::{BufferPool, Run, SendArena};
 use crate::shm::region::Ram;
 use crate::shm::ring::{Descriptor, Producer, RingMemory};
 
+mod long;
+
+pub use long::Part;
+
 /// Most posted buffers that the host is not shown at once.
 const ANNOUNCE_MAX: u32 = 32;
 /// How far ahead of the frame being written the lines of later ones are asked for: enough for the transfers between two
 /// cores to overlap, little enough to stay in the first cache.
 const ASK_AHEAD_BYTES: u32 = 512;
+/// Least length of buffers that one frame may fill several of.
+const MERGED_BUFFER_BYTES: u32 = 4096;
+/// What a request asks for that was none.
+const NO_REQUEST: [u8; OFFLOAD_HEADER_BYTES] = [0; OFFLOAD_HEADER_BYTES];
+
 /// Where the parts of one venet device lie in the guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VenetLayout {
@@ -55,6 +67,10 @@ pub struct VenetLayout {
     pub buffers_offset: u32,
     /// Receive buffers: one a slot, and some that may be held as views.
     pub buffers: u32,
+    /// Bytes of each.
+    pub buffer_bytes: u32,
+    /// First byte of the descriptions of frames in several pieces, one for each slot of TX.
+    pub pool_offset: Option<u32>,
     /// One past the last byte.
     pub end: u32,
 }
@@ -66,6 +82,22 @@ impl VenetLayout {
     ///
     /// [`Error::Usage`]: the MTU is not 68 to 65535, slots are no power of two up to 32768, or 4 GiB are exceeded.
     pub fn plan(start: u32, mtu: u32, tx_slots: u32, rx_slots: u32) -> Result<Self> {
+        Self::plan_long(start, mtu, tx_slots, rx_slots, &Grant::default(), false)
+    }
+
+    /// As [`Self::plan`], with room for what was granted; `has_pool`: also for descriptions.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::plan`].
+    pub fn plan_long(
+        start: u32,
+        mtu: u32,
+        tx_slots: u32,
+        rx_slots: u32,
+        grant: &Grant,
+        has_pool: bool,
+    ) -> Result<Self> {
         if !(MTU_MIN..=MTU_MAX).contains(&mtu) {
             return Err(Error::Usage(format!("a venet device's MTU is {MTU_MIN} to {MTU_MAX}; got {mtu}")));
         }
@@ -80,9 +112,13 @@ impl VenetLayout {
         let tx_offset = u64::from(start.max(RAM_HEADER_BYTES)).next_multiple_of(LINE_PAIR as u64);
         let rx_offset = (tx_offset + ring_bytes(tx_slots) as u64).next_multiple_of(LINE_PAIR as u64);
         let arena_offset = (rx_offset + ring_bytes(rx_slots) as u64).next_multiple_of(RAM_HEADER_BYTES.into());
-        let arena_bytes = u64::from(tx_slots) * u64::from(limit.next_multiple_of(line));
+        let least = if grant.transmit_limit(limit) > limit { 2 * LONG_BYTES_MAX.next_multiple_of(line) } else { 0 };
+        let arena_bytes = (u64::from(tx_slots) * u64::from(limit.next_multiple_of(line))).max(least.into());
         let buffers_offset = arena_offset + arena_bytes;
-        let end = buffers_offset + u64::from(buffers) * u64::from(BufferPool::stride_for(limit));
+        let buffer_bytes = limit + if grant.gives.is_empty() { 0 } else { REQUEST_BYTES };
+        let buffer_bytes = if grant.is_merged { buffer_bytes.max(MERGED_BUFFER_BYTES) } else { buffer_bytes };
+        let pool_offset = buffers_offset + u64::from(buffers) * u64::from(BufferPool::stride_for(buffer_bytes));
+        let end = pool_offset + if has_pool { u64::from(tx_slots) * u64::from(DESCRIPTION_BYTES) } else { 0 };
         let narrow = |value: u64| {
             u32::try_from(value).map_err(|_| {
                 Error::Usage(format!(
@@ -100,8 +136,16 @@ impl VenetLayout {
             arena_bytes: narrow(arena_bytes)?,
             buffers_offset: narrow(buffers_offset)?,
             buffers,
+            buffer_bytes,
+            pool_offset: has_pool.then(|| narrow(pool_offset)).transpose()?,
             end: narrow(end)?,
         })
+    }
+
+    /// Byte offset and length of the descriptions.
+    #[must_use]
+    pub fn pool(&self) -> Option<(u32, u32)> {
+        self.pool_offset.map(|offset| (offset, self.tx_slots * DESCRIPTION_BYTES))
     }
 
     /// Bytes of the TX ring.
@@ -155,7 +199,8 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
         run: None,
         run_end: arena_base,
         broken: None,
-        _ram: ram.clone(),
+        ram: ram.clone(),
+        grant: Grant::default(),
         ring: Producer::new(tx),
         arena: SendArena::new(layout.arena_offset, layout.arena_bytes, layout.tx_slots),
         limit,
@@ -163,14 +208,16 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
         bells: None,
         totals: Totals::default(),
     };
-    let stride = BufferPool::stride_for(limit);
+    let (buffer_bytes, stride) = (layout.buffer_bytes, BufferPool::stride_for(layout.buffer_bytes));
     let mut receiver = Receiver {
         ram: ram.clone(),
         ring: Producer::new(rx),
-        pool: BufferPool::new(layout.buffers_offset, stride, limit, layout.buffers),
+        pool: BufferPool::new(layout.buffers_offset, stride, buffer_bytes, layout.buffers),
         posted: vec![0; layout.rx_slots as usize].into_boxed_slice(),
         broken: None,
-        limit,
+        receive_flags: 0,
+        merged: Vec::new(),
+        limit: buffer_bytes,
         bells: None,
         totals: Totals::default(),
     };
@@ -190,7 +237,8 @@ enum Next {
 
 /// The sending half.
 pub struct Sender {
-    _ram: Arc<Ram>,
+    ram: Arc<Ram>,
+    grant: Grant,
     ring: Producer,
     arena: SendArena,
     /// The arena's first byte.
@@ -209,7 +257,7 @@ pub struct Sender {
     totals: Totals,
 }
 
-// SAFETY: the place leads into a mapping that `_ram` keeps, and only the one owner of this half writes there.
+// SAFETY: the place leads into a mapping that `ram` keeps, and only the one owner of this half writes there.
 unsafe impl Send for Sender {}
 
 impl Sender {
@@ -617,6 +665,9 @@ pub struct Receiver {
     posted: Box<[u32]>,
     /// How the host broke the ring, until somebody is told.
     broken: Option<Fault>,
+    /// Flags that the host may set, and where a frame that does not lie together is put together.
+    receive_flags: u8,
+    merged: Vec<u8>,
     limit: u32,
     bells: Option<Bells>,
     totals: Totals,
@@ -697,7 +748,8 @@ impl Receiver {
         Ok(ready)
     }
 
-    /// Hands up to `max` waiting frames to `each`, oldest first, and posts their buffers again; how many there were.
+    /// Hands up to `max` waiting frames to `each`, oldest first, and posts their buffers again; how many there were. What a
+    /// frame asks for is not told.
     ///
     /// # Errors
     ///
@@ -705,6 +757,16 @@ impl Receiver {
     /// doorbell is broken.
     #[inline]
     pub fn receive(&mut self, max: u32, mut each: impl FnMut(&[u8])) -> Result<u32> {
+        self.receive_long(max, |frame, _| each(frame))
+    }
+
+    /// As [`Self::receive`], with the `virtio_net_hdr` of each frame: all zeroes unless something is left to be done.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::receive`].
+    #[inline]
+    pub fn receive_long(&mut self, max: u32, mut each: impl FnMut(&[u8], &[u8; OFFLOAD_HEADER_BYTES])) -> Result<u32> {
         let ready = self.ready()?.min(max);
         if ready == 0 {
             return Ok(0);
@@ -718,13 +780,20 @@ impl Receiver {
         self.ring.answer(ready, monotonic_ns);
         while done < ready {
             // Frames before a lie were handed over: they must not come up again.
-            let Some(held) = self.returned(done) else { break };
+            let Some(held) = self.returned(done) else {
+                let Some(merged) = self.merge(done) else { break };
+                each(&self.merged[merged.range()], &merged.asked);
+                bytes += merged.range().len() as u64;
+                frames += 1;
+                done += merged.slots;
+                continue;
+            };
             // A buffer that comes back empty was flushed, not received into.
             if held.length != 0 {
                 let place = self.ram.at(held.offset, held.length as usize)?;
                 // SAFETY: in bounds; the host returned this buffer and we have not posted it again. A host that keeps
                 // writing changes bytes we hand to the user, never our bookkeeping.
-                each(unsafe { std::slice::from_raw_parts(place.as_ptr(), held.length as usize) });
+                each(unsafe { std::slice::from_raw_parts(place.as_ptr(), held.length as usize) }, &NO_REQUEST);
                 frames += 1;
                 bytes += u64::from(held.length);
             }
@@ -745,8 +814,14 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// As [`Self::receive`].
+    /// As [`Self::receive`]; [`Error::Usage`]: frames may come in several buffers or with requests here.
     pub fn hold(&mut self, max: u32, held: &mut Vec<Held>) -> Result<u32> {
+        if self.receive_flags != 0 {
+            return Err(Error::Usage(
+                "a frame of this device may lie in several buffers, or have a request: receive copies instead of views"
+                    .to_owned(),
+            ));
+        }
         let ready = self.ready()?.min(max);
         self.ring.answer(ready, monotonic_ns);
         let mut frames = 0;

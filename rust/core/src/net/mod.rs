@@ -5,6 +5,7 @@
 
 pub(crate) mod counters;
 pub mod frame;
+pub mod grant;
 pub mod mac_table;
 pub mod offload;
 pub mod switch;

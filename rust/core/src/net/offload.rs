@@ -106,6 +106,31 @@ impl Features {
         self.0 & other.0 == other.0
     }
 
+    /// Nothing is in it.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Frames longer than an MTU are among it.
+    #[must_use]
+    pub const fn cuts(self) -> bool {
+        self.0 & (Self::TCP4.0 | Self::TCP6.0 | Self::UDP.0) != 0
+    }
+
+    /// Those of these names; a name that there is not is an `Err`.
+    ///
+    /// # Errors
+    ///
+    /// The first name that there is not.
+    pub fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, &'a str> {
+        names.into_iter().try_fold(Self::NONE, |all, wanted| {
+            let found = Self::NAMES.into_iter().find(|&(_, name)| name == wanted);
+            found.map(|(feature, _)| all.with(feature)).ok_or(wanted)
+        })
+    }
+
     /// Their names, for listings.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         Self::NAMES.into_iter().filter(move |&(feature, _)| self.contains(feature)).map(|(_, name)| name)

@@ -13,6 +13,8 @@ use crate::shm::line;
 
 /// Frames of one batch.
 pub(crate) const BATCH: usize = 64;
+/// Room for frames that are gathered; at least one of the longest, with a header.
+const GATHER_BYTES: usize = 256 << 10;
 
 /// One frame in hand. `source` is valid from being loaded until its slot is returned, `target` from being claimed until
 /// its buffer is; both within one turn of one thread.
@@ -40,6 +42,8 @@ pub(crate) struct Batch {
     pub requests: [Request; BATCH],
     /// Some frame of the batch asks for something. Such a frame lies in private memory, whole.
     pub has_requests: bool,
+    /// Where scattered frames, and those that ask for something, are gathered for as long as they are in hand.
+    pub gathered: Box<[u8]>,
     /// Why frames were dropped ([`crate::port::PortCounter::reason`]); only kept up to date while somebody looks.
     pub reasons: [u8; BATCH],
 }
@@ -52,6 +56,7 @@ impl Batch {
             verdicts: [Verdict::Flood; BATCH],
             requests: [Request::NOTHING; BATCH],
             has_requests: false,
+            gathered: vec![0; GATHER_BYTES].into_boxed_slice(),
             reasons: [0; BATCH],
         })
     }

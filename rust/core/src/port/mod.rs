@@ -21,6 +21,7 @@ use crate::net::offload::{Features, Unfit};
 
 pub(crate) mod batch;
 pub mod latency;
+mod spread;
 pub mod tap;
 pub mod venet;
 pub mod virtqueues;
@@ -115,6 +116,12 @@ counters! {
         SegmentedFrames = "segmented_frames",
         /// Checksums that were completed for this port, whose guest cannot; those of segments not counted.
         CompletedChecksums = "completed_checksums",
+        /// Frames taken from the guest in several pieces.
+        GatheredFrames = "gathered_frames",
+        /// Frames given to the guest in several buffers.
+        MergedFrames = "merged_frames",
+        /// Those buffers.
+        MergedBuffers = "merged_buffers",
         /// Doorbells heard from the guest.
         Kicks = "kicks",
         /// Doorbells rung for the guest.
@@ -167,6 +174,8 @@ counters! {
         FaultBadIndirect = "fault_bad_indirect",
         /// As above.
         FaultMemoryGone = "fault_memory_gone",
+        /// As above.
+        FaultChainUnfinished = "fault_chain_unfinished",
         /// Slots of the ring of frames from the guest.
         TransmitSlots = "transmit_slots",
         /// Of those, how many hold frames, when a worker last looked.

@@ -7,7 +7,8 @@
 //!
 //! Who writes what: the guest owns all of this memory and may write any of it at any time. The host writes only ring
 //! indices and signal words that are its own, slots it completes, and buffers the guest posted. A descriptor is read in
-//! one load and believed after `GuestMemory::place`: inside the region, not in its header, not in either ring.
+//! one load and believed after `GuestMemory::place`: inside the region, not in its header, not in either ring. A slot with
+//! flags goes another way, out of that of plain frames: see [`long`].
 //! The danger: two places of one guest may overlap, so bytes move as with `memmove`. Source: vbus venet (`TX`, `RX`).
 
 use std::fmt;
@@ -15,12 +16,14 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use self::long::Long;
 use super::Refusal;
 use super::batch::{Batch, prefetch_read, prefetch_write};
 use super::latency::{Latencies, PortLatency};
 use crate::error::{Error, Fault, Result};
 use crate::guest::clock::monotonic_ns;
 use crate::net::frame::{FRAME_BYTES_MAX, HEADER_BYTES, MTU_MAX, MTU_MIN, MacAddress, START_BYTES, frame_limit};
+use crate::net::grant::Grant;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::intc::PRIORITIES;
 use crate::shm::layout::{CACHE_LINE, RAM_HEADER_BYTES, RING_HEADER_BYTES};
@@ -29,6 +32,8 @@ use crate::shm::ring::{Consumer, Descriptor, RingMemory};
 use crate::shm::stamp::Age;
 use crate::signals::Caller;
 use crate::worker::watchdog::Ringer;
+
+pub(crate) mod long;
 
 /// Slots of a ring on one cache line.
 const SLOTS_A_LINE: u32 = (CACHE_LINE / 8) as u32;
@@ -72,6 +77,8 @@ pub struct VenetParams {
     pub budget: u32,
     /// 0 to 7: ports of a higher priority get a turn before each turn of one with a lower.
     pub priority: u32,
+    /// What was agreed on with the driver beyond plain frames; only of venet.
+    pub grant: Grant,
 }
 
 impl Default for VenetParams {
@@ -83,6 +90,7 @@ impl Default for VenetParams {
             burst_threshold_us: 50,
             budget: 128,
             priority: 0,
+            grant: Grant::default(),
         }
     }
 }
@@ -209,8 +217,11 @@ pub(crate) struct VenetPort {
     tx_mitigation: u32,
     /// Frames returned since the guest was last told.
     uncalled: u32,
-    /// Bytes given since the last release.
+    /// Bytes given since the last release, and slots that frames took beyond one each.
     rx_bytes: u64,
+    rx_more: u32,
+    /// There unless only plain frames were agreed on.
+    long: Option<Box<Long>>,
     tx_fault: Option<Fault>,
     rx_fault: Option<Fault>,
     latencies: Latencies,
@@ -251,6 +262,8 @@ impl VenetPort {
             tx_mitigation: params.tx_mitigation,
             uncalled: 0,
             rx_bytes: 0,
+            rx_more: 0,
+            long: Long::new(&ram, &params.grant)?,
             tx_fault: None,
             rx_fault: None,
             latencies: Latencies::default(),
@@ -361,10 +374,7 @@ impl VenetPort {
                     piece.length = if is_oversize { 0 } else { descriptor.length };
                     piece.source = source.as_ptr();
                 }
-                Err(fault) => {
-                    self.tx_fault = Some(fault);
-                    return ahead;
-                }
+                Err(fault) => return self.load_long(batch, (ahead, wanted), fault),
             }
         }
         ready
@@ -372,6 +382,11 @@ impl VenetPort {
 
     /// A loaded frame once more, as its descriptor says now: for who looks at what is not forwarded.
     pub(crate) fn loaded(&self, index: u32) -> Option<(*const u8, u32)> {
+        if let Some(long) = &self.long
+            && let Some(found) = long.loaded(index)
+        {
+            return Some(found);
+        }
         let descriptor = self.tx.peek(index);
         let source = self.check_tx(descriptor).ok()?;
         Some((source.as_ptr().cast_const(), descriptor.length))
@@ -398,7 +413,8 @@ impl VenetPort {
     /// Returns the oldest `count` loaded frames to the guest. `true`: it wants to hear of that, ring.
     #[inline]
     pub(crate) fn give_back(&mut self, count: u32) -> bool {
-        self.tx.advance(count);
+        let slots = self.long.as_deref_mut().map_or(count, |long| long.slots_of(count));
+        self.tx.advance(slots);
         self.tx.release();
         self.uncalled += count;
         // Whoever sleeps until slots come back is told at the end of a backlog in any case.
@@ -466,7 +482,7 @@ impl VenetPort {
 
     /// Frames and bytes claimed since the last [`Self::release_rx`].
     pub(crate) const fn unreleased(&self) -> (u64, u64) {
-        (self.rx.held() as u64, self.rx_bytes)
+        ((self.rx.held() - self.rx_more) as u64, self.rx_bytes)
     }
 
     /// Gives the claimed buffers to the guest, filled. `true`: it sleeps, ring.
@@ -475,7 +491,7 @@ impl VenetPort {
         if self.rx.held() == 0 {
             return false;
         }
-        self.rx_bytes = 0;
+        (self.rx_bytes, self.rx_more) = (0, 0);
         if COUNTS && self.rx.is_stamp_due() {
             self.stamp_rx();
         }

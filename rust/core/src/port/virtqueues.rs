@@ -28,6 +28,7 @@ use crate::error::Fault;
 use crate::net::frame::{FRAME_BYTES_MAX, FrameStart, HEADER_BYTES, START_BYTES, frame_limit};
 use crate::net::offload::{Features, OFFLOAD_HEADER_BYTES, Request};
 use crate::port::batch::Piece;
+use crate::port::spread::{Parts, gather};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::signal::{Listener, Notifier};
 use crate::signals::Caller;
@@ -41,8 +42,6 @@ use crate::worker::watchdog::Ringer;
 pub(crate) const LONG_HEADER: u32 = 12;
 /// `virtio_net_hdr` without.
 pub(crate) const SHORT_HEADER: u32 = 10;
-/// Room for frames that are gathered; at least one of the longest.
-const GATHER_BYTES: usize = 256 << 10;
 
 /// What a queue of a guest on a bus has beside it.
 #[derive(Debug)]
@@ -234,8 +233,6 @@ pub(crate) struct VirtqueuePort {
     loaded: [Loaded; BATCH],
     /// Frames and bytes given since the last release.
     given: (u64, u64),
-    /// Where scattered frames are gathered, for as long as they are in hand.
-    gathered: Box<[u8]>,
 }
 
 // SAFETY: places in `loaded` are good within one turn of one thread, and never used after it; those of chains that were looked
@@ -252,7 +249,6 @@ impl VirtqueuePort {
             from: 0,
             loaded: [Loaded::default(); BATCH],
             given: (0, 0),
-            gathered: vec![0; GATHER_BYTES].into_boxed_slice(),
         }
     }
 
@@ -329,7 +325,8 @@ impl VirtqueuePort {
     /// chain that breaks a rule ends its queue; the frames before it are still good.
     #[inline]
     pub(crate) fn load(&mut self, batch: &mut Batch, wanted: usize) -> usize {
-        let Self { rings: Some(rings), turn, from, loaded, gathered, frame_limit, .. } = self else { return 0 };
+        let Self { rings: Some(rings), turn, from, loaded, frame_limit, .. } = self else { return 0 };
+        let Batch { pieces, requests, has_requests, gathered, .. } = batch;
         let (header, takes) = (rings.header, rings.takes);
         for _ in 0..rings.tx.len() {
             let number = *turn % rings.tx.len();
@@ -361,7 +358,7 @@ impl VirtqueuePort {
                 let source = entry.source as *const u8;
                 // SAFETY: `find_frame` found a header and a frame behind it at this place, or gathered them there.
                 let asked = unsafe { offload(source.sub(header as usize)) };
-                let piece = &mut batch.pieces[index];
+                let piece = &mut pieces[index];
                 piece.source = source;
                 piece.length = if entry.length > *frame_limit { 0 } else { entry.length };
                 if asked == 0 {
@@ -372,9 +369,9 @@ impl VirtqueuePort {
                     found = index;
                     break;
                 }
-                if !batch.has_requests {
-                    batch.has_requests = true;
-                    batch.requests.fill(Request::NOTHING);
+                if !*has_requests {
+                    *has_requests = true;
+                    requests.fill(Request::NOTHING);
                 }
                 let is_private = ring.ahead.chains[index].pieces != 0;
                 let Some(request) = take_request(entry, header, is_private, &mut room) else {
@@ -389,7 +386,7 @@ impl VirtqueuePort {
                 let is_dropped = request.unfit().is_some() || request.longest(entry.length) > *frame_limit;
                 piece.source = entry.source as *const u8;
                 piece.length = if is_dropped { 0 } else { entry.length };
-                batch.requests[index] = request;
+                requests[index] = request;
             }
             if found != 0 {
                 return found;
@@ -551,32 +548,13 @@ fn find_frame(chain: &Chain, ahead: &Ahead, header: u32, room: &mut &mut [u8]) -
     }
     let length = chain.bytes - header;
     if chain.pieces != 0 {
-        let place = gather(ahead.pieces_of(chain), chain.bytes as usize, room);
+        // SAFETY: the pieces were just looked up; together they are as many bytes as the chain.
+        let place = unsafe { gather(ahead.pieces_of(chain), chain.bytes as usize, room) };
         return Ok(place.map(|place| Loaded { source: place.wrapping_add(header as usize) as usize, length }));
     }
     let place = chain.place.as_ptr();
     prefetch_read(place);
     Ok(Some(Loaded { source: place.wrapping_add(header as usize) as usize, length }))
-}
-
-/// Copies the `total` bytes of `pieces` to where there is room for them.
-#[cold]
-fn gather(pieces: &[Segment], total: usize, room: &mut &mut [u8]) -> Option<*const u8> {
-    if total > room.len() {
-        return None;
-    }
-    let (here, rest) = std::mem::take(room).split_at_mut(total);
-    *room = rest;
-    let mut done = 0;
-    for piece in pieces {
-        // SAFETY: the piece was just looked up; together they are `total` bytes, as many as are here. Private memory of ours
-        // overlaps none of a front end's.
-        unsafe {
-            piece.place.as_ptr().copy_to_nonoverlapping(here.as_mut_ptr().add(done), piece.bytes as usize);
-        }
-        done += piece.bytes as usize;
-    }
-    Some(here.as_ptr())
 }
 
 /// The request of a frame, read from a copy of header and frame that is made for that unless there is one. `None`: no room is
@@ -588,7 +566,8 @@ fn take_request(entry: &mut Loaded, header: u32, is_private: bool, room: &mut &m
     let mut place = (entry.source as *const u8).wrapping_sub(header);
     if !is_private {
         let whole = Segment { place: NonNull::new(place.cast_mut())?, bytes: (header + length) as u32 };
-        place = gather(&[whole], header + length, room)?;
+        // SAFETY: header and frame were just looked up.
+        place = unsafe { gather(&[whole], header + length, room) }?;
         entry.source = place.wrapping_add(header) as usize;
     }
     // SAFETY: header and frame were gathered here, in memory of ours that nobody writes while the frame is in hand.
@@ -680,37 +659,19 @@ unsafe fn scatter(
     let lead = header_of(asked, u16::try_from(chains).unwrap_or(u16::MAX));
     let head = start.bytes();
     let first = (piece.length as usize).min(START_BYTES);
-    let mut parts = [
+    let mut parts = Parts::new([
         (lead.as_ptr(), header as usize),
         (head.as_ptr(), first),
         (piece.source.wrapping_add(first), piece.length as usize - first),
-    ]
-    .into_iter();
-    let (mut from, mut left) = parts.next().unwrap_or((lead.as_ptr(), 0));
+    ]);
     let mut rest = needed;
     for _ in 0..chains {
         let chain = ring.posted(0)?;
         let together = [Segment { place: chain.place, bytes: chain.bytes }];
         let pieces = if chain.pieces == 0 { &together } else { ring.ahead.pieces_of(&chain) };
-        for Segment { place, bytes } in pieces {
-            let (mut to, mut free): (NonNull<u8>, usize) = (*place, *bytes as usize);
-            while free != 0 {
-                if left == 0 {
-                    let Some(next) = parts.next() else { break };
-                    (from, left) = next;
-                    continue;
-                }
-                let count = free.min(left);
-                // SAFETY: `free` bytes are left of a piece that was looked up, `left` of a part that is private or, as the
-                // caller promises, loaded. Both may lie in one guest's memory, so they move as if they overlapped.
-                unsafe {
-                    from.copy_to(to.as_ptr(), count);
-                    to = to.add(count);
-                }
-                from = from.wrapping_add(count);
-                free -= count;
-                left -= count;
-            }
+        for piece in pieces {
+            // SAFETY: the piece was looked up; the parts are private or, as the caller promises, loaded.
+            unsafe { parts.fill(*piece) };
         }
         let written = rest.min(chain.bytes.into());
         rest -= written;

@@ -171,6 +171,14 @@ impl SendArena {
         self.position = if next == self.size { 0 } else { next };
     }
 
+    /// Takes a piece of no bytes, which comes free in its turn: for a slot whose bytes lie elsewhere. Only while there are
+    /// fewer pieces than slots.
+    pub fn take_nothing(&mut self) {
+        debug_assert!(self.pieces() < self.pieces.len());
+        *self.piece(self.last) = 0;
+        self.last = self.last.wrapping_add(1);
+    }
+
     /// One past the last byte that pieces of `length` bytes use, as long as they stay that long.
     #[must_use]
     pub fn warm_end(&self, length: u32) -> u32 {

@@ -33,6 +33,7 @@ use crate::port::batch::{BATCH, Batch, Piece};
 use crate::port::latency::{Latencies, PortLatency};
 use crate::port::tap::{Received, TapPort};
 use crate::port::venet::VenetPort;
+use crate::port::venet::long::LongCounts;
 use crate::port::virtqueues::{Rings, VirtqueuePort};
 use crate::port::{PortCounter, PortEvent, PortId, PortPart, PortStatus, Refusal};
 use crate::shm::counters::Block;
@@ -138,7 +139,7 @@ impl Port {
         match &self.end {
             End::Tap(tap) => tap.features(),
             End::Virtqueues(queues) => queues.features(),
-            End::Venet(_) => Features::NONE,
+            End::Venet(venet) => venet.features(),
         }
     }
 
@@ -159,7 +160,9 @@ impl Port {
             // SAFETY: as above.
             End::Virtqueues(queues) => unsafe { queues.claim_requested(start, piece, request) },
             // SAFETY: as above.
-            End::Venet(_) => unsafe { self.offer(start, piece) },
+            End::Venet(_) if request.is_nothing() => unsafe { self.offer(start, piece) },
+            // SAFETY: as above.
+            End::Venet(venet) => unsafe { venet.give_long(start, piece, request) }.map(|()| std::ptr::null_mut()),
         }
     }
 
@@ -167,7 +170,14 @@ impl Port {
     #[inline(always)]
     pub(super) unsafe fn offer(&mut self, start: &FrameStart, piece: &Piece) -> Result<*mut u8, Refusal> {
         match &mut self.end {
-            End::Venet(venet) => venet.claim(piece.length).map(std::ptr::NonNull::as_ptr),
+            End::Venet(venet) => match venet.claim(piece.length) {
+                Ok(target) => Ok(target.as_ptr()),
+                Err(Refusal::BufferTooSmall) => {
+                    // SAFETY: the piece was loaded in this turn.
+                    unsafe { venet.give_long(start, piece, &Request::NOTHING) }.map(|()| std::ptr::null_mut())
+                }
+                Err(refusal) => Err(refusal),
+            },
             // SAFETY: the piece was loaded in this turn.
             End::Tap(tap) => unsafe { tap.send(start, piece, &Request::NOTHING) }.map(|()| std::ptr::null_mut()),
             // SAFETY: as above.
@@ -326,6 +336,9 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                 break;
             }
             let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
+            if self.batch.has_requests {
+                self.count_requests(slot, done);
+            }
             let Some(port) = port_at(&mut self.ports, slot) else { break };
             let End::Venet(venet) = &mut port.end else { break };
             wants_call |= venet.give_back(done);
@@ -344,6 +357,16 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         done as u32
     }
 
+    /// Counts how many of the first `done` frames of a batch asked for something, and is done with what they asked for.
+    #[cold]
+    fn count_requests(&mut self, slot: PortSlot, done: u32) {
+        self.batch.has_requests = false;
+        let asking = self.batch.requests[..done as usize].iter().filter(|request| !request.is_nothing()).count();
+        if let Some(port) = port_at(&mut self.ports, slot) {
+            port.count::<COUNTS>(PortCounter::TransmitOffloads, asking as u64);
+        }
+    }
+
     /// Counts, calls the guest, and reports what broke.
     fn end_turn(&mut self, slot: PortSlot, turn: Turn, bytes: u64, budget: u32, wants_call: bool) {
         let Some(port) = port_at(&mut self.ports, slot) else { return };
@@ -360,6 +383,9 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         let End::Venet(venet) = &mut port.end else { return };
         let [(_, waiting), _] = venet.occupancy();
         note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
+        if let Some(counts) = venet.take_counts() {
+            count_long::<COUNTS>(&port.block, counts);
+        }
         if wants_call {
             tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
             if let Err(fault) = venet.call_tx::<COUNTS>(&self.ringer) {
@@ -384,12 +410,10 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                 break;
             }
             let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
-            let Some(port) = port_at(&mut self.ports, slot) else { break };
-            if std::mem::take(&mut self.batch.has_requests) {
-                let asking =
-                    self.batch.requests[..done as usize].iter().filter(|request| !request.is_nothing()).count();
-                port.count::<COUNTS>(PortCounter::TransmitOffloads, asking as u64);
+            if self.batch.has_requests {
+                self.count_requests(slot, done);
             }
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
             let End::Virtqueues(queues) = &mut port.end else { break };
             if queues.give_back(done) && queues.call_tx(&self.ringer) {
                 tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
@@ -669,6 +693,9 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                         tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
                         let [_, (_, posted)] = venet.occupancy();
                         note::<COUNTS>(&port.block, PortCounter::ReceiveSlotsUsed, posted.into());
+                        if let Some(counts) = venet.take_counts() {
+                            count_long::<COUNTS>(&port.block, counts);
+                        }
                         let outcome = if wants_call { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
                         tally::<COUNTS>(&port.block, outcome, 1);
                         if wants_call && let Err(fault) = venet.call_rx::<COUNTS>(&self.ringer) {
@@ -775,6 +802,13 @@ fn tally<const COUNTS: bool>(block: &Block, counter: PortCounter, amount: u64) {
     if COUNTS {
         block.add(counter as usize, amount);
     }
+}
+
+/// Counts frames of a venet guest that were in several pieces or buffers.
+fn count_long<const COUNTS: bool>(block: &Block, counts: LongCounts) {
+    tally::<COUNTS>(block, PortCounter::GatheredFrames, counts.gathered);
+    tally::<COUNTS>(block, PortCounter::MergedFrames, counts.merged);
+    tally::<COUNTS>(block, PortCounter::MergedBuffers, counts.buffers);
 }
 
 /// As [`tally`], for a value that goes up and down.
