@@ -91,6 +91,15 @@ def test_a_capture_is_measured_beside_none() -> None:
     assert [None, "no capture", "no capture"] == [row.baseline for row in rows]
 
 
+def test_long_frames_are_measured_beside_plain_ones() -> None:
+    """``offloads`` has the payload of plain frames, of long ones that stay whole, and of those that the worker cuts."""
+    rows = bench.run(["offloads"], quick=True)
+
+    assert ["plain", "whole", "cut by the worker"] == [row.params["frames"] for row in rows]
+    assert all(row.value > 0 for row in rows)
+    assert [None, "plain frames", "plain frames"] == [row.baseline for row in rows]
+
+
 def test_signals_are_raised_without_waking_anybody_twice() -> None:
     """A million raises, or here ten thousand, of one signal or of a thousand wake their sleeping handler once."""
     rows = bench.run(["signal.raise"], quick=True)

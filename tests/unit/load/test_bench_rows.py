@@ -117,10 +117,22 @@ def test_every_bench_has_a_name_and_says_what_it_measures() -> None:
     """``vbnet bench list`` shows one line each."""
     listed = dict(bench.list_benches())
 
-    frames = {"ring", "switch", "rtt", "rtt.asleep", "python", "idle", "launch", "scale", "limit", "netns.tcp"}
+    frames = {
+        "ring",
+        "switch",
+        "rtt",
+        "rtt.asleep",
+        "python",
+        "idle",
+        "launch",
+        "scale",
+        "limit",
+        "netns.tcp",
+        "offloads",
+    }
     signals = {"fastcall", "fastcall.python", "signal.raise", "signal.priority", "signal.eoi"}
     timers = {"timer.arm", "timer.late"}
-    costs = {"capture.cost", "metrics.cost", "metrics.scrape"}
+    costs = {"capture.cost", "metrics.cost", "metrics.scrape", "offloads"}
     assert frames | signals | timers | costs | {"state", "sched", "blk", "virtio-net", "vhost", "vhost.rtt"} == set(
         listed
     )

@@ -57,6 +57,7 @@ BENCHES: Final = {
         Bench("fastcall", native.fastcall),
         Bench("fastcall.python", calls.fastcall_python),
         Bench("python", through.python),
+        Bench("offloads", through.offloads),
         Bench("blk", blk.blk),
         Bench("virtio-net", nics.virtio_net),
         Bench("timer.arm", timers.arm),

@@ -17,6 +17,7 @@ import contextlib
 import os
 import resource
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ from vbnet._native import (
     Fabric,
     Ram,
     Venet,
+    VenetGrant,
     VenetLayout,
 )
+from vbnet.devices.venet.wire import OFFLOADS, REQUEST, RequestFlag, RequestKind
 from vbnet.errors import PeerGone, UsageError
 from vbnet.load.bench.machine import Cores
 from vbnet.load.bench.side import Side
@@ -52,6 +55,14 @@ RARE_ETHERTYPE: Final = b"\x88\xb6"
 _TURN_FRAMES: Final = 64
 """Frames sent between two decisions whether there is room for more under way."""
 _TURNS_A_LOOK: Final = 16
+_EVERYTHING: Final = VenetGrant(list(OFFLOADS.values()), list(OFFLOADS.values()), is_scattered=True, is_merged=True)
+_HEADERS: Final = 54
+_PLAIN_BYTES: Final = 1514
+_PLAIN_FRAMES: Final = 44
+"""Plain frames at a time, about the payload of a long one."""
+_LONG_PAYLOAD: Final = 44 * (_PLAIN_BYTES - _HEADERS)
+_LONG_UNDER_WAY: Final = 4
+_OWN_BYTES: Final = 1 << 16
 _SENDER: Final = 0
 _RECEIVER: Final = 1
 
@@ -73,6 +84,7 @@ class _Offer(msgspec.Struct):
     mtu: int
     tx: tuple[int, int]
     rx: tuple[int, int]
+    has_offloads: bool
 
 
 class Host:
@@ -117,6 +129,7 @@ class Host:
                     mac=guest_mac(offer.number),
                     mtu=offer.mtu,
                     burst_threshold_us=self._burst_threshold_us,
+                    grant=_EVERYTHING if offer.has_offloads else None,
                 )
                 socket.send_fds(self._channel, [b"bells"], bells)
             finally:
@@ -168,14 +181,21 @@ class Guests:
         self._rams: list[Ram] = []
         self._exchange: BenchExchange | None = None
 
-    def join(self, count: int, mtu: int, slots: int) -> None:
-        """Make ``count`` guests with rings of ``slots`` slots each and join them to the host."""
-        layout = VenetLayout(mtu=mtu, tx_slots=slots, rx_slots=slots)
+    def join(self, count: int, mtu: int, slots: int, offloads: int = 0) -> None:
+        """Make ``count`` guests with rings of ``slots`` slots each and join them to the host.
+
+        The first ``offloads`` of all are granted everything, and have room for a long frame behind their device.
+        """
         for _ in range(count):
             number = len(self._devices)
-            ram = Ram.create(layout.ram_bytes)
-            device = Venet(ram, mtu=mtu, tx_slots=slots, rx_slots=slots)
-            offer = _Offer(number, mtu, (layout.tx_offset, layout.tx_length), (layout.rx_offset, layout.rx_length))
+            has_offloads = number < offloads
+            grant = _EVERYTHING if has_offloads else None
+            layout = VenetLayout(mtu=mtu, tx_slots=slots, rx_slots=slots, grant=grant)
+            ram = Ram.create(layout.ram_bytes + (_OWN_BYTES if has_offloads else 0))
+            device = Venet(ram, mtu=mtu, tx_slots=slots, rx_slots=slots, grant=grant)
+            offer = _Offer(
+                number, mtu, (layout.tx_offset, layout.tx_length), (layout.rx_offset, layout.rx_length), has_offloads
+            )
             socket.send_fds(self._channel, [msgspec.json.encode(offer)], [ram.fileno()])
             _message, bells, _flags, _address = socket.recv_fds(self._channel, _MESSAGE_BYTES, _BELLS)
             if len(bells) != _BELLS:
@@ -222,6 +242,18 @@ class Guests:
             (self._devices[_SENDER], self._devices[_RECEIVER]), frame(frame_bytes), batch, under_way, windows
         )
 
+    def payload_per_second(self, *, is_long: bool, windows: tuple[float, float, int]) -> list[float]:
+        """Bits of payload a second from Python through the switch and back, in long frames or in plain ones."""
+        pair = (self._devices[_SENDER], self._devices[_RECEIVER])
+        if not is_long:
+            turn = _turn_by_batch(*pair, frame(_PLAIN_BYTES), _PLAIN_FRAMES)
+            rates = _rates(turn, _PLAIN_FRAMES, 4 * _PLAIN_FRAMES, windows)
+            return [rate * (_PLAIN_BYTES - _HEADERS) * 8 for rate in rates]
+        ram = self._rams[_SENDER]
+        own = memoryview(ram.view(ram.size - _OWN_BYTES, _LONG_PAYLOAD))
+        turn = _turn_by_long(*pair, _long_head(), own)
+        return [rate * 8 for rate in _rates(turn, _LONG_PAYLOAD, _LONG_UNDER_WAY * _LONG_PAYLOAD, windows)]
+
     def close(self) -> None:
         """Let go of the channel; memory and devices end with the process."""
         self._channel.close()
@@ -242,10 +274,14 @@ def frame(frame_bytes: int, ethertype: bytes = _ETHERTYPE) -> bytes:
 def _objects_per_second(
     pair: tuple[Venet, Venet], content: bytes, batch: int, under_way: int, windows: tuple[float, float, int]
 ) -> list[float]:
-    """Send and receive in turn in one thread, as a Python program would; the clock is read once in a while."""
+    """Send and receive in turn in one thread, as a Python program would."""
     sender, receiver = pair
     turn = _turn_by_one(sender, receiver, content) if batch == 1 else _turn_by_batch(sender, receiver, content, batch)
-    size = _TURN_FRAMES if batch == 1 else batch
+    return _rates(turn, _TURN_FRAMES if batch == 1 else batch, under_way, windows)
+
+
+def _rates(turn: Callable[[bool], int], size: int, under_way: int, windows: tuple[float, float, int]) -> list[float]:
+    """What turns receive a second, each of which may send ``size``; the clock is read once in a while."""
     warm_up_seconds, window_seconds, count = windows
     outstanding = received = 0
     rates: list[float] = []
@@ -280,6 +316,28 @@ def _turn_by_batch(sender: Venet, receiver: Venet, content: bytes, batch: int) -
         return len(recv(batch, 0.0))
 
     return turn
+
+
+def _turn_by_long(sender: Venet, receiver: Venet, head: bytes, payload: memoryview) -> Callable[[bool], int]:
+    """One long frame from the guest's own memory, to be cut unless the receiver takes it whole."""
+    pieces = (head, payload)
+    request = REQUEST.pack(RequestFlag.NEEDS_CSUM, RequestKind.TCP4, _HEADERS, _PLAIN_BYTES - _HEADERS, 34, 16)
+    send, recv = sender.send_pieces, receiver.recv
+
+    def turn(is_sending: bool) -> int:
+        if is_sending:
+            send(pieces, request)
+        return sum(len(frame) - _HEADERS for frame in recv(_TURN_FRAMES, 0.0))
+
+    return turn
+
+
+def _long_head() -> bytes:
+    """Headers of Ethernet, IPv4 and TCP from the first guest to the second; what no switch looks at is left 0."""
+    length = 20 + _LONG_PAYLOAD
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + length, 0, 0x4000, 64, 6, 0, b"\x0a\0\0\1", b"\x0a\0\0\2")
+    tcp = struct.pack(">HHIIBBHHH", 1, 2, 0, 0, 0x50, 0x10, 0, 0, 0)
+    return frame(14, b"\x08\0") + ip + tcp
 
 
 def _turn_by_one(sender: Venet, receiver: Venet, content: bytes) -> Callable[[bool], int]:
@@ -326,8 +384,12 @@ class Stage:
         burst_threshold_us: int = 50,
         is_loop: bool = False,
         does_count: bool = True,
+        offloads: int = 0,
     ) -> Iterator[Self]:
-        """Start both sides, guests on the near core and host on the far one, and join the two active guests."""
+        """Start both sides, guests on the near core and host on the far one, and join the two active guests.
+
+        The first ``offloads`` guests are granted everything beyond plain frames.
+        """
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as stack:
             for end in ends:
@@ -342,12 +404,12 @@ class Stage:
             host = stack.enter_context(Side(f"{__name__}:Host", cores.far, params, [fds[0]]))
             guests = stack.enter_context(Side(f"{__name__}:Guests", cores.near, {"channel": fds[1]}, [fds[1]]))
             found = cls(host, guests)
-            found.join(1 if is_loop else 2, mtu=mtu, slots=slots)
+            found.join(1 if is_loop else 2, mtu=mtu, slots=slots, offloads=offloads)
             yield found
 
-    def join(self, count: int, *, mtu: int, slots: int) -> None:
-        """Join ``count`` more guests."""
-        self.guests.begin("join", count=count, mtu=mtu, slots=slots)
+    def join(self, count: int, *, mtu: int, slots: int, offloads: int = 0) -> None:
+        """Join ``count`` more guests; of all, the first ``offloads`` are granted everything."""
+        self.guests.begin("join", count=count, mtu=mtu, slots=slots, offloads=offloads)
         self.host.call("attach", _CALL_SECONDS, count=count)
         self.guests.finish(_CALL_SECONDS)
 

@@ -22,7 +22,7 @@ from vbnet.load.bench.sides import RARE_ETHERTYPE, Stage
 from vbnet.load.bench.summary import AtLeast, AtMost
 from vbnet.load.bench.turns import Contender
 
-__all__ = ["UNDER_WAY", "capture_cost", "metrics_cost", "python", "rtt", "rtt_asleep", "scale", "switch"]
+__all__ = ["UNDER_WAY", "capture_cost", "metrics_cost", "offloads", "python", "rtt", "rtt_asleep", "scale", "switch"]
 
 UNDER_WAY: Final = 960
 """Frames between generator and sink at most: about what the peers have, and fewer than a ring has slots."""
@@ -276,6 +276,35 @@ def _python(context: Context, frame_bytes: int) -> Iterator[Row]:
                 wanted=AtLeast(least) if name == best and frame_bytes == 64 else None,  # noqa: PLR2004 - as above
                 note="; ".join(notes),
             )
+
+
+def offloads(context: Context) -> Iterator[Row]:
+    """Payload of TCP from one Python guest to another in long frames, whole or cut on the way, against plain ones."""
+    kinds = {"plain": (0, False), "whole": (2, True), "cut by the worker": (1, True)}
+    with ExitStack() as stack:
+        contenders = []
+        for kind, (granted, is_long) in kinds.items():
+            stage = stack.enter_context(Stage.up(context.cores, slots=SLOTS, offloads=granted))
+            stack.enter_context(context.helpers(stage.pids))
+            run = functools.partial(
+                stage.guests.call,
+                "payload_per_second",
+                _CALL_SECONDS,
+                is_long=is_long,
+                windows=_windows(context.pace),
+            )
+            contenders.append(Contender(kind, run))
+        outcome = context.compete(contenders)
+    for kind in kinds:
+        yield Row.of(
+            "offloads",
+            {"mtu": 1500, "frames": kind},
+            "bits/s",
+            outcome.summaries[kind],
+            outcome.placement,
+            baseline=None if kind == "plain" else ("plain frames", outcome.summaries["plain"]),
+            wanted=AtLeast(1.0) if kind == "whole" else None,
+        )
 
 
 def scale(context: Context) -> Iterator[Row]:
