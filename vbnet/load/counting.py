@@ -1,13 +1,15 @@
 """What the guests of a run have counted, read from their counters files and added up.
 
-A guest that was killed leaves its file for a moment, or none: what it had said before is kept, and what its successor
-counts comes on top, so that totals never go back.
+A guest that was killed has its file removed. It is held open here, so its last words are read all the same; what its
+successor counts comes on top, and totals never go back.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -87,6 +89,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     duplicates: int = 0
     corrupted: int = 0
     foreign: int = 0
+    misdelivered: int = 0
     given_up: int = 0
 
     def __add__(self, other: Counts) -> Counts:
@@ -107,7 +110,16 @@ class _Guest:
     latency: Latency = field(default_factory=Latency)
     before: Counts = field(default_factory=Counts)
     latency_before: Latency = field(default_factory=Latency)
-    inode: int = 0
+    file: int | None = None
+    """Descriptor of the file that it counts in."""
+
+    def ended(self) -> None:
+        """What it has counted is all; the next begins at 0."""
+        self.before, self.latency_before = self.before + self.now, self.latency_before + self.latency
+        self.now, self.latency = Counts(), Latency()
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
 
 
 class Counter:
@@ -145,20 +157,45 @@ class Counter:
     def _chosen(self, names: Iterable[str] | None) -> Sequence[_Guest]:
         return [guest for name, guest in self._guests.items() if names is None or name in set(names)]
 
+    def close(self) -> None:
+        """Let go of every file."""
+        for guest in self._guests.values():
+            guest.ended()
+
     def _look_at(self, guest: _Guest, name: str, path: Path) -> None:
-        try:
-            inode = path.stat().st_ino
-            blocks = [block for block in read_blocks(path) if block.labels.get("guest") == name]
-        except (OSError, VbnetError):
-            return  # its process has ended, or begins just now: what it said before stands
-        words = {block.kind: block.values for block in blocks}
-        if _SOURCE not in words or _SINK not in words:
-            return
-        now = _counts(words[_SOURCE], words[_SINK])
-        # The number of a file that was removed may come again; a count that went back gives its successor away.
-        if guest.inode not in (0, inode) or now.sent < guest.now.sent or now.received < guest.now.received:
-            guest.before, guest.latency_before = guest.before + guest.now, guest.latency_before + guest.latency
-        guest.now, guest.latency, guest.inode = now, Latency(words[_SINK][_LATENCY:]), inode
+        if guest.file is not None and not _is_at(guest.file, path):
+            _read(guest, name)
+            guest.ended()
+        if guest.file is None:
+            with suppress(OSError):  # its process has not begun, or has ended: what was said before stands
+                guest.file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if guest.file is not None:
+            _read(guest, name)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one of this name; a number cannot come again while it is open."""
+    try:
+        there = path.stat()
+    except OSError:
+        return False
+    held = os.fstat(file)
+    return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _read(guest: _Guest, name: str) -> None:
+    try:
+        blocks = [block for block in read_blocks(f"/proc/self/fd/{guest.file}") if block.labels.get("guest") == name]
+    except VbnetError:
+        return  # it begins just now
+    words = {block.kind: block.values for block in blocks}
+    if _SOURCE not in words or _SINK not in words:
+        return
+    now = _counts(words[_SOURCE], words[_SINK])
+    # A block that was given back while its file stays: a guest that began anew in the same process.
+    if now.sent < guest.now.sent or now.received < guest.now.received:
+        guest.before, guest.latency_before = guest.before + guest.now, guest.latency_before + guest.latency
+    guest.now, guest.latency = now, Latency(words[_SINK][_LATENCY:])
 
 
 def _counts(source: Sequence[int], sink: Sequence[int]) -> Counts:
@@ -175,5 +212,6 @@ def _counts(source: Sequence[int], sink: Sequence[int]) -> Counts:
         duplicates=got["duplicates"],
         corrupted=got["corrupted"],
         foreign=got["foreign"],
+        misdelivered=got["misdelivered"],
         given_up=got["lost"],
     )

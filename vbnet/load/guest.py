@@ -1,26 +1,35 @@
 """A traffic guest of a load run: does what it is told, one order after the other, until the lab ends.
 
-A traffic guest that the lab file gives something to send does that, as in any lab.
+When its interface is taken away it stops, and goes on counting on the same interface once it is there again; what it is
+to do then is told anew. A traffic guest that the lab file gives something to send does that, as in any lab.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vbnet.bus import messages
 from vbnet.bus.limits import DEFAULT_RAM_BYTES
 from vbnet.bus.rundir import RunDir
 from vbnet.cluster.guests import traffic as plain
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
-from vbnet.guestnode import GuestNode
+from vbnet.cluster.plan import NicPlan
+from vbnet.errors import PeerGone
+from vbnet.guestnode import GuestNode, GuestSession
 from vbnet.load import orders
 
 if TYPE_CHECKING:
     from vbnet import _native
 
 __all__ = ["run"]
+
+ORDERS_KEPT = 8
+"""Orders that wait for an interface; older ones are let go of."""
 
 _ETHERNET_BYTES = 18
 """Header and one VLAN tag, on top of an MTU."""
@@ -46,15 +55,58 @@ async def _serve(job: Job) -> int:
         try:
             job.report(plan.name, "ready")
             await job.gone_ahead()
-            return int(await with_host(guest, _obey(job, traffic, plan.nics[0].mtu)))
+            return int(await with_host(guest, _obey(job, _Interface(guest, plan.nics[0], traffic))))
         finally:
             traffic.close()
 
 
-async def _obey(job: Job, traffic: _native.TrafficGuest, mtu: int) -> int:
-    while message := await job.order():
-        _do(orders.decode_order(message), traffic, mtu)
-    return 0
+class _Interface:
+    """The interface of a guest, which may leave and come again."""
+
+    def __init__(self, guest: GuestSession, nic: NicPlan, traffic: _native.TrafficGuest) -> None:
+        self._guest, self._nic, self._traffic = guest, nic, traffic
+        self._is_here = True
+        self._kept: deque[orders.Order] = deque(maxlen=ORDERS_KEPT)
+
+    def do(self, order: orders.Order) -> None:
+        """Do what is ordered, or keep it until the interface is there again."""
+        if self._is_here:
+            _do(order, self._traffic, self._nic.mtu)
+        else:
+            self._kept.append(order)
+
+    async def follow(self) -> None:
+        """Stop when it leaves, before its memory is another's, and take it into use when it comes."""
+        with suppress(PeerGone):  # the host node ended, and so does this guest
+            async for event in self._guest.events():
+                is_there = any(device.name == self._nic.name and device.is_present for device in self._guest.devices)
+                if isinstance(event, messages.DevDrop) and self._is_here and not is_there:
+                    self._is_here = False
+                    self._traffic.close()
+                elif isinstance(event, messages.DevAdd) and not self._is_here and is_there:
+                    await self._take()
+
+    async def _take(self) -> None:
+        with suppress(PeerGone):  # it has left again
+            self._traffic.attach(await self._guest.nic(self._nic.name, plain.NIC_TIMEOUT_S))
+            self._is_here = True
+            while self._kept:
+                self.do(self._kept.popleft())
+
+
+async def _obey(job: Job, interface: _Interface) -> int:
+    following = asyncio.ensure_future(interface.follow())
+    try:
+        while True:
+            ordered = asyncio.ensure_future(job.order())
+            await asyncio.wait({following, ordered}, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                following.result()
+            if not (message := await ordered):
+                return 0
+            interface.do(orders.decode_order(message))
+    finally:
+        following.cancel()
 
 
 def _do(order: orders.Order, traffic: _native.TrafficGuest, mtu: int) -> None:

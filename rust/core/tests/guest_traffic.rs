@@ -135,6 +135,7 @@ fn each_impairment_is_counted_exactly() {
         corrupted: 40,
         foreign: 0,
         stale: 0,
+        misdelivered: 0,
     };
     assert_eq!(expected, bench.stats());
 }
@@ -259,6 +260,33 @@ fn streams_are_told_apart_up_to_a_bound() {
     while sink.step(|| 2).unwrap() != 0 {}
 
     assert_eq!((256, 44, 0), (SinkStats::read(&row).frames, SinkStats::read(&row).foreign, SinkStats::read(&row).lost));
+}
+
+#[test]
+fn frames_for_another_station_are_neither_counted_as_received_nor_sent_back() {
+    //! A switch floods what is for a station that it does not know: everybody gets it, nobody takes it for its own.
+    let to = |to: u8| {
+        let mut bytes = vec![0; 60];
+        frame::write(&mut bytes, &Route { to: mac(to), ..ROUTE }, 0, 1, false);
+        bytes
+    };
+    let mut fake = FakeHost::default();
+    let (_, receiver) = fake.attach(1500, 16);
+    let (back_sender, back_receiver) = fake.attach(1500, 16);
+    let row = Arc::new(Row::in_memory(SinkStats::WORDS));
+    let config = SinkConfig { mac: Some(mac(0)), ..SinkConfig::default() };
+    let mut sink = TrafficSink::new(receiver, config, row.clone());
+    let reflected = Arc::new(Row::in_memory(Reflector::WORDS));
+    let mut reflector = Reflector::new(back_sender, back_receiver, true, reflected.clone()).station(mac(1));
+    for (port, station) in [(0, 0), (0, 9), (1, 1), (1, 9)] {
+        fake.deliver(port, &to(station));
+    }
+
+    sink.step(|| 2).unwrap();
+    reflector.step().unwrap();
+
+    assert_eq!((1, 1), (SinkStats::read(&row).frames, SinkStats::read(&row).misdelivered));
+    assert_eq!((1, 1), (reflected.load(0), reflected.load(1)));
 }
 
 #[test]

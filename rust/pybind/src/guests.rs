@@ -440,7 +440,8 @@ impl TrafficGuest {
         let sender = Self::take(py, &self.sender)?;
         Self::end(py, &self.receiving)?;
         let receiver = Self::take(py, &self.receiver)?;
-        let mut reflector = Reflector::new(sender, receiver, false, Arc::new(Row::in_memory(Reflector::WORDS)));
+        let row = Arc::new(Row::in_memory(Reflector::WORDS));
+        let mut reflector = Reflector::new(sender, receiver, false, row).station(self.mac);
         let halves = (self.sender.clone(), self.receiver.clone());
         let work = move |stop: &AtomicBool| {
             let outcome = reflector.run(stop);
@@ -457,7 +458,8 @@ impl TrafficGuest {
     fn listen(&self, py: Python<'_>) -> PyResult<()> {
         Self::end(py, &self.receiving)?;
         let receiver = Self::take(py, &self.receiver)?;
-        let mut sink = TrafficSink::new(receiver, SinkConfig::default(), self.received.clone());
+        let config = SinkConfig { mac: Some(self.mac), ..SinkConfig::default() };
+        let mut sink = TrafficSink::new(receiver, config, self.received.clone());
         let half = self.receiver.clone();
         let work = move |stop: &AtomicBool| {
             let outcome = sink.run(stop);
@@ -485,6 +487,17 @@ impl TrafficGuest {
         fields.set_item("received", named(py, &SinkStats::NAMES, &self.received)?)?;
         fields.set_item("latency", quantiles(py, &SinkStats::latency(&self.received))?)?;
         Ok(fields)
+    }
+
+    /// Takes another device into use after `close`, because the one before left the bus; counts go on.
+    fn attach(&self, py: Python<'_>, device: &Bound<'_, NicDriver>) -> PyResult<()> {
+        if locked(&self.sender).is_some() || locked(&self.receiving).is_some() {
+            return Err(raise_plain(py, "BusyError", "this guest has a device; close it first"));
+        }
+        let (sender, receiver) = device.get().take_halves(py)?;
+        *locked(&self.sender) = Some(sender);
+        *locked(&self.receiver) = Some(receiver);
+        self.listen(py)
     }
 
     /// Ends both threads. A device whose host is gone ends quietly.

@@ -109,6 +109,23 @@ def test_a_guest_that_was_replaced_counts_on(tmp_path: Path) -> None:
     assert counter.total(["b"]) == Counts()
 
 
+def test_last_words_of_a_guest_are_read_after_its_file_is_gone(tmp_path: Path) -> None:
+    """What it counted between the last look and its end."""
+    path = tmp_path / "a.counters"
+    counter = Counter({"a": path})
+    source, sink = write(CounterFile.create(path, 16 << 10), 100, 40)
+    counter.look()
+    source.set(0, 130)
+    sink.set(0, 60)
+    path.unlink()
+
+    counter.look()
+
+    assert (130, 60) == (counter.total().sent, counter.total().received)
+    counter.close()
+    assert (130, 60) == (counter.total().sent, counter.total().received)
+
+
 @pytest.mark.parametrize(
     ("text", "value", "holds"),
     [

@@ -222,6 +222,7 @@ SINK: Final = MetricBlock(
         "corrupted": _odd("corrupted", "changed on their way"),
         "foreign": _odd("foreign", "no test frame of ours"),
         "stale": _odd("stale", "so late that nobody remembers whether it was missing"),
+        "misdelivered": _odd("misdelivered", "to another guest's address"),
         "latency": Metric(
             "vbnet_traffic_latency_seconds",
             "seconds",

@@ -27,6 +27,7 @@ pub struct Reflector {
     receiver: Receiver,
     does_poll: bool,
     row: Arc<Row>,
+    mac: Option<[u8; 6]>,
 }
 
 impl Reflector {
@@ -38,7 +39,14 @@ impl Reflector {
     /// A reflector that waits by looking, or asleep.
     #[must_use]
     pub fn new(sender: impl Into<Sender>, receiver: impl Into<Receiver>, does_poll: bool, row: Arc<Row>) -> Self {
-        Self { sender: sender.into(), receiver: receiver.into(), does_poll, row }
+        Self { sender: sender.into(), receiver: receiver.into(), does_poll, row, mac: None }
+    }
+
+    /// Answers as this station only: a frame that was flooded is not sent back by everybody in somebody else's name.
+    #[must_use]
+    pub const fn station(mut self, mac: [u8; 6]) -> Self {
+        self.mac = Some(mac);
+        self
     }
 
     /// Turns one batch round; how many frames arrived.
@@ -48,8 +56,8 @@ impl Reflector {
     /// The driver's: the host broke a ring, or a doorbell is broken.
     #[inline]
     pub fn step(&mut self) -> Result<u32> {
-        let Self { sender, receiver, row, .. } = self;
-        let (received, counts, outcome) = sender.burst(BATCH, Reflecting { receiver });
+        let Self { sender, receiver, row, mac, .. } = self;
+        let (received, counts, outcome) = sender.burst(BATCH, Reflecting { receiver, mac: *mac });
         for (index, count) in counts.into_iter().enumerate() {
             row.add(index, count);
         }
@@ -88,6 +96,7 @@ impl Reflector {
 /// One batch on its way back.
 struct Reflecting<'a> {
     receiver: &'a mut Receiver,
+    mac: Option<[u8; 6]>,
 }
 
 impl Load for Reflecting<'_> {
@@ -98,8 +107,9 @@ impl Load for Reflecting<'_> {
     fn load(self, burst: &mut impl Stage) -> Self::Answer {
         let (mut answered, mut strange, mut lost) = (0, 0, 0);
         let mut outcome = Ok(());
-        let received = self.receiver.receive(BATCH, |frame| {
-            if !frame::is_request(frame) {
+        let Self { receiver, mac } = self;
+        let received = receiver.receive(BATCH, |frame| {
+            if !frame::is_request(frame) || mac.is_some_and(|mac| frame::is_for_another(frame, mac)) {
                 strange += 1;
                 return;
             }

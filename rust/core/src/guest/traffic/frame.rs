@@ -117,6 +117,13 @@ pub fn write_recorded(room: &mut [u8], route: &Route, recorded: &[u8]) {
     room[6..12].copy_from_slice(&route.from);
 }
 
+/// Whether a frame is for one station, and that is another than `mac`: a switch that does not know it floods.
+#[inline]
+#[must_use]
+pub fn is_for_another(frame: &[u8], mac: [u8; 6]) -> bool {
+    frame.first_chunk::<6>().is_some_and(|to| *to != mac && to[0] & 1 == 0)
+}
+
 /// Reads a frame.
 #[inline]
 #[must_use]

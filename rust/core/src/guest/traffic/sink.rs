@@ -29,11 +29,13 @@ pub struct SinkConfig {
     pub does_poll: bool,
     /// How long it looks before it sleeps.
     pub spin: Duration,
+    /// Its address: a frame to another one was brought to the wrong guest. `None`: any will do.
+    pub mac: Option<[u8; 6]>,
 }
 
 impl Default for SinkConfig {
     fn default() -> Self {
-        Self { batch: 32, does_poll: false, spin: Duration::from_micros(20) }
+        Self { batch: 32, does_poll: false, spin: Duration::from_micros(20), mac: None }
     }
 }
 
@@ -56,12 +58,14 @@ pub struct SinkStats {
     pub foreign: u64,
     /// Frames so late that nobody remembers whether they were missing: more than 65472 numbers behind.
     pub stale: u64,
+    /// Intact test frames to another address than this guest's: flooded, or brought to the wrong port.
+    pub misdelivered: u64,
 }
 
 impl SinkStats {
     /// Names of the counters, in the order of the sink's [`Row`]; the latency histogram follows them.
-    pub const NAMES: [&'static str; 8] =
-        ["frames", "bytes", "lost", "reordered", "duplicates", "corrupted", "foreign", "stale"];
+    pub const NAMES: [&'static str; 9] =
+        ["frames", "bytes", "lost", "reordered", "duplicates", "corrupted", "foreign", "stale", "misdelivered"];
     /// Where the histogram of latencies in nanoseconds begins.
     pub const LATENCY: usize = Self::NAMES.len();
     /// Counters of a row, histogram included.
@@ -79,6 +83,7 @@ impl SinkStats {
             corrupted: row.load(5),
             foreign: row.load(6),
             stale: row.load(7),
+            misdelivered: row.load(8),
         }
     }
 
@@ -89,13 +94,24 @@ impl SinkStats {
     }
 
     pub(super) const fn words(&self) -> [u64; Self::LATENCY] {
-        [self.frames, self.bytes, self.lost, self.reordered, self.duplicates, self.corrupted, self.foreign, self.stale]
+        [
+            self.frames,
+            self.bytes,
+            self.lost,
+            self.reordered,
+            self.duplicates,
+            self.corrupted,
+            self.foreign,
+            self.stale,
+            self.misdelivered,
+        ]
     }
 }
 
 /// What arrived, without the driver it arrived through.
 #[derive(Debug)]
 struct Intake {
+    mac: Option<[u8; 6]>,
     streams: Vec<(u32, Sequence)>,
     /// The stream of the frame before.
     last: usize,
@@ -116,6 +132,10 @@ impl Intake {
                 return;
             }
         };
+        if self.mac.is_some_and(|mac| frame::is_for_another(frame, mac)) {
+            self.stats.misdelivered += 1;
+            return;
+        }
         if self.streams.get(self.last).is_none_or(|(stream, _)| *stream != stamp.stream) && !self.find(stamp.stream) {
             self.stats.foreign += 1;
             return;
@@ -169,7 +189,7 @@ impl TrafficSink {
     /// fewer, latencies are not recorded.
     #[must_use]
     pub fn new(receiver: impl Into<Receiver>, config: SinkConfig, row: Arc<Row>) -> Self {
-        let intake = Intake { streams: Vec::new(), last: 0, stats: SinkStats::read(&row) };
+        let intake = Intake { mac: config.mac, streams: Vec::new(), last: 0, stats: SinkStats::read(&row) };
         Self { receiver: receiver.into(), config, intake, row }
     }
 
