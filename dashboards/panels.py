@@ -132,13 +132,14 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment that is marked in every panel."""
+    """A moment that is marked in every panel: when ``expr`` has a value or, if ``is_at_value``, its values in ms."""
 
     name: str
     expr: Expr
     title: str
     text: str
     colour: str
+    is_at_value: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,8 @@ def grafana(dashboard: Dashboard) -> dict[str, Any]:
         choice["definition"] = variable.query
     for mark, annotation in zip(dashboard.marks, document["annotations"]["list"], strict=True):
         annotation.update(titleFormat=mark.title, textFormat=mark.text, step="5s")
+        if mark.is_at_value:
+            annotation.update(useValueForTime=True)
     return document
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from dashboards.chosen import marks, scope, variables
-from dashboards.panels import Dashboard, Kind, Panel, Query, Row
+from dashboards.panels import WARN, Dashboard, Kind, Mark, Panel, Query, Row
 from dashboards.promql import PROCESS, whole
 from dashboards.threads import awake, busy
 from vbnet.devices.venet.metrics import PORT, SINK, SOURCE
+from vbnet.telemetry import runs
 
 __all__ = ["RUN"]
 
@@ -273,11 +274,86 @@ _COST: Final = Row(
     ],
 )
 
+_UNDER_WAY: Final = "a load or soak run is under way"
+_MOMENTS: Final = (("began", "began"), ("fault", "last fault"), ("ended", "ended"))
+
+_PROGRESS: Final = Row(
+    "Load and soak runs",
+    [
+        Panel(
+            "How far",
+            [
+                Query(
+                    LAB.total(runs.RUN.values["elapsed"], "lab", "run", "profile")
+                    / LAB.total(runs.RUN.values["planned"], "lab", "run", "profile"),
+                    "{{lab}} {{run}} {{profile}}",
+                )
+            ],
+            "Of a run with `vbnet load` or `vbnet soak`: how much of its time is over.",
+            "Standing still: the run hangs, or its lab does. Look at `vbnet events`.",
+            width=8,
+            top=1,
+            empty_until=_UNDER_WAY,
+        ),
+        Panel(
+            "Since it began, its last fault, its end",
+            [Query(LAB.age(runs.RUN.values[name]) > 0, f"{{{{lab}}}} {{{{run}}}} {words}") for name, words in _MOMENTS],
+            "How long ago that was; what has not happened yet counts from 1970.",
+            "No fault for longer than the profile says: one before takes too long to be over.",
+            width=8,
+            empty_until=_UNDER_WAY,
+        ),
+        Panel(
+            "Faults done, and planned",
+            [
+                Query(LAB.total(whole(runs.RUN.values["fault_kill"]), "lab", "kind"), "{{lab}} {{kind}}"),
+                Query(LAB.total(runs.RUN.values["planned_faults"], "lab"), "{{lab}} planned"),
+            ],
+            "Faults of a soak since it began or went on, by kind, and how many its schedule has.",
+            "The marks say when each was done; what a fault breaks is accounted to it.",
+            width=8,
+            empty_until=_UNDER_WAY,
+        ),
+        Panel(
+            "Found, by invariant",
+            [
+                Query(
+                    LAB.total(whole(runs.RUN.values["found_lost"]), "lab", "invariant"),
+                    "{{lab}} {{invariant}}",
+                )
+            ],
+            "What a soak found that must not be, outside of what its faults explain.",
+            "Any: `vbnet events --topic soak.finding` has the words. Do the soak again with the same seed.",
+            width=24,
+            limits=(1, 1),
+            empty_until=_UNDER_WAY,
+        ),
+    ],
+)
+
+
+def _marked(name: str, metric: str, title: str, text: str, colour: str) -> Mark:
+    moment = LAB.total(runs.RUN.values[metric], "lab", "run", "profile", how="max")
+    return Mark(name, moment.times(1000) > 0, title, text, colour, is_at_value=True)
+
+
+_MARKS: Final = (
+    _marked("Runs begin", "began", "{{run}} {{profile}} began in {{lab}}", "A run began, or went on.", "blue"),
+    _marked("Runs end", "ended", "{{run}} {{profile}} ended in {{lab}}", "A run ended.", "blue"),
+    _marked(
+        "Soak faults",
+        "fault",
+        "Fault done to {{lab}}",
+        "A soak did a fault. `vbnet events` has kind, target and how long it took to be over.",
+        WARN,
+    ),
+)
+
 RUN: Final = Dashboard(
     "vbnet-run",
     "vbnet / Run",
     "A load or soak run: what is offered, what arrives, what it costs.",
     variables("guest"),
-    [_RESULT, _RATES, _TESTED, _COST],
-    marks(LAB),
+    [_RESULT, _RATES, _TESTED, _COST, _PROGRESS],
+    [*marks(LAB), *_MARKS],
 )

@@ -24,8 +24,10 @@ from tests.support.prometheus import WINDOW, Prometheus, exporter, filled
 from tests.support.real_lab import RealLab, real_lab
 from tests.support.waiting import PATIENCE, eventually
 from vbnet.bus.limits import Limits
+from vbnet.bus.rundir import RunDir
 from vbnet.devices.venet.metrics import LATENCY
 from vbnet.errors import PeerGone
+from vbnet.load.told import RunFigures
 from vbnet.telemetry.shipped import DEPLOY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -87,11 +89,22 @@ def watched(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFact
         capture = lab.start("capture", "gen", "-n", "t", "-w", str(folder / "gen.pcapng"), stderr=subprocess.DEVNULL)
         stack.callback(capture.communicate)
         stack.callback(capture.kill)
+        stack.callback(soaked(lab).close)
         binary, address = program("prometheus"), stack.enter_context(exporter(lab.root))
         prometheus = Prometheus(binary, folder, address)
         (folder / "native").mkdir()
         native = Prometheus(binary, folder / "native", address, ["native-histograms"])
         yield Watched(lab, node, net, *(stack.enter_context(each.running()) for each in (prometheus, native)))
+
+
+def soaked(lab: RealLab) -> RunFigures:
+    """Figures of a soak of the lab that did a fault, found something, and ended."""
+    figures = RunFigures(RunDir.for_node("t", lab.root), "soak", "short", 60.0, planned_faults=3)
+    figures.fault("kill")
+    figures.found("lost")
+    figures.went_on(30.0)
+    figures.ended()
+    return figures
 
 
 def promtool(program: Callable[[str], str], *arguments: str, text: str = "") -> str:

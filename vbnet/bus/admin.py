@@ -248,7 +248,7 @@ class EventTopics(_Verb, tag="event.topics", frozen=True):
 
 
 class EventPublish(_Verb, tag="event.publish", frozen=True):
-    """Publish what a lab's supervisor saw: a topic that begins with ``lab.``, and its fields."""
+    """Publish what a lab's supervisor saw: a topic of ``BY_LABS``, and its fields."""
 
     topic: Name
     fields: dict[str, Text | int | float | bool | list[Text] | None]

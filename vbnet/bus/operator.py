@@ -386,7 +386,7 @@ class Operator:
         return await self._ask(admin.EventTopics(), dict[str, Any])
 
     async def event_publish(self, topic: str, fields: Mapping[str, Any]) -> None:
-        """Tell what a lab's supervisor saw, under a topic that begins with ``lab.``."""
+        """Tell what a lab's supervisor saw, under a topic that begins as one of ``BY_LABS``."""
         await self._ask(admin.EventPublish(topic, dict(fields)), NoneType)
 
     async def apply(self, verbs: Sequence[msgspec.Struct]) -> int:

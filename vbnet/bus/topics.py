@@ -14,8 +14,8 @@ from typing import Final
 
 __all__ = ["BY_LABS", "TOPICS", "Severity", "Topic"]
 
-BY_LABS: Final = "lab."
-"""How the topics begin that lab supervisors publish, through their host node."""
+BY_LABS: Final = ("lab.", "load.", "soak.")
+"""How the topics begin that lab supervisors publish, through their host node: of the lab, and of runs in it."""
 
 
 class Severity(enum.StrEnum):
@@ -54,6 +54,7 @@ class Topic:
 
 _WARNING, _ERROR = Severity.WARNING, Severity.ERROR
 _OF_PROCESS = ("lab", "process", "guests", "count")
+_OF_FAULT = ("lab", "profile", "number", "kind", "target")
 
 TOPICS: Final[Mapping[str, Topic]] = MappingProxyType(
     {
@@ -132,6 +133,18 @@ TOPICS: Final[Mapping[str, Topic]] = MappingProxyType(
         "lab.stopping": Topic("the lab is being taken down", ("lab",)),
         "load.began": Topic("a load run begins to send in this lab", ("lab", "profile")),
         "load.ended": Topic("a load run has ended; outcome says how", ("lab", "profile", "outcome")),
+        "soak.began": Topic(
+            "a soak run begins, or goes on, in this lab; planned_s and faults are of all of it",
+            ("lab", "profile", "seed", "elapsed_s", "planned_s", "faults"),
+        ),
+        "soak.fault": Topic("a soak run does fault number on target, for so long", (*_OF_FAULT, "for_s")),
+        "soak.recovered": Topic("what that fault had broken works again", (*_OF_FAULT, "after_s")),
+        "soak.finding": Topic(
+            "a soak run found something that must not be", ("lab", "profile", "what", "detail"), _WARNING
+        ),
+        "soak.ended": Topic(
+            "a soak run has ended; outcome says how, findings how many", ("lab", "profile", "outcome", "findings")
+        ),
     }
 )
 """Every topic of a host node, in the order of docs/wire/admin.md."""

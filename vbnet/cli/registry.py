@@ -49,6 +49,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     },
     "Measuring": {
         "load": Entry("load", "Put guests under load as a profile says, and say how it held."),
+        "soak": Entry("soak", "Put guests under load and faults for hours, and say what drifted, broke or was left."),
         "bench": Entry("bench", "Measure vbnet beside its baselines."),
     },
     "This machine": {

@@ -25,11 +25,12 @@ from msgspec import Meta
 
 from vbnet.cluster.parts import NAME_PATTERN, PartReader, dotted
 from vbnet.cluster.quantity import duration_s, rate_per_second
-from vbnet.cluster.source import Place, Source, TopologyError, load_source, parse_source
+from vbnet.cluster.source import Place, Problem, Source, TopologyError, load_source, parse_source
 from vbnet.cluster.topology import (
     MTU_MAX,
     MTU_MIN,
     LabFile,
+    Restart,
     TrafficGuest,
     guest_names,
     load_topology,
@@ -200,6 +201,18 @@ class Sender(msgspec.Struct, frozen=True):
     to: tuple[str, ...]
 
 
+class OwnLab(msgspec.Struct, frozen=True):
+    """How the lab is made that a profile does not name.
+
+    Attributes:
+        prefix: how its name begins.
+        restart: what becomes of a guest that ends.
+    """
+
+    prefix: str = "load"
+    restart: Restart = "no"
+
+
 def load_profile(
     path: Path, environment: Mapping[str, str] | None = None, over: Mapping[str, object] | None = None
 ) -> LoadPlan:
@@ -213,11 +226,8 @@ def load_profile(
     Raises:
         TopologyError: every problem of the file, with lines (its author's mistake).
     """
-    name = str(path)
-    if name in SHIPPED and not path.exists():
-        source = parse_source(shipped_text(name), f"{name}.yaml", environment)
-        return _checked(source, name, Path.cwd(), over or {})
-    return _checked(load_source(path, environment), path.stem, path.resolve().parent, over or {})
+    source, name, folder = profile_source(path, environment)
+    return _checked(source, name, folder, over or {})
 
 
 def shipped_text(name: str) -> str:
@@ -232,26 +242,54 @@ def parse_profile(text: str, file: str = "profile.yaml", environment: Mapping[st
 
 def _checked(source: Source, name: str, folder: Path, over: Mapping[str, object]) -> LoadPlan:
     source.data.update({key: value for key, value in over.items() if value is not None})
-    reader = _Reader(source, name, folder)
-    plan = reader.read()
-    if plan is None or reader.found:
-        raise TopologyError(source.file, reader.found)
+    plan, found = read_plan(source, name, folder)
+    if plan is None:
+        raise TopologyError(source.file, found)
     return plan
+
+
+def read_plan(
+    source: Source, name: str, folder: Path, own: OwnLab | None = None
+) -> tuple[LoadPlan | None, list[Problem]]:
+    """Return the plan of a profile that is data already, or None and every problem.
+
+    Args:
+        source: the data with its lines.
+        name: of the profile, if it does not say one.
+        folder: from where its paths count.
+        own: how its lab is made when it names none.
+    """
+    reader = _Reader(source, name, folder, own or OwnLab())
+    plan = reader.read()
+    return (None if reader.found else plan), reader.found
+
+
+def profile_source(path: Path, environment: Mapping[str, str] | None = None) -> tuple[Source, str, Path]:
+    """Return a load profile's data, its name, and the folder its paths count from: a file, or one of :data:`SHIPPED`.
+
+    Raises:
+        TopologyError: it is no YAML. NotFoundError: there is no such file.
+    """
+    name = str(path)
+    if name in SHIPPED and not path.exists():
+        return parse_source(shipped_text(name), f"{name}.yaml", environment), name, Path.cwd()
+    return load_source(path, environment), path.stem, path.resolve().parent
 
 
 class _Reader(PartReader):
     """Turns data into a profile, and checks what a schema cannot say."""
 
-    def __init__(self, source: Source, name: str, folder: Path) -> None:
+    def __init__(self, source: Source, name: str, folder: Path, own: OwnLab) -> None:
         super().__init__(source)
         self._name = name
         self._folder = folder
+        self._own = own
 
     def read(self) -> LoadPlan | None:
         """Return the plan, or None: ``found`` says why."""
         data = {key: value for key, value in self.source.data.items() if not key.startswith("x-")}
         self.keys((), data, Profile)
-        data.setdefault("name", _as_name(self._name))
+        data.setdefault("name", as_name(self._name))
         flows = data.get("flows")
         if not isinstance(flows, list) or not flows:
             self.add(("flows",), "there are no flows", "write `flows:` and below it `- {pattern: pairs, rate: 10k}`")
@@ -342,9 +380,9 @@ class _Reader(PartReader):
                 self.add(("lab",), f"the lab file is wrong: {error}", "mend it first; `vbnet validate` checks it")
                 return None
         text = (
-            f"name: load-{profile.name}"[:37]
+            f"name: {self._own.prefix}-{profile.name}"[:37]
             + f"\nhost: {{workers: {profile.workers}}}\nswitches: {{{SWITCH}: {{}}}}\n"
-            f"guests: {{{GUEST}: {{kind: traffic, count: {profile.guests or 2}, "
+            f"guests: {{{GUEST}: {{kind: traffic, count: {profile.guests or 2}, restart: {self._own.restart}, "
             f"nics: [{{switch: {SWITCH}, mtu: {profile.mtu}}}]}}}}\n"
         )
         return parse_topology(text, self.source.file)
@@ -454,7 +492,7 @@ def _names(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _as_name(text: str) -> str:
+def as_name(text: str) -> str:
     cleaned = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in text.lower()).strip("-")
     return cleaned[:26] if cleaned[:1].isalpha() else f"p-{cleaned}"[:26].rstrip("-")
 

@@ -13,35 +13,23 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
-import msgspec
-
-from vbnet.bus.rundir import RunDir
-from vbnet.cluster.lab import READY_TIMEOUT_S, Lab, LabEvent
-from vbnet.cluster.plan import Plan, make_plan
+from vbnet.cluster.lab import READY_TIMEOUT_S, LabEvent
 from vbnet.cluster.quantity import duration_s
 from vbnet.errors import VbnetError
-from vbnet.load import orders
 from vbnet.load.bench.machine import describe
-from vbnet.load.counting import Counter, Counts, Latency
+from vbnet.load.counting import Counts, Latency
 from vbnet.load.limit import Search
-from vbnet.load.profile import LoadPlan, Sender, settings
+from vbnet.load.profile import LoadPlan, settings
 from vbnet.load.result import GuestResult, Outcome, Result, Sample, Trial, figures, judge
+from vbnet.load.told import RunFigures
+from vbnet.load.traffic import LEAD_S, Sampler, Traffic
 
 __all__ = ["LoadRun", "Watcher"]
-
-ENTRY: Final = {"traffic": "vbnet.load.guest:run"}
-_LEAD_S: Final = 0.1
-"""From the order to the first frame: every sender has heard of it by then."""
-
-_SETTLE_S: Final = 3.0
-_STILL_S: Final = 0.1
-"""Nothing arrived for so long: nothing is under way any more."""
 
 
 class Watcher(Protocol):
@@ -59,15 +47,6 @@ class Watcher(Protocol):
 
 class _Broken(Exception):  # noqa: N818 - the end of a run, carried to where its result is made
     """Somebody that the run needs has ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What had been counted at a moment."""
-
-    moment: float
-    counts: Counts
-    latency: Latency
 
 
 class LoadRun:
@@ -91,24 +70,12 @@ class LoadRun:
         self._plan = plan
         self._watch = watch
         self._stop = stop or asyncio.Event()
-        self._lab_plan: Plan = make_plan(plan.lab)
-        self._lab = Lab(self._lab_plan, root=root, watch=self._saw, entries=ENTRY)
-        self._macs = {guest.name: guest.nics[0].mac for guest in self._lab_plan.guests if guest.nics}
-        used = {*plan.senders, *plan.reflectors, *plan.receivers}
-        run_dir = RunDir.for_node(self._lab_plan.lab, root)
-        self._counter = Counter(
-            {
-                guest.name: run_dir.process_counters(process.name)
-                for process in self._lab_plan.processes
-                for guest in process.guests
-                if guest.name in used
-            }
-        )
-        self._used = used
+        self._traffic = Traffic(plan, root=root, watch=self._saw)
+        self._lab, self._counter = self._traffic.lab, self._traffic.counter
+        self._told: RunFigures
+        self._began_s = time.monotonic()
         self.is_measuring = False
         self._ended = ""
-        self._is_recorded = any(sender.flow.replay is not None for sender in plan.senders.values())
-        self._phase = 0
         self._samples: list[Sample] = []
         self._trials: list[Trial] = []
 
@@ -119,28 +86,33 @@ class LoadRun:
             VbnetError: the lab did not come up; nothing was measured.
         """
         began = datetime.now(UTC).isoformat(timespec="seconds")
+        profile = self._plan.profile
         await self._lab.up(READY_TIMEOUT_S)
+        planned_s = duration_s(profile.warm_up) + duration_s(profile.for_)
+        self._told = RunFigures(self._traffic.run_dir, "load", profile.name, planned_s)
         try:
-            self.is_measuring = True
-            self._lab.publish("load.began", profile=self._plan.profile.name)
+            self._began_s, self.is_measuring = time.monotonic(), True
+            self._lab.publish("load.began", profile=profile.name)
             result = await self._measure(began)
-            self._lab.publish("load.ended", profile=self._plan.profile.name, outcome=result.outcome.state)
+            self._lab.publish("load.ended", profile=profile.name, outcome=result.outcome.state)
+            self._told.ended()
             return result
         finally:
             await self._lab.down()
+            self._told.close()
+            self._counter.close()
 
     # ---- what is measured -----------------------------------------------------------------------------------------
 
     async def _measure(self, began: str) -> Result:
         profile = self._plan.profile
-        for name in sorted(self._plan.reflectors):
-            self._order(name, orders.Reflect())
+        self._traffic.reflect()
         base, latency, start = Counts(), Latency(), time.monotonic()
         outcome, limit = Outcome(state="finished"), None
         seconds = 0.0
         try:
             await self._send(duration_s(profile.warm_up), None)
-            await self._settled()
+            await self._traffic.settled()
             if profile.find_limit is not None:
                 search = Search(profile.find_limit, self._plan.thresholds)
                 limit = await self._search(search)
@@ -157,12 +129,12 @@ class LoadRun:
         if self._stop.is_set() and outcome.state == "finished":
             outcome = Outcome(state="interrupted", detail="by the user")
         if outcome.state != "finished":
-            seconds = max(0.0, time.monotonic() - start - _LEAD_S)
-            self._order_all(orders.Stop())
-        await self._settled()
+            seconds = max(0.0, time.monotonic() - start - LEAD_S)
+            self._traffic.stop()
+        await self._traffic.settled()
         counts = self._counter.total() - base
         latency = self._counter.latency().since(latency)
-        found = figures(counts, latency, seconds, is_recorded=self._is_recorded) if counts.sent else {}
+        found = figures(counts, latency, seconds, is_recorded=self._traffic.is_recorded) if counts.sent else {}
         return Result(
             profile=settings(profile),
             began=began,
@@ -184,10 +156,10 @@ class LoadRun:
             self._counter.look()
             base, latency = self._counter.total(), self._counter.latency()
             await self._send(search.seconds, rate)
-            await self._settled()
+            await self._traffic.settled()
             counts = self._counter.total() - base
             found = figures(
-                counts, self._counter.latency().since(latency), search.seconds, is_recorded=self._is_recorded
+                counts, self._counter.latency().since(latency), search.seconds, is_recorded=self._traffic.is_recorded
             )
             trial = search.judge(rate, len(self._plan.senders), counts, found)
             self._trials.append(trial)
@@ -196,14 +168,7 @@ class LoadRun:
 
     async def _send(self, seconds: float, rate: float | None, on_look: Callable[[float], None] | None = None) -> None:
         """Have every sender send for so long, and look once an interval."""
-        self._phase += 1
-        for name in sorted(
-            self._plan.receivers - {name for name, sender in self._plan.senders.items() if sender.flow.ask}
-        ):
-            self._order(name, orders.Listen())
-        at_s = time.monotonic() + _LEAD_S
-        for index, (name, sender) in enumerate(self._plan.senders.items()):
-            self._order(name, self._sending(index, sender, at_s, seconds, rate))
+        at_s = self._traffic.begin(seconds, rate)
         interval_s = duration_s(self._plan.profile.interval)
         end = at_s + seconds
         due = at_s
@@ -212,65 +177,24 @@ class LoadRun:
             await self._pause(max(0.0, min(due, end) - time.monotonic()))
             if self._stop.is_set():
                 return
+            moment = self._counter.look()
+            self._told.went_on(moment - self._began_s)
             if on_look is not None:
-                on_look(self._counter.look())
-
-    def _sending(self, index: int, sender: Sender, at_s: float, seconds: float, rate: float | None) -> orders.Order:
-        flow = sender.flow
-        stream = self._phase << 16 | index
-        to = tuple(self._macs[name] for name in sender.to)
-        if flow.ask is not None:
-            timeout_s = duration_s(flow.ask.timeout)
-            return orders.Ask(to[0], stream, at_s, seconds, flow.size, flow.ask.window, timeout_s)
-        replay = None
-        if flow.replay is not None:
-            replay = orders.Replay(str(self._plan.folder / flow.replay.file), flow.replay.speed)
-        schedule = orders.schedule_of(flow, self._plan.profile.seed * 1009 + stream, rate)
-        return orders.Send(to, stream, at_s, seconds, flow.size, schedule, replay)
+                on_look(moment)
 
     def _sampler(self, base: Counts, latency: Latency, start: float) -> Callable[[float], None]:
         """What is done once an interval: the difference to the look before becomes a sample."""
-        last = _Look(start + _LEAD_S, base, latency)
+        sampler = Sampler(self._traffic, start + LEAD_S, base, latency)
 
         def look(moment: float) -> None:
-            nonlocal last
-            now = _Look(moment, self._counter.total(), self._counter.latency())
-            step, whole = now.counts - last.counts, now.counts - base
-            sample = Sample(
-                at_s=round(moment - start - _LEAD_S, 3),
-                seconds=round(moment - last.moment, 3),
-                sent=step.sent,
-                received=self._arrived(step),
-                received_bytes=step.received_bytes,
-                under_way=whole.sent - self._arrived(whole),
-                reordered=step.reordered,
-                corrupted=step.corrupted,
-                latency_ns=now.latency.since(last.latency).percentiles_ns(),
-            )
-            last = now
+            sample = sampler.take(moment)
             self._samples.append(sample)
             self._watch.sample(sample)
 
         return look
 
-    def _arrived(self, counts: Counts) -> int:
-        """Frames that arrived; those of a capture are foreign to a sink."""
-        return counts.received + (counts.foreign if self._is_recorded else 0)
-
-    async def _settled(self) -> None:
-        """Wait until nothing has arrived for a moment."""
-        end = time.monotonic() + _SETTLE_S
-        before = None
-        while time.monotonic() < end:
-            self._counter.look()
-            now = self._counter.total()
-            if now == before:
-                return
-            before = now
-            await asyncio.sleep(_STILL_S)
-
     def _guests(self) -> Iterator[GuestResult]:
-        for name in sorted(self._used):
+        for name in sorted(self._traffic.used):
             counts, latency = self._counter.total([name]), self._counter.latency([name])
             roles = [
                 role
@@ -285,7 +209,7 @@ class LoadRun:
                 name=name,
                 role=", ".join(roles),
                 sent=counts.sent,
-                received=self._arrived(counts),
+                received=self._traffic.arrived(counts),
                 latency_ns=latency.percentiles_ns(),
             )
 
@@ -319,14 +243,7 @@ class LoadRun:
 
     def _saw(self, event: LabEvent) -> None:
         if event.step == "guest" and event.state in {"ended", "failed", "given-up", "restarting"}:
-            used = event.subject in self._used
+            used = event.subject in self._traffic.used
             if used and not self._ended:
                 self._ended = f"guest {event.subject} {event.state}" + (f" ({event.detail})" if event.detail else "")
         self._watch.lab(event)
-
-    def _order(self, guest: str, order: orders.Order) -> None:
-        self._lab.order(guest, msgspec.json.encode(order))
-
-    def _order_all(self, order: orders.Order) -> None:
-        for name in self._plan.senders:
-            self._order(name, order)

@@ -20,56 +20,65 @@ from vbnet.errors import ExistsError, ResourceError
 from vbnet.load.report import html_page, markdown
 from vbnet.load.result import Result, Sample, Trial
 
-__all__ = ["Store"]
+__all__ = ["ReportFolder", "Store", "as_json"]
 
 
-class Store:
-    """Writes one run into a new folder.
+class ReportFolder:
+    """A folder of lines that are added and files that are replaced whole.
 
     Args:
         folder: made here; it must not be there, or be empty.
+        goes_on: it is there, and lines are added to those in it. One that was cut short is removed first.
+
+    Attributes:
+        problem: why nothing is written any more; None: all was.
 
     Raises:
         ExistsError: there is something in it. ResourceError: it cannot be made or written into.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, goes_on: bool = False) -> None:
         self.folder = folder
         self.problem: ResourceError | None = None
+        self._goes_on = goes_on
         self._files: dict[str, BinaryIO] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
+            if not goes_on and any(folder.iterdir()):
                 raise ExistsError(f"{folder} is not empty; name another folder, or remove it", path=str(folder))
-            self._files["samples"] = (folder / "samples.jsonl").open("wb")
+            self._open("samples")
         except OSError as error:
             raise _refused(folder, error) from error
 
-    def sample(self, sample: Sample) -> None:
-        """Add a sample."""
-        self._append("samples", sample)
+    def open(self, name: str) -> None:
+        """Begin ``name.jsonl``, so that adding to it later takes no other descriptor."""
+        if self.problem is None and name not in self._files:
+            try:
+                self._open(name)
+            except OSError as error:
+                self.problem = _refused(self.folder, error)
 
-    def trial(self, trial: Trial) -> None:
-        """Add a step of a search."""
-        self._append("trials", trial)
+    def append(self, name: str, record: msgspec.Struct) -> None:
+        """Add a line to ``name.jsonl``, at once."""
+        if self.problem is not None:
+            return
+        try:
+            file = self._files.get(name) or self._open(name)
+            file.write(msgspec.json.encode(record) + b"\n")
+            file.flush()
+        except OSError as error:
+            self.problem = _refused(self.folder, error)
 
-    def finish(self, result: Result) -> None:
-        """Write the reports."""
-        contents = {
-            "result.json": msgspec.json.format(msgspec.json.encode(result), indent=2),
-            "report.md": markdown(result).encode(),
-            "report.html": html_page(result).encode(),
-        }
-        for name, content in contents.items():
-            if self.problem is None:
-                try:
-                    # Whole or not at all: a report that was cut short would be believed.
-                    part = self.folder / f".{name}.part"
-                    part.write_bytes(content)
-                    part.replace(self.folder / name)
-                except OSError as error:
-                    self.problem = _refused(self.folder, error)
-        self.close()
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file whole or not at all: one that was cut short would be believed."""
+        if self.problem is not None:
+            return
+        try:
+            part = self.folder / f".{name}.part"
+            part.write_bytes(content)
+            part.replace(self.folder / name)
+        except OSError as error:
+            self.problem = _refused(self.folder, error)
 
     def close(self) -> None:
         """Close what is open; what was written stays."""
@@ -80,16 +89,37 @@ class Store:
                 self.problem = self.problem or _refused(self.folder, error)
         self._files.clear()
 
-    def _append(self, name: str, record: Sample | Trial) -> None:
-        if self.problem is not None:
-            return
-        try:
-            if name not in self._files:
-                self._files[name] = (self.folder / f"{name}.jsonl").open("wb")
-            self._files[name].write(msgspec.json.encode(record) + b"\n")
-            self._files[name].flush()
-        except OSError as error:
-            self.problem = _refused(self.folder, error)
+    def _open(self, name: str) -> BinaryIO:
+        path = self.folder / f"{name}.jsonl"
+        if self._goes_on and path.exists():
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)
+        self._files[name] = file = path.open("ab" if self._goes_on else "wb")
+        return file
+
+
+class Store(ReportFolder):
+    """Writes one load run into a new folder."""
+
+    def sample(self, sample: Sample) -> None:
+        """Add a sample."""
+        self.append("samples", sample)
+
+    def trial(self, trial: Trial) -> None:
+        """Add a step of a search."""
+        self.append("trials", trial)
+
+    def finish(self, result: Result) -> None:
+        """Write the reports."""
+        self.replace("result.json", as_json(result))
+        self.replace("report.md", markdown(result).encode())
+        self.replace("report.html", html_page(result).encode())
+        self.close()
+
+
+def as_json(record: msgspec.Struct) -> bytes:
+    """Return JSON that people can read."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2)
 
 
 def _refused(folder: Path, error: OSError) -> ResourceError:

@@ -1,4 +1,4 @@
-"""Every kind of block that is known here: the host node's own, and those of each kind of device that is installed."""
+"""Every kind of block that is known here: the host node's own, runs', and those of each kind of device installed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from vbnet.bus.kinds import Catalogue, discover, load
 from vbnet.errors import UsageError, VbnetError
 from vbnet.hostnode.metrics import BLOCKS
 from vbnet.metric import MetricBlock, MetricCatalogue
+from vbnet.telemetry import runs
 
 __all__ = ["Known", "installed", "known"]
 
@@ -34,8 +35,8 @@ def installed() -> Known:
 
 
 def known(kinds: Catalogue) -> Known:
-    """What the host node and ``kinds`` declare. A kind that cannot be read, or clashes, is left out and named."""
-    catalogue = MetricCatalogue(BLOCKS)
+    """What the host node, runs and ``kinds`` declare. A kind that cannot be read, or clashes, is left out and named."""
+    catalogue = MetricCatalogue((*BLOCKS, *runs.BLOCKS))
     problems = []
     for kind in kinds.kinds.values():
         try:

@@ -40,6 +40,7 @@ _OWNERS = {
     "stack": "a small IP host, in a file of its own process",
     "traffic_source": "a traffic guest, in a file of its own process",
     "traffic_sink": "a traffic guest, in a file of its own process",
+    "run": "a load or soak run in this lab; one",
     "timer": "a guest's timers on one device",
     "timekeeper": "the host's timekeeper; one",
     "sched": "a scheduler coordinator",

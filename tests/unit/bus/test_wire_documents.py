@@ -11,7 +11,7 @@ import pytest
 
 from tests.meta import tree, wire_tables
 from vbnet.bus import admin, fdpass, messages
-from vbnet.bus.topics import TOPICS
+from vbnet.bus.topics import BY_LABS, TOPICS
 from vbnet.errors import REFUSALS, UsageError, VbnetError
 
 DOCS = tree.ROOT / "docs"
@@ -32,6 +32,7 @@ SPREAD: dict[str, set[str]] = {
     "fault": {"port", "name", "part", "rule", "text"},
     "{'rule': '', **_event_fields(fault)}": {"rule"},
     "_of(slot.plan)": {"process", "guests", "count"},
+    "_of(fault)": {"number", "kind", "target"},
 }
 """What stands for fields in calls that publish: each the expression, and the fields it gives."""
 
@@ -136,7 +137,7 @@ def test_events_are_published_with_the_fields_of_their_topic(topic: str, call: a
 
     given = named.union(*(SPREAD[text] for text in spread))
 
-    assert promised == given | ({"lab"} if topic.startswith(("lab.", "load.")) else set())
+    assert promised == given | ({"lab"} if topic.startswith(BY_LABS) else set())
 
 
 def test_every_error_is_in_the_table_with_what_else_it_is() -> None:

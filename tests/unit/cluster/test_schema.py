@@ -13,8 +13,8 @@ from vbnet.cluster.source import TopologyError
 from vbnet.cluster.topology import json_schema, parse_topology
 
 ROOT = Path(__file__).parents[3]
-OTHERS = (ROOT / "vbnet" / "telemetry" / "deploy", ROOT / "vbnet" / "load" / "profiles")
-"""Grafana's files, and profiles of load."""
+OTHERS = (ROOT / "vbnet" / "telemetry" / "deploy", ROOT / "vbnet" / "load")
+"""Grafana's files, and profiles of load and soaks."""
 
 LABS = sorted(
     {

@@ -11,6 +11,7 @@ from vbnet.bus.admin import WedgedLevel
 from vbnet.bus.errorlog import DistinctError, read_errors
 from vbnet.bus.history import read_history
 from vbnet.bus.rundir import RunDir
+from vbnet.bus.topics import BY_LABS
 from vbnet.errors import NotFoundError, PeerFault, UsageError
 from vbnet.hostnode.plugboard import contained
 from vbnet.hostnode.telling import Refusals, Teller
@@ -211,17 +212,20 @@ def test_fields_cannot_pass_for_the_head_of_an_event(tmp_path: Path) -> None:
 
 
 async def test_a_lab_tells_through_its_host_node_and_nothing_else_of_the_hosts(run_root: Path) -> None:
-    """Topics of labs with exactly their fields; none of the host's own."""
+    """Topics of labs and of runs in them, with exactly their fields; none of the host's own."""
     async with Lab.open(run_root) as lab:
         await lab.operator.event_publish("lab.up", {"lab": "t", "count": 3})
+        await lab.operator.event_publish("load.began", {"lab": "t", "profile": "p"})
+        await lab.operator.event_publish("soak.finding", {"lab": "t", "profile": "p", "what": "lost", "detail": "1"})
         with pytest.raises(NotFoundError, match=r"no topic 'node\.stopping' that others may publish"):
             await lab.operator.event_publish("node.stopping", {"node": "lab"})
         with pytest.raises(UsageError, match="has the fields lab, count"):
             await lab.operator.event_publish("lab.up", {"lab": "t", "seq": 3})
 
-        [event] = [event for event in read_history(lab.run_dir).events if event["topic"].startswith("lab.")]
+        by_labs = [event for event in read_history(lab.run_dir).events if event["topic"].startswith(BY_LABS)]
 
-    assert ("lab.up", "t", 3) == (event["topic"], event["lab"], event["count"])
+    assert ["lab.up", "load.began", "soak.finding"] == [event["topic"] for event in by_labs]
+    assert ("t", 3) == (by_labs[0]["lab"], by_labs[0]["count"])
 
 
 async def test_a_forged_token_is_refused_and_not_written_down(run_root: Path) -> None:
