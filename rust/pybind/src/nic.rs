@@ -17,7 +17,7 @@ use vbnet_core::guest::nic::{self as core, Stage};
 use vbnet_core::shm::doorbell::Doorbell;
 use vbnet_core::shm::region;
 
-use crate::errors::{OrRaise, raise, raise_plain};
+use crate::errors::{OrRaise, raise_plain};
 use crate::memory::fill_buffer;
 use crate::turnstile::{Inside, Turnstile};
 
@@ -78,6 +78,14 @@ pub(crate) struct NicDriver {
     /// Wakes a sender that waits for room.
     wake: Mutex<Option<Doorbell>>,
     poll_ns: AtomicU64,
+    /// A kick waits for an answer: the interpreter is let go of meanwhile.
+    does_trap: bool,
+}
+
+/// Shows the host what was staged, outside the interpreter if that waits for somebody.
+#[inline]
+fn flush(py: Python<'_>, sender: &mut core::Sender, does_trap: bool) -> PyResult<()> {
+    if does_trap { py.detach(|| sender.flush()) } else { sender.flush() }.or_raise(py)
 }
 
 fn in_use(py: Python<'_>, what: &str) -> PyErr {
@@ -154,7 +162,13 @@ impl NicDriver {
             closed: Arc::default(),
             wake: Mutex::default(),
             poll_ns: AtomicU64::new(0),
+            does_trap: false,
         }
+    }
+
+    /// A driver whose kicks wait for an answer.
+    pub(crate) fn trapping(self) -> Self {
+        Self { does_trap: true, ..self }
     }
 
     /// What wakes who waits for room, and who waits for frames; the descriptors become ours.
@@ -272,7 +286,7 @@ impl NicDriver {
         let outcome = loop {
             let expected = expected.saturating_sub(sent).clamp(1, core::BURST_MAX as usize) as u32;
             let staged = sender.burst(expected, All { frames: &mut frames, waiting: &mut waiting, sent: &mut sent });
-            sender.flush().or_raise(py)?;
+            flush(py, sender, self.does_trap)?;
             match staged {
                 Err(error) => break Err(error),
                 Ok(()) if waiting.is_none() => break Ok(()),
@@ -422,7 +436,7 @@ impl NicDriver {
                 return Ok(false);
             }
         }
-        sender.flush().or_raise(py)?;
+        flush(py, sender, self.does_trap)?;
         Ok(true)
     }
 
@@ -440,6 +454,7 @@ impl NicDriver {
                     ram: self.ram.clone(),
                     sending: self.sending.clone(),
                     closed: self.closed.clone(),
+                    does_trap: self.does_trap,
                     offset,
                     length,
                     sender: Mutex::new(sender),
@@ -593,6 +608,7 @@ pub(crate) struct FrameClaim {
     sending: Arc<Turnstile<Option<core::Sender>>>,
     /// The device was closed: its memory may be another's by now.
     closed: Arc<AtomicBool>,
+    does_trap: bool,
     offset: u32,
     length: u32,
     sender: Mutex<Option<core::Sender>>,
@@ -629,12 +645,12 @@ impl FrameClaim {
         let mut flushed = Ok(());
         self.finish(py, |sender| {
             sender.commit(self.offset, length);
-            flushed = sender.flush();
+            flushed = flush(py, sender, self.does_trap);
         })
         .ok_or_else(|| {
             raise_plain(py, "ClosedError", "this claim was committed or cancelled before, or its device was closed")
         })?;
-        flushed.map_err(|error| raise(py, error))
+        flushed
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {

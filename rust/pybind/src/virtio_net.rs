@@ -53,6 +53,7 @@ impl VirtioNet {
         let arena = Arena::new(&region, offset, length).or_raise(py)?;
         let raised = Arc::new(Mutex::new(None));
         let slow: Arc<dyn Registers> = Arc::new(PythonRegisters { call, share, raised: raised.clone() });
+        let does_trap = fast.is_some();
         let halves = match fast {
             None => [slow.clone(), slow.clone()],
             Some((device, first, second)) => {
@@ -68,6 +69,7 @@ impl VirtioNet {
             |bell: Option<&Doorbell>| bell.map(|bell| duplicate(py, bell.raw()).map(Doorbell::from_fd)).transpose();
         let wakes = (wake(sender.call_bell())?, wake(receiver.call_bell())?);
         let driver = NicDriver::new(region, mtu, sender, receiver);
+        let driver = if does_trap { driver.trapping() } else { driver };
         if let (Some(for_sender), Some(for_receiver)) = wakes {
             driver.set_wakes(for_sender, for_receiver);
         }
