@@ -7,6 +7,7 @@ from typing import Final
 from dashboards.chosen import GUEST_WORDS, guest_state, marks, scope, variables
 from dashboards.panels import Dashboard, Kind, Panel, Query, Row
 from dashboards.promql import any_of, whole
+from vbnet.devices.card.metrics import CARD
 from vbnet.devices.echo.metrics import ECHO
 from vbnet.devices.fastcall.metrics import SLOT
 from vbnet.devices.sched.metrics import SCHED
@@ -465,6 +466,7 @@ _CALLS: Final = Row(
 )
 
 _UNTIL_DISKS: Final = "guests have disks"
+_UNTIL_CARDS: Final = "guests have emulated cards"
 _WHOSE: Final = "{{lab}} {{guest}} {{device}}"
 
 _DISKS: Final = Row(
@@ -584,11 +586,44 @@ _DISKS: Final = Row(
     ],
 )
 
+_CARDS: Final = Row(
+    "Emulated network cards",
+    [
+        Panel(
+            "Traps",
+            [
+                Query(
+                    HERE.rate(whole(CARD.values["reads"]), "lab", "guest", "device", "access"),
+                    f"{_WHOSE}: {{{{access}}}}",
+                )
+            ],
+            "Times that drivers of emulated cards left their guests, by what for.",
+            "By frames it is what a frame costs: an rtl8139 takes several, an e1000 one for a batch.",
+            empty_until=_UNTIL_CARDS,
+        ),
+        Panel(
+            "Interrupts, resets, calls refused",
+            [
+                Query(HERE.rate(CARD.values[name], "lab", "guest", "device"), f"{_WHOSE} {words}")
+                for name, words in (
+                    ("interrupts", "interrupts"),
+                    ("throttled", "of these, throttled"),
+                    ("resets", "resets"),
+                    ("refused", "calls refused"),
+                )
+            ],
+            "Interrupts of emulated cards, and how many waited for the throttle; resets, and calls that are none.",
+            "Resets at a steady rate: the driver does not get its card to work. Refused: it is broken, or hostile.",
+            empty_until=_UNTIL_CARDS,
+        ),
+    ],
+)
+
 GUESTS: Final = Dashboard(
     "vbnet-guests",
     "vbnet / Guests and devices",
     "How each guest is, what it asks of the host node, and what its devices do.",
     variables("guest"),
-    [_GLANCE, _EACH, _PROGRAMS, _STACKS, _BUS, _DEVICES, _CALLS, _DISKS],
+    [_GLANCE, _EACH, _PROGRAMS, _STACKS, _BUS, _DEVICES, _CALLS, _DISKS, _CARDS],
     marks(scope()),
 )

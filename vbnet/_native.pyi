@@ -11,6 +11,8 @@ __all__ = [
     "CAPTURE_COUNTERS",
     "CAPTURE_RING_MAX",
     "CAPTURE_RING_MIN",
+    "CARD_COUNTERS",
+    "E1000",
     "FASTCALL_COUNTERS",
     "FASTCALL_DATA_BYTES",
     "FASTCALL_SERVICE_COUNTERS",
@@ -53,6 +55,7 @@ __all__ = [
     "CounterFile",
     "CounterScan",
     "DiskImage",
+    "EmulatedCard",
     "Exposition",
     "Fabric",
     "FastHandler",
@@ -67,6 +70,7 @@ __all__ = [
     "NicTotals",
     "Page",
     "Ram",
+    "Rtl8139",
     "SchedCoordinator",
     "SchedPage",
     "SchedRecord",
@@ -269,6 +273,7 @@ SWITCH_COUNTERS: list[str]
 TIMER_COUNTERS: list[str]
 VHOST_USER_COUNTERS: list[str]
 VIRTIO_BLK_COUNTERS: list[str]
+CARD_COUNTERS: list[str]
 VIRTIO_COUNTERS: list[str]
 VIRTIO_TRANSPORTS: list[str]
 WORKER_COUNTERS: list[str]
@@ -301,6 +306,20 @@ class Fabric:
         lines: tuple[int, int] | None = None,
         guest: str = "",
         grant: VenetGrant | None = None,
+    ) -> int: ...
+    def port_add_nic(
+        self,
+        switch: str,
+        name: str,
+        card: EmulatedCard,
+        signals: Signals,
+        line: int,
+        *,
+        mac: str,
+        mtu: int = 1500,
+        burst_threshold_us: int = 50,
+        budget: int = 256,
+        guest: str = "",
     ) -> int: ...
     def port_add_tap(self, switch: str, name: str, fd: int, mtu: int = 1500, *, guest: str = "") -> int: ...
     def port_add_vhost_user(
@@ -478,6 +497,54 @@ class FastcallService:
     def fault_fd(self) -> int: ...
     def take_faults(self) -> list[tuple[int, str, str]]: ...
     def close(self) -> None: ...
+
+@final
+class EmulatedCard:
+    def __new__(
+        cls, model: str, mac: str, ram: Ram, counters: CounterFile, *, guest: str = "", device: str = ""
+    ) -> Self: ...
+    def connect(self, call_fd: int) -> Apics: ...
+    def fast(self) -> FastHandler: ...
+    def call(self, function: int, data: bytes) -> bytes: ...
+
+@disjoint_base
+class E1000(NicDriver):
+    def __new__(
+        cls,
+        ram: Ram,
+        slots: tuple[FastSlot, FastSlot],
+        device: int,
+        line_fd: int,
+        *,
+        mtu: int = 1500,
+        tx_slots: int = 256,
+        rx_slots: int = 256,
+        start: int = 0,
+        interrupts_per_second: int = 0,
+        is_promiscuous: bool = False,
+    ) -> Self: ...
+    @staticmethod
+    def end_of(mtu: int = 1500, tx_slots: int = 256, rx_slots: int = 256, start: int = 0) -> int: ...
+    @property
+    def station(self) -> str: ...
+
+@disjoint_base
+class Rtl8139(NicDriver):
+    def __new__(
+        cls,
+        ram: Ram,
+        slots: tuple[FastSlot, FastSlot],
+        device: int,
+        line_fd: int,
+        *,
+        mtu: int = 1500,
+        start: int = 0,
+        is_promiscuous: bool = False,
+    ) -> Self: ...
+    @staticmethod
+    def end_of(mtu: int = 1500, start: int = 0) -> int: ...
+    @property
+    def station(self) -> str: ...
 
 @final
 class FastSlot:

@@ -44,6 +44,7 @@ guests:
   alice: {kind: python, run: "busy.py:alice", disks: [{image: disk.img}]}
   bob: {kind: python, run: "busy.py:bob"}
   small: {kind: stack, nics: [{switch: lan, ip: 10.9.0.10/24}]}
+  slow: {kind: stack, nics: [{switch: lan, ip: 10.9.0.11/24, model: e1000}]}
 vhost-user:
   machine: {switch: lan}
 devices:

@@ -33,12 +33,14 @@ class NicModel:
         attributes: that the class is given beside those.
         has_traps: whether its registers trap: guests get a ``fastcall`` device for them, and the class takes the
             attribute ``trap_cost_ns``.
+        has_slots: whether its driver shows fastcall slots of its own, and needs no such device.
     """
 
     device_class: str
     abi_type: str
     attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     has_traps: bool = False
+    has_slots: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,10 +242,14 @@ def _nic_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
 
 def _trap_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
     """Give a guest whose cards trap what traps go through, before its cards."""
-    if kind != "netns" and any(nic_model(nic).has_traps for nic in plan.nics):
+    if kind != "netns" and any(_needs_fastcalls(nic_model(nic)) for nic in plan.nics):
         name = f"{plan.name}.{FASTCALL_CLASS}"
         yield Request(verb="device.create", args={"name": name, "type": FASTCALL_CLASS, "attributes": {}})
         yield Request(verb="device.plug", args={"name": name, "bus": plan.bus})
+
+
+def _needs_fastcalls(model: NicModel) -> bool:
+    return model.has_traps and not model.has_slots
 
 
 def _disk_requests(full: str, bus: str, guest: Guest) -> Iterator[Request]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from vbnet.errors import ClosedError, PeerGone, VbnetError
 from vbnet.guestnode.memory import Memory
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vbnet.sharedmem import Ram
 
 __all__ = ["Carrier", "FastSlots", "OpenDevice", "ProxyDevice", "RegionSpec", "SharedSignal"]
+
+
+_SERIAL_SHIFT: Final = 32
+"""The upper half of a handle is its serial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,11 @@ class OpenDevice:
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
+
+    @property
+    def serial(self) -> int:
+        """The number by which fastcall slots name it, unique among this guest's opens."""
+        return self._handle >> _SERIAL_SHIFT
 
     @property
     def ended_by(self) -> VbnetError | None:

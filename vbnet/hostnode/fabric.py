@@ -80,6 +80,35 @@ class Fabric(Protocol):
             PeerFault: the rings are not what they should be (the guest's fault).
         """
 
+    def port_add_nic(
+        self,
+        switch: str,
+        name: str,
+        card: Any,  # noqa: ANN401 - the native card, not known to this layer
+        signals: Any,  # noqa: ANN401 - the native signal table
+        line: int,
+        *,
+        mac: str,
+        mtu: int = ...,
+        burst_threshold_us: int = ...,
+        budget: int = ...,
+        guest: str = ...,
+    ) -> int:
+        """Join an emulated card to a switch; gives the port's id.
+
+        Args:
+            switch: name of the switch.
+            name: of the port, unique.
+            card: what answers its driver's traps.
+            signals: the host's native signal table.
+            line: of the table, what the card interrupts by.
+            mac: of the guest's end; the switch sends its frames here from the start.
+            mtu: largest packet, bytes.
+            burst_threshold_us: how long the port is polled after its last frame, at most.
+            budget: frames taken at a turn.
+            guest: whose card it is, for counters.
+        """
+
     def port_flush_rx(self, port: int, /) -> int:
         """Give every posted buffer back empty; how many there were."""
 

@@ -127,7 +127,14 @@ class Fastcalls:
     # ---- the fastcall device -----------------------------------------------------------------------------------------
 
     def attach(
-        self, guest: str, bus: str, region: SharedRegion, params: SlotParams, on_fault: Callable[[PeerFault], None]
+        self,
+        guest: str,
+        bus: str,
+        region: SharedRegion,
+        params: SlotParams,
+        on_fault: Callable[[PeerFault], None],
+        *,
+        label: str = "",
     ) -> int:
         """Serve a slot; gives its number.
 
@@ -137,6 +144,7 @@ class Fastcalls:
             region: the slot, with its signal.
             params: how.
             on_fault: called once, on the event loop, when the guest broke a rule; the slot is not served any more.
+            label: which slot of the guest this is, for counters; "": the number of its region.
 
         Raises:
             PeerFault: the region is no slot. ResourceError: no thread, or no room for its counters.
@@ -150,7 +158,7 @@ class Fastcalls:
             region.offset,
             region.length,
             (region.signal.kick_fd, region.signal.call_fd),
-            labels=label_text({"guest": guest, "slot": str(region.id), "bus": bus}),
+            labels=label_text({"guest": guest, "slot": label or str(region.id), "bus": bus}),
             is_enabled=params.is_enabled,
             spin_us=params.spin_us,
             trap_ns=params.trap_ns,

@@ -46,6 +46,7 @@ _OWNERS = {
     "sched": "a scheduler coordinator",
     "state": "a state device",
     "echo": "an echo device",
+    "nic": "an emulated network card that a guest has open",
     "virtio": "a virtio device that a guest has open",
     "virtio_blk": "a disk that a guest has open",
     "virtio_console": "a console that a guest has open",

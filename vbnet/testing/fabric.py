@@ -88,6 +88,22 @@ class FakeFabric:
             os.fstat(bell)
         return self.add_port(switch, name, "venet", mac=mac, grant=grant, **settings)
 
+    def port_add_nic(
+        self,
+        switch: str,
+        name: str,
+        card: object,
+        signals: object,
+        line: int,
+        *,
+        mac: str,
+        guest: str = "",
+        **settings: int,
+    ) -> int:
+        """Remember an emulated card."""
+        del card, signals, line, guest
+        return self.add_port(switch, name, "nic", mac=mac, **settings)
+
     def port_flush_rx(self, port: int, /) -> int:
         """No buffer was ever posted."""
         if port not in self._ports:

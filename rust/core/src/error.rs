@@ -133,16 +133,16 @@ pub enum Fault {
         /// The limit in milliseconds.
         limit_ms: u32,
     },
-    /// A virtqueue names a descriptor that is not there.
-    #[error("virtqueue: descriptor {index} is not one of {limit}")]
+    /// A queue names a descriptor that is not there.
+    #[error("queue: descriptor {index} is not one of {limit}")]
     IndexOutOfRange {
         /// The index that was read.
         index: u32,
         /// Descriptors of the table.
         limit: u32,
     },
-    /// A buffer or ring of a virtqueue is not, or not whole, in the memory that the front end handed over.
-    #[error("virtqueue: {address:#x} + {length} is not in the memory that was handed over")]
+    /// A buffer or ring of a queue is not, or not whole, in the memory that its driver handed over.
+    #[error("queue: {address:#x} + {length} is not in the memory that was handed over")]
     OutsideMemory {
         /// Its address, as it was given.
         address: u64,

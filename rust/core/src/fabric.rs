@@ -25,6 +25,7 @@ use crate::net::frame::{FRAME_BYTES_MAX, MacAddress};
 use crate::net::offload::Features;
 use crate::net::switch::{Switch, SwitchCounter};
 use crate::port::latency::{Latencies, PortLatency};
+use crate::port::nic::NicPort;
 use crate::port::tap::{self, TapPort};
 use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_mtu, check_priority};
 use crate::port::virtqueues::VirtqueuePort;
@@ -41,6 +42,7 @@ use crate::worker::forward::{End, EventSink, Port};
 use crate::worker::watchdog::Watchdog;
 use crate::worker::{Command, WorkerCounter, WorkerHandle};
 
+pub use crate::port::nic::NicParts;
 pub use crate::port::venet::{VenetParams, VenetQueues};
 pub use crate::port::{PortEvent, PortId};
 pub use crate::vhost_user::server::VhostUserCounter;
@@ -316,6 +318,19 @@ impl Fabric {
         let guest = queues.guest.clone();
         let end = End::Venet(VenetPort::attach(queues, &params)?);
         self.add(NewPort { name, guest, kind: PortKind::Loopback, switch: None, device: None, params, end })
+    }
+
+    /// Joins an emulated card to a switch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: a name or parameter cannot be. [`Error::Busy`]: the name or the address is taken.
+    pub fn port_add_nic(&self, switch: &str, name: &str, parts: NicParts, params: VenetParams) -> Result<PortId> {
+        params.check()?;
+        let guest = parts.guest.clone();
+        let device = Some(parts.model.to_owned());
+        let end = End::Nic(Box::new(NicPort::new(parts, params.mtu)));
+        self.add(NewPort { name, guest, kind: PortKind::Nic, switch: Some(switch), device, params, end })
     }
 
     /// Joins a TAP device to a switch: opened with `IFF_TAP | IFF_NO_PI`, and with `IFF_VNET_HDR` when its kernel shall leave

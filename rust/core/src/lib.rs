@@ -3,7 +3,8 @@
 //! * [`shm`] is the ground: sealed memory regions, the descriptor ring, the shm-signal, buffer pools, counters and
 //!   histograms that live in shared memory.
 //! * [`net`] is what an Ethernet switch knows: frames, MAC addresses, forwarding.
-//! * [`port`] joins the switch to a ring, a TAP device or itself.
+//! * [`nic`] are network cards as hypervisors emulate them, whose registers guests reach by traps.
+//! * [`port`] joins the switch to a ring, a card, a TAP device or itself.
 //! * [`signals`] are what devices and others raise: named lines, routed at will to guests and eventfds.
 //! * [`fastcall`] serves synchronous calls of guests through shared memory.
 //! * [`sched`] gives guests' threads the processor time that they publish they need, within limits.
@@ -54,6 +55,7 @@
 //! | `VQ-3 call or see` | our index or flags before the driver's wish / its wish before them | `complete` of both queues | the driver |
 //! | `VQ-4 kick or see` | our wish before the driver's index or flags / those before our wish | `arm` of both queues | the driver |
 //! | `VQ-5 trail beside ring` | descriptors shown before a position is settled | `Trail::note_packed` | `Trail::resume`, after a crash |
+//! | `NC-1 descriptor done` | a card's buffer before its descriptor's state | `RamDma::publish` | `Ring::state` of a driver |
 //! | `SB-1 range whole` | a guarded range's end before its start | `Guarded::watch` | the SIGBUS handler |
 //! | `WD-1 ring or sleep` | a worker's note that it rings, before the watchdog sleeps | `Ringer::ring` | `Watchdog` |
 
@@ -70,6 +72,8 @@ pub mod fastcall;
 pub mod guest;
 #[cfg(not(loom))]
 pub mod net;
+#[cfg(not(loom))]
+pub mod nic;
 #[cfg(not(loom))]
 pub mod port;
 #[cfg(not(loom))]

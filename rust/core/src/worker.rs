@@ -382,6 +382,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             // Whatever comes in after its last empty read makes an edge.
             End::Tap(_) => true,
             End::Virtqueues(queues) => queues.arm(),
+            End::Nic(nic) => nic.arm(),
         };
         if is_parked {
             port.parking.is_active = false;
@@ -439,7 +440,10 @@ impl<const COUNTS: bool> Worker<COUNTS> {
         if port.id.0 as u32 != (token >> 32) as u32 {
             return;
         }
-        port.count::<COUNTS>(PortCounter::Kicks, 1);
+        // A card's clock is no kick.
+        if !matches!(&port.end, End::Nic(nic) if !nic.was_rung()) {
+            port.count::<COUNTS>(PortCounter::Kicks, 1);
+        }
         if !port.parking.is_active {
             if COUNTS && let End::Venet(venet) = &port.end {
                 venet.wake();
@@ -457,6 +461,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
         match &port.end {
             End::Venet(venet) => venet.disarm(),
             End::Virtqueues(queues) => queues.disarm(),
+            End::Nic(nic) => nic.disarm(),
             End::Tap(_) => {}
         }
         let priority = port.priority;
@@ -646,6 +651,7 @@ fn waited_for(end: &End) -> Vec<BorrowedFd<'_>> {
         End::Venet(venet) => vec![venet.kick_bell().as_fd()],
         End::Tap(tap) => vec![tap.as_fd()],
         End::Virtqueues(queues) => queues.kicks().collect(),
+        End::Nic(nic) => nic.wakers().to_vec(),
     }
 }
 
@@ -655,7 +661,8 @@ fn set_param(port: &mut Port, param: Param) {
         (Param::Mtu(mtu), End::Tap(tap)) => tap.set_mtu(mtu),
         (Param::TxMitigation(frames), End::Venet(venet)) => venet.set_tx_mitigation(frames),
         (Param::Mtu(mtu), End::Virtqueues(queues)) => queues.set_mtu(mtu),
-        (Param::TxMitigation(_), End::Tap(_) | End::Virtqueues(_)) => {}
+        (Param::Mtu(mtu), End::Nic(nic)) => nic.set_mtu(mtu),
+        (Param::TxMitigation(_), End::Tap(_) | End::Virtqueues(_) | End::Nic(_)) => {}
         (Param::BurstThresholdUs(burst_threshold_us), _) => port.parking.set_threshold(burst_threshold_us),
         (Param::Budget(budget), _) => port.budget = budget,
         (Param::Priority(priority), _) => port.priority = priority,

@@ -14,6 +14,7 @@ use vbnet_core::virtio::net::NetPort as CoreNetPort;
 use vbnet_core::watch::Purpose;
 use vbnet_core::watch::bpf::Instruction;
 
+use crate::cards::EmulatedCard;
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise_plain};
 use crate::memory::{Ram, duplicate};
@@ -153,6 +154,32 @@ impl Fabric {
             }
         });
         Ok(port.or_raise(py)?.0)
+    }
+
+    /// Joins an emulated card to a switch; `line` of `signals` is what it interrupts by.
+    #[pyo3(signature = (
+        switch, name, card, signals, line, *, mac, mtu = 1500, burst_threshold_us = 50, budget = 256, guest = ""
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
+    fn port_add_nic(
+        &self,
+        py: Python<'_>,
+        switch: &str,
+        name: &str,
+        card: &EmulatedCard,
+        signals: &Signals,
+        line: u64,
+        mac: &str,
+        mtu: u32,
+        burst_threshold_us: u32,
+        budget: u32,
+        guest: &str,
+    ) -> PyResult<u64> {
+        let line = Caller::Line(signals.inner.line(LineId(line)).or_raise(py)?);
+        let parts = core::NicParts { guest: guest.into(), model: card.model, card: card.card.clone(), line };
+        let mac = parse_mac(mac).or_raise(py)?;
+        let params = core::VenetParams { mac, mtu, burst_threshold_us, budget, ..core::VenetParams::default() };
+        Ok(py.detach(|| self.inner.port_add_nic(switch, name, parts, params)).or_raise(py)?.0)
     }
 
     #[pyo3(signature = (switch, name, fd, mtu = 1500, *, guest = ""))]

@@ -20,6 +20,7 @@ use vbnet_core::worker::WorkerCounter;
 mod bellman;
 mod bench;
 mod capture;
+mod cards;
 mod counters;
 mod errors;
 mod fabric;
@@ -119,6 +120,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<nic::NicTotals>()?;
     module.add_class::<nic::FrameView>()?;
     module.add_class::<nic::FrameClaim>()?;
+    module.add_class::<cards::EmulatedCard>()?;
+    module.add_class::<cards::E1000>()?;
+    module.add_class::<cards::Rtl8139>()?;
+    module.add("CARD_COUNTERS", vbnet_core::nic::card::CardCounter::NAMES.to_vec())?;
     module.add_class::<virtio::DiskImage>()?;
     module.add_class::<virtio::VirtioHost>()?;
     module.add_class::<virtio::VirtioDevice>()?;

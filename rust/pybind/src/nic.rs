@@ -42,7 +42,7 @@ struct Receiving {
     /// Buffers whose views ended while somebody else was receiving.
     returned: Mutex<Vec<u32>>,
     /// Wakes a receiver that waits without a single buffer posted.
-    wake: Mutex<Option<Doorbell>>,
+    wake: Mutex<Option<Wake>>,
 }
 
 impl Receiving {
@@ -66,6 +66,26 @@ impl Receiving {
     }
 }
 
+/// Where somebody waits for one half of a driver, and what wakes them from here.
+pub(crate) struct Wake {
+    /// Readable when the half has something, or was woken.
+    pub(crate) waited: Doorbell,
+    /// Another doorbell that makes it readable, where it cannot be rung itself.
+    pub(crate) rung: Option<Doorbell>,
+}
+
+impl Wake {
+    fn ring(&self) -> vbnet_core::error::Result<()> {
+        self.rung.as_ref().unwrap_or(&self.waited).ring()
+    }
+}
+
+impl From<Doorbell> for Wake {
+    fn from(waited: Doorbell) -> Self {
+        Self { waited, rung: None }
+    }
+}
+
 /// The driver half of a network card. Each model has a class of its own, which makes it.
 #[pyclass(subclass, frozen, module = "vbnet._native")]
 pub(crate) struct NicDriver {
@@ -76,7 +96,7 @@ pub(crate) struct NicDriver {
     gone: AtomicBool,
     closed: Arc<AtomicBool>,
     /// Wakes a sender that waits for room.
-    wake: Mutex<Option<Doorbell>>,
+    wake: Mutex<Option<Wake>>,
     poll_ns: AtomicU64,
     /// A kick waits for an answer: the interpreter is let go of meanwhile.
     does_trap: bool,
@@ -172,9 +192,9 @@ impl NicDriver {
     }
 
     /// What wakes who waits for room, and who waits for frames; the descriptors become ours.
-    pub(crate) fn set_wakes(&self, sender: Doorbell, receiver: Doorbell) {
-        *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        *self.receiving.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+    pub(crate) fn set_wakes(&self, sender: impl Into<Wake>, receiver: impl Into<Wake>) {
+        *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.into());
+        *self.receiving.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver.into());
     }
 
     /// Does something with both halves, which must be here.
@@ -248,10 +268,12 @@ impl NicDriver {
 
     /// The descriptor to wait for outside. It stays open for as long as this object lives, so that an event loop that
     /// still waits for it when the device is closed hears of that, and can take it out of its set.
-    fn waited_for(&self, py: Python<'_>, wake: &Mutex<Option<Doorbell>>) -> PyResult<RawFd> {
+    fn waited_for(&self, py: Python<'_>, wake: &Mutex<Option<Wake>>) -> PyResult<RawFd> {
         self.alive(py)?;
         let wake = wake.lock().unwrap_or_else(PoisonError::into_inner);
-        wake.as_ref().map(Doorbell::raw).ok_or_else(|| raise_plain(py, "UsageError", "connect the device first"))
+        wake.as_ref()
+            .map(|wake| wake.waited.raw())
+            .ok_or_else(|| raise_plain(py, "UsageError", "connect the device first"))
     }
 
     fn poll(&self) -> Duration {

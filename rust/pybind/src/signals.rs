@@ -251,7 +251,7 @@ fn describe(py: Python<'_>, line: core::LineInfo) -> PyResult<Bound<'_, PyDict>>
 /// The emulated controllers of one guest's vCPUs, whose registers are on the host.
 #[pyclass(frozen, module = "vbnet._native")]
 pub(crate) struct Apics {
-    inner: Arc<core::Apics>,
+    pub(crate) inner: Arc<core::Apics>,
 }
 
 #[pymethods]

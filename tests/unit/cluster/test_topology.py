@@ -65,7 +65,7 @@ def guest(line: str) -> str:
             guest("w: {kind: traffic, nics: [{switch: lan, trap-cost: 2us}]}"),
             (
                 "lab.yaml:5: `trap-cost` with a card without traps, `venet`; leave it out, or use a model that traps: "
-                "virtio-net-mmio, virtio-net-pci"
+                "e1000, rtl8139, virtio-net-mmio, virtio-net-pci"
             ),
         ),
         (

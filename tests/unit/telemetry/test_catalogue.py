@@ -7,6 +7,7 @@ import pytest
 
 from vbnet import _native
 from vbnet.bus.kinds import Catalogue, Kind, discover
+from vbnet.devices.card.metrics import CARD
 from vbnet.devices.fastcall.metrics import SERVICE, SLOT
 from vbnet.devices.intc.metrics import LATENCY as SIGNAL_LATENCY
 from vbnet.devices.intc.metrics import OUTBOX, OUTBOX_LATENCY, SIGNAL
@@ -23,6 +24,7 @@ from vbnet.telemetry.catalogue import installed, known
     ("names", "block"),
     [
         (_native.PORT_COUNTERS, PORT),
+        (_native.CARD_COUNTERS, CARD),
         (_native.PORT_LATENCIES, LATENCY),
         (_native.SIGNAL_LATENCIES, SIGNAL_LATENCY),
         (_native.STACK_COUNTERS, STACK),

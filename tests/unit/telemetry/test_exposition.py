@@ -145,7 +145,7 @@ def test_drops_are_one_family_with_a_reason(node: Node) -> None:
 
     assert 'vbnet_device_receive_drop_total{guest="web",device="eth0",switch="lan",reason="no_room"} 3' in found
     assert 7 == sum(int(line.rpartition(" ")[2]) for line in found)
-    assert 6 == len(found)
+    assert 8 == len(found)
 
 
 def test_state_is_one_of_its_states(node: Node) -> None:

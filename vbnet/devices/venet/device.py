@@ -7,7 +7,6 @@ device's life. One device has one bus and one opener, as a network card has.
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +25,8 @@ from vbnet.hostnode.device import (
     Opener,
     SharedRegion,
 )
+from vbnet.hostnode.nics import SWITCH, turn_attributes, wire_attributes
 from vbnet.hostnode.values import flag, flag_text, within
-from vbnet.net.mac import MacAddress
 
 __all__ = ["LoopbackClass", "VenetClass", "VenetDevice"]
 
@@ -68,21 +67,10 @@ class VenetDevice(Device):
         self.name = name
         self.is_loopback = is_loopback
         self.connection: VenetConnection | None = None
-        own = MacAddress.random_local(secrets.token_bytes(6))
-        switch = Attribute("switch", "switch this card is joined to", str, "", is_locked_while_open=True)
         self.attributes = AttributeTable(
             (
-                *(() if is_loopback else (switch,)),
-                Attribute(
-                    "mac", "address of the guest's end", MacAddress.parse_station, own, is_locked_while_open=True
-                ),
-                Attribute(
-                    "mtu",
-                    "largest packet in bytes, 68..65535",
-                    within(wire.MTU_MIN, wire.MTU_MAX),
-                    1500,
-                    is_locked_while_open=True,
-                ),
+                *(() if is_loopback else (SWITCH,)),
+                *wire_attributes(wire.MTU_MAX),
                 Attribute(
                     "offloads",
                     "whether drivers are granted the capabilities they ask for, 0 or 1",
@@ -91,17 +79,10 @@ class VenetDevice(Device):
                     format=flag_text,
                     is_locked_while_open=True,
                 ),
-                Attribute("enabled", "carrier of the link, 0 or 1", flag, default=True, format=flag_text),
                 Attribute(
                     "txmitigation", "frames sent per completion signal, 0..32768; 0: one a batch", within(0, 32768), 10
                 ),
-                Attribute(
-                    "burstthresh",
-                    "µs the port stays awake after kicks in close succession, 0..100000",
-                    within(0, 100_000),
-                    50,
-                ),
-                Attribute("budget", "frames taken from this card at a turn, 1..4096", within(1, 4096), 256),
+                *turn_attributes(),
                 Attribute(
                     "priority",
                     "of its rings and signals, 0..7, 7 the most urgent; `driver`: as the guest's driver showed them",

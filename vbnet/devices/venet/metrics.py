@@ -21,6 +21,8 @@ _NOT_GIVEN: Final = {
     "link_down": "the port's link was down",
     "quarantined": "the guest's receive ring is quarantined",
     "refused": "the kernel refused to take it",
+    "disabled": "the emulated card's receiver was switched off",
+    "filtered": "by the emulated card's filters it was for another station",
 }
 _NOT_TAKEN: Final = {
     "oversize": "longer than the port's MTU allows",

@@ -13,6 +13,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::card::{e1000, rtl8139};
 use super::venet;
 use super::virtio::net as virtio;
 use crate::error::Result;
@@ -116,6 +117,10 @@ pub enum Sender {
     Venet(venet::Sender),
     /// Two virtqueues.
     Virtio(Box<virtio::Sender>),
+    /// An emulated Intel 82540EM.
+    E1000(Box<e1000::Sender>),
+    /// An emulated RTL8139.
+    Rtl8139(Box<rtl8139::Sender>),
 }
 
 /// The receiving half of a driver.
@@ -126,6 +131,10 @@ pub enum Receiver {
     Venet(venet::Receiver),
     /// Two virtqueues.
     Virtio(Box<virtio::Receiver>),
+    /// An emulated Intel 82540EM.
+    E1000(Box<e1000::Receiver>),
+    /// An emulated RTL8139.
+    Rtl8139(Box<rtl8139::Receiver>),
 }
 
 /// Does the same with whichever driver a half is of. Every model is named here, once.
@@ -134,6 +143,8 @@ macro_rules! each {
         match $half {
             Self::Venet($driver) => $work,
             Self::Virtio($driver) => $work,
+            Self::E1000($driver) => $work,
+            Self::Rtl8139($driver) => $work,
         }
     };
 }
@@ -159,6 +170,30 @@ impl From<virtio::Sender> for Sender {
 impl From<virtio::Receiver> for Receiver {
     fn from(half: virtio::Receiver) -> Self {
         Self::Virtio(Box::new(half))
+    }
+}
+
+impl From<e1000::Sender> for Sender {
+    fn from(half: e1000::Sender) -> Self {
+        Self::E1000(Box::new(half))
+    }
+}
+
+impl From<rtl8139::Sender> for Sender {
+    fn from(half: rtl8139::Sender) -> Self {
+        Self::Rtl8139(Box::new(half))
+    }
+}
+
+impl From<e1000::Receiver> for Receiver {
+    fn from(half: e1000::Receiver) -> Self {
+        Self::E1000(Box::new(half))
+    }
+}
+
+impl From<rtl8139::Receiver> for Receiver {
+    fn from(half: rtl8139::Receiver) -> Self {
+        Self::Rtl8139(Box::new(half))
     }
 }
 

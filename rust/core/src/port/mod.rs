@@ -21,6 +21,7 @@ use crate::net::offload::{Features, Unfit};
 
 pub(crate) mod batch;
 pub mod latency;
+pub mod nic;
 mod spread;
 pub mod tap;
 pub mod venet;
@@ -43,6 +44,8 @@ pub enum PortKind {
     Venet,
     /// A guest's rings, joined to themselves.
     Loopback,
+    /// An emulated card, which its guest reaches by registers.
+    Nic,
     /// A TAP device of the kernel.
     Tap,
     /// Virtqueues of a virtual machine or a DPDK application, set up over a socket.
@@ -58,6 +61,7 @@ impl PortKind {
         match self {
             Self::Venet => "venet",
             Self::Loopback => "loopback",
+            Self::Nic => "nic",
             Self::Tap => "tap",
             Self::VhostUser => "vhost-user",
             Self::VirtioNet => "virtio-net",
@@ -88,6 +92,10 @@ counters! {
         ReceiveDropQuarantined = "receive_drop_quarantined",
         /// Not given: the kernel refused the frame.
         ReceiveDropRefused = "receive_drop_refused",
+        /// Not given: the card's receiver is switched off.
+        ReceiveDropDisabled = "receive_drop_disabled",
+        /// Not given: by the card's filters it is for another station.
+        ReceiveDropFiltered = "receive_drop_filtered",
         /// Not taken on: the frame is longer than the port's MTU allows.
         TransmitDropOversize = "transmit_drop_oversize",
         /// Not taken on: the port's link is down.
@@ -227,6 +235,10 @@ pub enum Refusal {
     Quarantined,
     /// The kernel refused this frame.
     Refused,
+    /// The card's receiver is switched off.
+    Disabled,
+    /// By the card's filters it is for another station.
+    Filtered,
 }
 
 impl Refusal {
@@ -240,6 +252,8 @@ impl Refusal {
             Self::LinkDown => PortCounter::ReceiveDropLinkDown,
             Self::Quarantined => PortCounter::ReceiveDropQuarantined,
             Self::Refused => PortCounter::ReceiveDropRefused,
+            Self::Disabled => PortCounter::ReceiveDropDisabled,
+            Self::Filtered => PortCounter::ReceiveDropFiltered,
         }
     }
 }

@@ -38,6 +38,16 @@ impl Doorbell {
         Self { file }
     }
 
+    /// The same one under another number, for somebody who closes it by themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`]: no file descriptors left.
+    pub fn copy(&self) -> Result<Self> {
+        let file = self.file.try_clone().map_err(|error| Error::machine("duplicate a doorbell", error))?;
+        Ok(Self { file })
+    }
+
     /// Wakes whoever waits on it. A full counter means it is awake already.
     ///
     /// # Errors

@@ -29,8 +29,10 @@ use crate::net::frame::{FrameStart, START_BYTES};
 use crate::net::mac_table::{PortSlot, Tick};
 use crate::net::offload::{Features, Request};
 use crate::net::switch::{RouteCache, Switch, Verdict};
+use crate::nic::card::Settled;
 use crate::port::batch::{BATCH, Batch, Piece};
 use crate::port::latency::{Latencies, PortLatency};
+use crate::port::nic::NicPort;
 use crate::port::tap::{Received, TapPort};
 use crate::port::venet::VenetPort;
 use crate::port::venet::long::LongCounts;
@@ -56,6 +58,7 @@ pub(crate) enum End {
     Venet(VenetPort),
     Tap(Box<TapPort>),
     Virtqueues(Box<VirtqueuePort>),
+    Nic(Box<NicPort>),
 }
 
 /// A port as its worker has it.
@@ -122,6 +125,7 @@ impl Port {
             End::Venet(venet) => venet.set_up(is_up),
             End::Tap(tap) => tap.set_up(is_up),
             End::Virtqueues(queues) => queues.set_up(is_up),
+            End::Nic(nic) => nic.set_up(is_up),
         }
     }
 
@@ -131,6 +135,8 @@ impl Port {
             End::Venet(venet) => venet.tx_fault().is_some(),
             End::Tap(tap) => tap.is_gone(),
             End::Virtqueues(queues) => queues.is_mute(),
+            // Its driver is told by registers and interrupts also when nothing more is taken from it.
+            End::Nic(_) => false,
         }
     }
 
@@ -140,6 +146,7 @@ impl Port {
             End::Tap(tap) => tap.features(),
             End::Virtqueues(queues) => queues.features(),
             End::Venet(venet) => venet.features(),
+            End::Nic(_) => Features::NONE,
         }
     }
 
@@ -163,6 +170,8 @@ impl Port {
             End::Venet(_) if request.is_nothing() => unsafe { self.offer(start, piece) },
             // SAFETY: as above.
             End::Venet(venet) => unsafe { venet.give_long(start, piece, request) }.map(|()| std::ptr::null_mut()),
+            // SAFETY: as above.
+            End::Nic(_) => unsafe { self.offer(start, piece) },
         }
     }
 
@@ -182,6 +191,8 @@ impl Port {
             End::Tap(tap) => unsafe { tap.send(start, piece, &Request::NOTHING) }.map(|()| std::ptr::null_mut()),
             // SAFETY: as above.
             End::Virtqueues(queues) => unsafe { queues.claim(start, piece) },
+            // SAFETY: as above.
+            End::Nic(nic) => unsafe { nic.give(start, piece) }.map(|()| std::ptr::null_mut()),
         }
     }
 }
@@ -318,6 +329,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             Some(Port { end: End::Venet(_), .. }) => self.turn_rings(slot),
             Some(Port { end: End::Tap(_), .. }) => self.turn_tap(slot),
             Some(Port { end: End::Virtqueues(_), .. }) => self.turn_queues(slot),
+            Some(Port { end: End::Nic(_), .. }) => self.turn_card(slot),
             None => Turn::default(),
         }
     }
@@ -425,6 +437,40 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         let [(_, waiting), _] = queues.occupancy();
         note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
         if queues.has_news() {
+            self.report(slot);
+        }
+        turn
+    }
+
+    fn turn_card(&mut self, slot: PortSlot) -> Turn {
+        let mut turn = Turn::default();
+        let mut bytes = 0;
+        let mut budget = 1;
+        while turn.cost < budget {
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
+            let End::Nic(nic) = &mut port.end else { break };
+            budget = port.budget;
+            let (loaded, runts) = nic.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
+            if runts != 0 {
+                turn.cost += runts;
+                port.count::<COUNTS>(PortCounter::TransmitDropRunt, runts.into());
+            }
+            if loaded == 0 {
+                break;
+            }
+            let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
+            let End::Nic(nic) = &mut port.end else { break };
+            nic.give_back(done);
+        }
+        self.end_turn(slot, turn, bytes, budget, false);
+        let Some(port) = port_at(&mut self.ports, slot) else { return turn };
+        let End::Nic(nic) = &mut port.end else { return turn };
+        if turn.frames != 0 {
+            note_card::<COUNTS>(&port.block, nic);
+        }
+        tell_card::<COUNTS>(&port.block, nic, &self.ringer);
+        if nic.has_news() {
             self.report(slot);
         }
         turn
@@ -730,6 +776,18 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                     }
                     queues.has_news()
                 }
+                End::Nic(nic) => {
+                    let (frames, bytes) = nic.take_given();
+                    tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
+                    tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
+                    note_card::<COUNTS>(&port.block, nic);
+                    let is_called = tell_card::<COUNTS>(&port.block, nic, &self.ringer);
+                    if frames != 0 && self.watches.is_on() {
+                        self.watches.told(slot, Stage::Published);
+                        self.watches.told(slot, if is_called { Stage::Rung } else { Stage::Spared });
+                    }
+                    nic.has_news()
+                }
             };
             if is_broken {
                 self.report(slot);
@@ -758,6 +816,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                 port.is_tx_reported |= tx.is_some();
                 port.is_rx_reported |= rx.is_some();
             }
+            End::Nic(nic) => (tx, rx) = nic.take_news(),
             End::Tap(tap) => gone = tap.take_end(),
         }
         for (part, fault) in [(PortPart::Transmit, tx), (PortPart::Receive, rx)] {
@@ -817,6 +876,33 @@ fn note<const COUNTS: bool>(block: &Block, counter: PortCounter, amount: u64) {
     if COUNTS {
         block.set(counter as usize, amount);
     }
+}
+
+/// Notes how a card's rings are.
+fn note_card<const COUNTS: bool>(block: &Block, nic: &NicPort) {
+    if !COUNTS {
+        return;
+    }
+    let [(transmit, sending), (receive, posted)] = nic.occupancy();
+    for (counter, value) in [
+        (PortCounter::TransmitSlots, transmit),
+        (PortCounter::TransmitSlotsUsed, sending),
+        (PortCounter::ReceiveSlots, receive),
+        (PortCounter::ReceiveSlotsUsed, posted),
+    ] {
+        block.set(counter as usize, value.into());
+    }
+}
+
+/// Raises a card's interrupt if it is due. `true`: it was raised.
+fn tell_card<const COUNTS: bool>(block: &Block, nic: &mut NicPort, ringer: &Ringer) -> bool {
+    let settled = nic.settle(ringer);
+    match settled {
+        Settled::Quiet => {}
+        Settled::Raise => tally::<COUNTS>(block, PortCounter::CallsRung, 1),
+        Settled::Later => tally::<COUNTS>(block, PortCounter::CallsSuppressed, 1),
+    }
+    settled == Settled::Raise
 }
 
 #[inline]

@@ -138,6 +138,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             (piece.source, piece.length) = match &port_at(&mut self.ports, slot)?.end {
                 End::Venet(venet) => venet.loaded(index as u32)?,
                 End::Virtqueues(vhost) => vhost.loaded(index as u32)?,
+                End::Nic(nic) => nic.loaded(index as u32)?,
                 End::Tap(_) => return None,
             };
         }
