@@ -433,6 +433,23 @@ def test_sleeping_sender_is_told_before_the_end_when_mitigation_is_low(net: Net,
     assert station.nic.send_frame(station.to(BROADCAST), 0)
 
 
+def test_card_that_does_not_park_is_looked_at_without_a_kick(net: Net) -> None:
+    """With parking off the port never sleeps, so nobody has to wake it; switched on again, it sleeps."""
+    station = net.station("venet-loopback", burstthresh=0)
+    station.set("parking", "0")
+
+    before = station.counters["kicks"]
+    for _ in range(50):
+        station.nic.send([station.to(station)])
+        assert 1 == len(station.gather(1))
+
+    assert before == station.counters["kicks"]
+    station.set("parking", "1")
+    parks = station.counters["parks"]
+    station.nic.send([station.to(station)])
+    eventually(lambda: station.counters["parks"] > parks, "it sleeps")
+
+
 def test_patience_with_a_burst_spares_kicks(net: Net) -> None:
     """With burstthresh 0 the port sleeps after each frame and is kicked for the next; with a long one it is awake."""
     station = net.station("venet-loopback", burstthresh=0)

@@ -14,7 +14,7 @@ from typing import Final
 
 __all__ = ["BY_LABS", "TOPICS", "Severity", "Topic"]
 
-BY_LABS: Final = ("lab.", "load.", "soak.")
+BY_LABS: Final = ("lab.", "load.", "soak.", "bakeoff.")
 """How the topics begin that lab supervisors publish, through their host node: of the lab, and of runs in it."""
 
 
@@ -145,6 +145,11 @@ TOPICS: Final[Mapping[str, Topic]] = MappingProxyType(
         "soak.ended": Topic(
             "a soak run has ended; outcome says how, findings how many", ("lab", "profile", "outcome", "findings")
         ),
+        "bakeoff.began": Topic("a bake-off begins to measure in this lab; planned is how often", ("lab", "planned")),
+        "bakeoff.missing": Topic(
+            "a subject of a bake-off cannot go on; the others do", ("lab", "subject", "detail"), _WARNING
+        ),
+        "bakeoff.ended": Topic("a bake-off has ended in this lab", ("lab", "readings")),
     }
 )
 """Every topic of a host node, in the order of docs/wire/admin.md."""

@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "load": Entry("load", "Put guests under load as a profile says, and say how it held."),
         "soak": Entry("soak", "Put guests under load and faults for hours, and say what drifted, broke or was left."),
         "bench": Entry("bench", "Measure vbnet beside its baselines."),
+        "bakeoff": Entry("bakeoff", "Hold every model of network card against every other, and each mechanism."),
     },
     "This machine": {
         "doctor": Entry("doctor", "Check that this machine has what vbnet needs."),

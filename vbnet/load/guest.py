@@ -113,7 +113,7 @@ def _do(order: orders.Order, traffic: _native.TrafficGuest, mtu: int) -> None:
     match order:
         case orders.Listen():
             traffic.stop()
-            traffic.listen()
+            traffic.listen(order.manner.batch, does_copy=order.manner.does_copy)
         case orders.Reflect():
             traffic.reflect()
         case orders.Stop():
@@ -152,6 +152,8 @@ def _send(order: orders.Send, traffic: _native.TrafficGuest, mtu: int) -> None:
         stream=order.stream,
         at=order.at_s,
         recorded=recorded,
+        batch=order.manner.batch,
+        does_copy=order.manner.does_copy,
     )
 
 

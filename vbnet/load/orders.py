@@ -13,7 +13,19 @@ import msgspec
 from vbnet.cluster.quantity import duration_s, rate_per_second
 from vbnet.load.profile import Flow
 
-__all__ = ["Ask", "Listen", "Order", "Reflect", "Replay", "Schedule", "Send", "Stop", "decode_order", "schedule_of"]
+__all__ = [
+    "Ask",
+    "Listen",
+    "Manner",
+    "Order",
+    "Reflect",
+    "Replay",
+    "Schedule",
+    "Send",
+    "Stop",
+    "decode_order",
+    "schedule_of",
+]
 
 
 class _Order(msgspec.Struct, frozen=True, tag_field="do", omit_defaults=True):
@@ -34,6 +46,13 @@ class Replay(msgspec.Struct, frozen=True):
     speed: float
 
 
+class Manner(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a guest handles frames: at most so many at once, and in memory of its own or where they lie."""
+
+    batch: int = 32
+    does_copy: bool = False
+
+
 class Send(_Order, frozen=True, tag="send"):
     """Send to these MAC addresses in turn, from a moment of the monotonic clock on."""
 
@@ -44,6 +63,7 @@ class Send(_Order, frozen=True, tag="send"):
     size: int | list[int] | str
     schedule: Schedule
     replay: Replay | None = None
+    manner: Manner = Manner()
 
 
 class Ask(_Order, frozen=True, tag="ask"):
@@ -64,6 +84,8 @@ class Reflect(_Order, frozen=True, tag="reflect"):
 
 class Listen(_Order, frozen=True, tag="listen"):
     """Count what arrives, knowing no stream from before."""
+
+    manner: Manner = Manner()
 
 
 class Stop(_Order, frozen=True, tag="stop"):

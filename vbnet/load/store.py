@@ -28,6 +28,7 @@ class ReportFolder:
 
     Args:
         folder: made here; it must not be there, or be empty.
+        first: the lines that it begins with.
         goes_on: it is there, and lines are added to those in it. One that was cut short is removed first.
 
     Attributes:
@@ -37,7 +38,7 @@ class ReportFolder:
         ExistsError: there is something in it. ResourceError: it cannot be made or written into.
     """
 
-    def __init__(self, folder: Path, *, goes_on: bool = False) -> None:
+    def __init__(self, folder: Path, *, first: str = "samples", goes_on: bool = False) -> None:
         self.folder = folder
         self.problem: ResourceError | None = None
         self._goes_on = goes_on
@@ -46,7 +47,7 @@ class ReportFolder:
             folder.mkdir(parents=True, exist_ok=True)
             if not goes_on and any(folder.iterdir()):
                 raise ExistsError(f"{folder} is not empty; name another folder, or remove it", path=str(folder))
-            self._open("samples")
+            self._open(first)
         except OSError as error:
             raise _refused(folder, error) from error
 

@@ -25,7 +25,7 @@ class RunFigures:
 
     Args:
         run_dir: of the lab's host node.
-        run: ``load`` or ``soak``.
+        run: ``load``, ``soak`` or ``bakeoff``.
         profile: its name.
         planned_s: how long it is to be.
         planned_faults: how many faults it is to do.

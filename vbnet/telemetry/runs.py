@@ -1,4 +1,4 @@
-"""What a load or soak run counts about itself, written by the lab's supervisor in a file beside those of the guests."""
+"""What a run counts about itself, written by the lab's supervisor in a file beside those of the guests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RUN: Final = MetricBlock(
     "run",
     ("run", "profile"),
     {
-        "began": _moment("began", "When a load or soak run began to send, or went on."),
+        "began": _moment("began", "When a load or soak run, or a bake-off, began to send, or went on."),
         "ended": _moment("ended", "When it ended; 0 until then."),
         "fault": _moment("fault", "When its last fault was done; 0 until then."),
         "planned": _length("planned", "How long it is to be, warm-up included."),

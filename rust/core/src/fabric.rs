@@ -511,7 +511,7 @@ impl Fabric {
             Param::Budget(budget) => check_budget(budget)?,
             Param::Priority(priority) => check_priority(priority)?,
             Param::BurstThresholdUs(burst_threshold_us) => check_burst_threshold(burst_threshold_us)?,
-            Param::TxMitigation(_) => {}
+            Param::TxMitigation(_) | Param::Parks(_) => {}
         }
         let mut registry = self.open()?;
         let worker = registry.port(id)?.info.worker;
@@ -523,6 +523,7 @@ impl Fabric {
                 Param::BurstThresholdUs(burst_threshold_us) => info.burst_threshold_us = burst_threshold_us,
                 Param::Budget(budget) => info.budget = budget,
                 Param::Priority(priority) => info.priority = priority,
+                Param::Parks(_) => {}
             }
         }
         Ok(())

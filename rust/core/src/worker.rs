@@ -95,6 +95,8 @@ pub enum Param {
     Budget(u32),
     /// 0 to 7, 7 the most urgent.
     Priority(u32),
+    /// Whether the port sleeps while it has nothing to do; if not, its worker never sleeps.
+    Parks(bool),
 }
 
 /// What a worker is asked to do; each answers exactly once, or drops the answer when there is no such thing.
@@ -377,6 +379,9 @@ impl<const COUNTS: bool> Worker<COUNTS> {
     /// Sends a port to sleep. `true`: it is not polled any more.
     fn park(&mut self, slot: PortSlot) -> bool {
         let Some(port) = port_at(&mut self.plane.ports, slot) else { return true };
+        if !port.does_park && !port.is_mute() {
+            return false;
+        }
         let is_parked = match &mut port.end {
             End::Venet(venet) => venet.arm::<COUNTS>(),
             // Whatever comes in after its last empty read makes an edge.
@@ -469,6 +474,14 @@ impl<const COUNTS: bool> Worker<COUNTS> {
         self.active.insert(place, slot);
     }
 
+    /// Polls a port that sleeps.
+    fn stay_awake(&mut self, id: PortId) {
+        let Some(&slot) = self.slots.get(&id) else { return };
+        if self.plane.port(slot).is_some_and(|port| !port.parking.is_active && !port.is_mute()) {
+            self.activate(slot);
+        }
+    }
+
     /// Puts active ports into the order of their priorities again.
     fn sort_active(&mut self) {
         let mut active = std::mem::take(&mut self.active);
@@ -494,8 +507,10 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             Command::RemovePort(id, reply) => answer(&reply, self.remove_port(id)),
             Command::SetPort(id, param, reply) => {
                 self.with_port(id, |port| set_param(port, param));
-                if matches!(param, Param::Priority(_)) {
-                    self.sort_active();
+                match param {
+                    Param::Priority(_) => self.sort_active(),
+                    Param::Parks(false) => self.stay_awake(id),
+                    _ => {}
                 }
                 answer(&reply, ());
             }
@@ -666,5 +681,6 @@ fn set_param(port: &mut Port, param: Param) {
         (Param::BurstThresholdUs(burst_threshold_us), _) => port.parking.set_threshold(burst_threshold_us),
         (Param::Budget(budget), _) => port.budget = budget,
         (Param::Priority(priority), _) => port.priority = priority,
+        (Param::Parks(does_park), _) => port.does_park = does_park,
     }
 }

@@ -328,6 +328,27 @@ fn ports_without_traffic_are_parked_and_the_worker_sleeps() {
 }
 
 #[test]
+fn port_that_does_not_park_keeps_its_worker_awake_until_it_may() {
+    let mut lab = Lab::new(2);
+    let sleeps = |lab: &Lab| {
+        let blocks = lab.counters.reader().blocks();
+        let worker = blocks.into_iter().find(|block| block.kind == "worker").unwrap();
+        (worker.values[WorkerCounter::ActivePorts as usize], worker.values[WorkerCounter::Sleeps as usize])
+    };
+    eventually(|| sleeps(&lab).0 == 0);
+
+    lab.fabric.port_set(lab.ids[1], Param::Parks(false)).unwrap();
+    lab.assert_passes(0, 1);
+    eventually(|| lab.count(0, PortCounter::Parks) >= 2);
+    let (active, awake_since) = sleeps(&lab);
+    lab.assert_passes(0, 1);
+
+    assert_eq!((1, awake_since), (active, sleeps(&lab).1));
+    lab.fabric.port_set(lab.ids[1], Param::Parks(true)).unwrap();
+    eventually(|| sleeps(&lab).0 == 0);
+}
+
+#[test]
 fn names_and_addresses_are_taken_once() {
     let lab = Lab::new(1);
     let guest = Guest::new(Shape::SMALL);

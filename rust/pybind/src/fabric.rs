@@ -247,7 +247,8 @@ impl Fabric {
         py.detach(|| self.inner.port_remove(core::PortId(port))).or_raise(py)
     }
 
-    /// Changes `mtu`, `tx_mitigation`, `burst_threshold_us`, `budget`, `priority` or `link` (0 or 1) of a running port.
+    /// Changes `mtu`, `tx_mitigation`, `burst_threshold_us`, `budget`, `priority`, `parks` or `link` (0 or 1) of a running
+    /// port.
     fn port_set(&self, py: Python<'_>, port: u64, key: &str, value: &str) -> PyResult<()> {
         let number = parse_number(key, value).or_raise(py)?;
         let port = core::PortId(port);
@@ -258,8 +259,9 @@ impl Fabric {
             "burst_threshold_us" => core::Param::BurstThresholdUs(number),
             "budget" => core::Param::Budget(number),
             "priority" => core::Param::Priority(number),
+            "parks" if number <= 1 => core::Param::Parks(number == 1),
             _ => {
-                let known = "mtu, tx_mitigation, burst_threshold_us, budget, priority, link (0 or 1)";
+                let known = "mtu, tx_mitigation, burst_threshold_us, budget, priority, parks, link (0 or 1)";
                 let message = format!("a port has no {key} = {value}; there are {known}");
                 return Err(raise_plain(py, "UsageError", &message));
             }

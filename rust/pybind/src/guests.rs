@@ -306,6 +306,13 @@ impl TrafficGuest {
     }
 }
 
+fn positive(py: Python<'_>, batch: u32) -> PyResult<u32> {
+    if batch == 0 {
+        return Err(raise_plain(py, "UsageError", "a batch is one frame at least; got 0"));
+    }
+    Ok(batch)
+}
+
 /// A moment of the monotonic clock, in seconds.
 fn moment(py: Python<'_>, at: Option<f64>) -> PyResult<Option<u64>> {
     let at = at.map(|at| time("a moment", at)).transpose().or_raise(py)?;
@@ -341,12 +348,12 @@ impl TrafficGuest {
             sent,
             received,
         };
-        guest.listen(py)?;
+        guest.listen(py, SinkConfig::default().batch, false)?;
         Ok(guest)
     }
 
     /// Begins to send; `BusyError` while an earlier start still sends.
-    #[pyo3(signature = (to, *, size, arrivals = None, duration = None, frames = None, stream = 0, at = None, recorded = None))]
+    #[pyo3(signature = (to, *, size, arrivals = None, duration = None, frames = None, stream = 0, at = None, recorded = None, batch = 32, does_copy = false))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn start(
         &self,
@@ -359,6 +366,8 @@ impl TrafficGuest {
         stream: u32,
         at: Option<f64>,
         recorded: Option<Vec<Vec<u8>>>,
+        batch: u32,
+        does_copy: bool,
     ) -> PyResult<()> {
         let routes = self.routes(py, to, stream)?;
         let Some(&first) = routes.first() else {
@@ -372,6 +381,8 @@ impl TrafficGuest {
             frames,
             duration: duration.map(|seconds| time("duration", seconds)).transpose().or_raise(py)?,
             recorded: recorded.map(|frames| frames.into_iter().map(Vec::into_boxed_slice).collect()),
+            batch: positive(py, batch)?,
+            does_copy,
             ..TrafficConfig::new(first, 64)
         };
         let sender = Self::take(py, &self.sender)?;
@@ -455,10 +466,12 @@ impl TrafficGuest {
     }
 
     /// Counts what arrives from now on, knowing no stream: what a new guest does.
-    fn listen(&self, py: Python<'_>) -> PyResult<()> {
+    #[pyo3(signature = (batch = 32, *, does_copy = false))]
+    fn listen(&self, py: Python<'_>, batch: u32, does_copy: bool) -> PyResult<()> {
+        let config =
+            SinkConfig { batch: positive(py, batch)?, does_copy, mac: Some(self.mac), ..SinkConfig::default() };
         Self::end(py, &self.receiving)?;
         let receiver = Self::take(py, &self.receiver)?;
-        let config = SinkConfig { mac: Some(self.mac), ..SinkConfig::default() };
         let mut sink = TrafficSink::new(receiver, config, self.received.clone());
         let half = self.receiver.clone();
         let work = move |stop: &AtomicBool| {
@@ -497,7 +510,7 @@ impl TrafficGuest {
         let (sender, receiver) = device.get().take_halves(py)?;
         *locked(&self.sender) = Some(sender);
         *locked(&self.receiver) = Some(receiver);
-        self.listen(py)
+        self.listen(py, SinkConfig::default().batch, false)
     }
 
     /// Ends both threads. A device whose host is gone ends quietly.

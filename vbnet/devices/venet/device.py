@@ -84,6 +84,13 @@ class VenetDevice(Device):
                 ),
                 *turn_attributes(),
                 Attribute(
+                    "parking",
+                    "whether the port sleeps while nothing comes, 0 or 1; 0: its worker looks at it without end",
+                    flag,
+                    default=True,
+                    format=flag_text,
+                ),
+                Attribute(
                     "priority",
                     "of its rings and signals, 0..7, 7 the most urgent; `driver`: as the guest's driver showed them",
                     parse=_priority,
@@ -104,6 +111,8 @@ class VenetDevice(Device):
             connection.carrier(is_up=value)
         elif name == "priority":
             connection.prioritise(value)
+        elif name == "parking":
+            connection.set_parameter("parks", int(value))
         elif name in _PORT_PARAMETERS:
             connection.set_parameter(_PORT_PARAMETERS[name], value)
 
@@ -298,6 +307,8 @@ class VenetConnection(Connection):
             )
         self._port = port
         self.prioritise(attributes["priority"])
+        if not attributes["parking"]:
+            self.set_parameter("parks", 0)
         return port
 
     def _link_down(self) -> None:

@@ -73,6 +73,8 @@ pub(crate) struct Port {
     pub budget: u32,
     pub priority: u32,
     pub parking: Parking,
+    /// Whether it sleeps while it has nothing to do.
+    pub does_park: bool,
     pub end: End,
     pub block: Block,
     pub latencies: Latencies,
@@ -102,6 +104,7 @@ impl Port {
             budget: BATCH as u32,
             priority: 0,
             parking: Parking::new(0),
+            does_park: true,
             end,
             block,
             latencies: Latencies::default(),

@@ -25,6 +25,8 @@ pub const STREAMS_MAX: usize = 256;
 pub struct SinkConfig {
     /// Most frames taken at once.
     pub batch: u32,
+    /// Copies each frame into memory of its own before it looks at it: what buffers that are shared spare.
+    pub does_copy: bool,
     /// Waits by looking instead of sleeping.
     pub does_poll: bool,
     /// How long it looks before it sleeps.
@@ -35,7 +37,7 @@ pub struct SinkConfig {
 
 impl Default for SinkConfig {
     fn default() -> Self {
-        Self { batch: 32, does_poll: false, spin: Duration::from_micros(20), mac: None }
+        Self { batch: 32, does_copy: false, does_poll: false, spin: Duration::from_micros(20), mac: None }
     }
 }
 
@@ -181,6 +183,8 @@ pub struct TrafficSink {
     receiver: Receiver,
     config: SinkConfig,
     intake: Intake,
+    /// Where frames are copied to, if they are.
+    own: Vec<u8>,
     row: Arc<Row>,
 }
 
@@ -190,7 +194,7 @@ impl TrafficSink {
     #[must_use]
     pub fn new(receiver: impl Into<Receiver>, config: SinkConfig, row: Arc<Row>) -> Self {
         let intake = Intake { mac: config.mac, streams: Vec::new(), last: 0, stats: SinkStats::read(&row) };
-        Self { receiver: receiver.into(), config, intake, row }
+        Self { receiver: receiver.into(), config, intake, own: Vec::new(), row }
     }
 
     /// Takes one batch in; how many frames that were. The clock is read once a batch, after its frames arrived, and
@@ -201,10 +205,17 @@ impl TrafficSink {
     /// The driver's: the host broke the ring, or a doorbell is broken.
     #[inline]
     pub fn step(&mut self, clock: impl Fn() -> u64) -> Result<u32> {
-        let Self { receiver, config, intake, row } = self;
+        let Self { receiver, config, intake, own, row } = self;
         let recorder = row.values().get(SinkStats::LATENCY..).and_then(Recorder::new);
         let mut now_ns = None;
         let count = receiver.receive(config.batch, |frame| {
+            let frame = if config.does_copy {
+                own.clear();
+                own.extend_from_slice(frame);
+                own.as_slice()
+            } else {
+                frame
+            };
             intake.take(frame, recorder.as_ref(), || *now_ns.get_or_insert_with(&clock));
         })?;
         if count != 0 {

@@ -36,6 +36,8 @@ pub struct TrafficConfig {
     pub duration: Option<Duration>,
     /// Most frames shown to the host at once.
     pub batch: u32,
+    /// Makes each frame in memory of its own and copies it to where it is sent from: what buffers that are shared spare.
+    pub does_copy: bool,
     /// Waits by looking instead of sleeping.
     pub does_poll: bool,
     /// Header and number only: no pattern, no time.
@@ -57,6 +59,7 @@ impl TrafficConfig {
             frames: None,
             duration: None,
             batch: 32,
+            does_copy: false,
             does_poll: false,
             is_light: false,
             recorded: None,
@@ -135,6 +138,8 @@ struct Numbered<'a> {
     next: usize,
     to: usize,
     number: u64,
+    /// Where frames are made first; empty: where they are sent from.
+    own: &'a mut [u8],
 }
 
 /// What became of them, and where the cycle goes on.
@@ -152,14 +157,21 @@ impl Load for Numbered<'_> {
 
     #[inline(always)]
     fn load(self, burst: &mut impl Stage) -> Loaded {
-        let Self { config, sizes, count, stamp_ns, mut next, mut to, mut number } = self;
+        let Self { config, sizes, count, stamp_ns, mut next, mut to, mut number, own } = self;
         let (mut staged, mut bytes) = (0, 0);
         let mut outcome = Ok(());
         for _ in 0..count {
             let size = sizes[next];
-            let write = |room: &mut [u8]| match &config.recorded {
+            let make = |room: &mut [u8]| match &config.recorded {
                 None => frame::write(room, &config.routes[to], number, stamp_ns, config.is_light),
                 Some(frames) => frame::write_recorded(room, &config.routes[to], &frames[next]),
+            };
+            let write = |room: &mut [u8]| match own.get_mut(..room.len()) {
+                Some(own) if config.does_copy => {
+                    make(own);
+                    room.copy_from_slice(own);
+                }
+                _ => make(room),
             };
             match burst.stage_with(size as usize, write) {
                 Ok(true) => {}
@@ -198,6 +210,8 @@ pub struct TrafficSource {
     has_begun: bool,
     /// Frames that this row had counted before: what is counted goes on, what is sent begins anew.
     frames_before: u64,
+    /// Where frames are made first, when they are copied.
+    own: Box<[u8]>,
     stats: SourceStats,
     row: Arc<Row>,
 }
@@ -220,7 +234,9 @@ impl TrafficSource {
             )));
         }
         let stats = SourceStats::read(&row);
+        let longest = sizes.iter().copied().max().filter(|_| config.does_copy).unwrap_or(0);
         Ok(Self {
+            own: vec![0; longest as usize].into_boxed_slice(),
             sender,
             config,
             sizes,
@@ -280,9 +296,9 @@ impl TrafficSource {
     /// Writes up to `count` frames, due at `due_ns`, where there is room for them; how many.
     #[inline]
     fn stage(&mut self, count: u32, due_ns: u64) -> Result<u32> {
-        let Self { sender, config, sizes, turn, route, number, stats, .. } = self;
+        let Self { sender, config, sizes, turn, route, number, own, stats, .. } = self;
         let stamp_ns = if config.is_light { 0 } else { due_ns };
-        let work = Numbered { config, sizes, count, stamp_ns, next: *turn, to: *route, number: *number };
+        let work = Numbered { config, sizes, count, stamp_ns, next: *turn, to: *route, number: *number, own };
         let Loaded { staged, bytes, next, to, number: numbered, outcome } = sender.burst(count, work);
         (*turn, *route, *number) = (next, to, numbered);
         (stats.frames, stats.bytes) = (stats.frames + u64::from(staged), stats.bytes + bytes);
