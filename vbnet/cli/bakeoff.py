@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vbnet.cli import output
-from vbnet.cli.failure import exit_code
-from vbnet.cli.load import INTERRUPTED
+from vbnet.cli import measuring, output
 from vbnet.cli.output import Format, FormatOption
-from vbnet.cli.progress import Progress
-from vbnet.cluster.lab import LabEvent
 
 if TYPE_CHECKING:
     from vbnet.load.bakeoff.contest import Contest
@@ -78,86 +73,42 @@ def _run(contest: Contest, out: Path | None, old: Record | None, *, is_quick: bo
         output.print_json(record)
     else:
         _print(record, old)
-    if folder is not None and folder.problem is not None:
-        output.note(f"vbnet: {folder.problem}; the result above is whole")
-        return exit_code(folder.problem)
-    if folder is not None and how is Format.table:
-        output.note(f"readings and reports are in {folder.folder}")
-    if record.state == "interrupted":
-        return INTERRUPTED
-    return int(bool(record.missing))
+    return measuring.outcome(
+        folder,
+        how,
+        "readings and reports",
+        is_interrupted=record.state == "interrupted",
+        is_good=not record.missing,
+    )
 
 
 async def _measure(contest: Contest, folder: ReportFolder | None, *, is_quick: bool, how: Format) -> Record:
     from vbnet.load.bakeoff.run import Bakeoff  # noqa: PLC0415 - loads native code
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - this runs in one
-
-    def ask_stop() -> None:
-        # Before anything is measured there is nothing to report: coming up is called off.
-        if run.is_measuring:
-            stop.set()
-        else:
-            task.cancel()
-
-    with _Shown(how, folder) as watch:
-        run = Bakeoff(contest, watch=watch, is_quick=is_quick, stop=stop)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, ask_stop)
-        try:
-            return await run.run()
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+    with _Shown(how, folder, "the bake-off", {"stopping", "stopped"}) as watch:
+        return await measuring.until_stopped(lambda stop: Bakeoff(contest, watch=watch, is_quick=is_quick, stop=stop))
 
 
-class _Shown:
-    """Shows a bake-off as it goes, on standard error, and writes it down."""
-
-    def __init__(self, how: Format, folder: ReportFolder | None) -> None:
-        self._how = how
-        self._folder = folder
-        self._progress = Progress(Format.table)
-        self._is_told = False
-
-    def __enter__(self) -> Self:
-        if self._how is Format.table:
-            self._progress.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.close()
-
-    def lab(self, event: LabEvent) -> None:
-        if self._how is Format.table and event.state not in {"stopping", "stopped"}:
-            self._progress.show(event)
+class _Shown(measuring.Shown):
+    """Shows a bake-off as it goes, and writes it down."""
 
     def reading(self, reading: Reading, done: int, total: int) -> None:
         from vbnet.load.figures import say_rate, say_time  # noqa: PLC0415 - with the run
 
-        self._progress.close()
-        if self._folder is not None:
-            self._folder.append("readings", reading)
+        self.progress.close()
+        if self.folder is not None:
+            self.folder.append("readings", reading)
         p99 = say_time(reading.figures.get("p99"))
-        self._note(
+        self.note(
             f"{done:4}/{total}  {reading.workload:<10}  {reading.subject:<34}  "
             f"{say_rate(reading.figures.get('rate')):>8}  p99 {p99:>7}"
         )
 
     def missing(self, subject: str, why: str) -> None:
-        self._note(f"vbnet: {subject} cannot go on: {why}; the others do")
+        self.note(f"vbnet: {subject} cannot go on: {why}; the others do")
 
     def aside(self, name: str) -> None:
-        self._note(f"bench {name}")
-
-    def _note(self, text: str) -> None:
-        if self._how is Format.table:
-            output.note(text)
-        if self._folder is not None and self._folder.problem is not None and not self._is_told:
-            self._is_told = True
-            output.note(f"vbnet: {self._folder.problem}; the bake-off goes on")
+        self.note(f"bench {name}")
 
 
 def _print(record: Record, old: Record | None) -> None:

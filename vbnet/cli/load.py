@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vbnet.cli import output
-from vbnet.cli.failure import exit_code
+from vbnet.cli import measuring, output
 from vbnet.cli.output import Format, FormatOption
-from vbnet.cli.progress import Progress
-from vbnet.cluster.lab import LabEvent
 
 if TYPE_CHECKING:
     from vbnet.load.profile import LoadPlan
     from vbnet.load.result import Result, Sample, Trial
     from vbnet.load.store import Store
-
-INTERRUPTED = 130
 
 app = output.application(
     "Put guests under load as a profile says: at even, random or changing rates, in bursts, from a capture, or "
@@ -95,70 +89,37 @@ def _run(plan: LoadPlan, out: Path | None, how: Format) -> int:
         output.print_json(result)
     else:
         _print(result)
-    if store is not None and store.problem is not None:
-        output.note(f"vbnet: {store.problem}; the result above is whole")
-        return exit_code(store.problem)
-    if store is not None and how is Format.table:
-        output.note(f"samples and reports are in {store.folder}")
-    if result.outcome.state == "interrupted":
-        return INTERRUPTED
-    return int(not result.is_good)
+    return measuring.outcome(
+        store,
+        how,
+        "samples and reports",
+        is_interrupted=result.outcome.state == "interrupted",
+        is_good=result.is_good,
+    )
 
 
 async def _measure(plan: LoadPlan, store: Store | None, how: Format) -> Result:
     from vbnet.load.run import LoadRun  # noqa: PLC0415 - loads native code
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - this runs in one
-
-    def ask_stop() -> None:
-        # Before anything is measured there is nothing to report: coming up is called off.
-        if run.is_measuring:
-            stop.set()
-        else:
-            task.cancel()
-
     with _Shown(how, store) as watch:
-        run = LoadRun(plan, watch=watch, stop=stop)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, ask_stop)
-        try:
-            return await run.run()
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+        return await measuring.until_stopped(lambda stop: LoadRun(plan, watch=watch, stop=stop))
 
 
-class _Shown:
-    """Shows a run as it goes, on standard error, and writes it down."""
+class _Shown(measuring.Shown):
+    """Shows a run as it goes, and writes it down."""
 
     def __init__(self, how: Format, store: Store | None) -> None:
-        self._how = how
+        super().__init__(how, store, "the run")
         self._store = store
-        self._progress = Progress(Format.table)
-        self._is_told = False
-
-    def __enter__(self) -> Self:
-        if self._how is Format.table:
-            self._progress.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.close()
-
-    def lab(self, event: LabEvent) -> None:
-        if self._how is Format.table and event.state != "stopping":
-            self._progress.show(event)
 
     def sample(self, sample: Sample) -> None:
         from vbnet.load.figures import say_count, say_rate, say_time  # noqa: PLC0415 - with the run
 
-        self._progress.close()
+        self.progress.close()
         if self._store is not None:
             self._store.sample(sample)
         p50, p99 = (say_time(sample.latency_ns.get(name)) for name in ("p50", "p99"))
-        self._note(
+        self.note(
             f"{sample.at_s:7.1f} s  sent {say_rate(sample.sent / sample.seconds):>8}  "
             f"received {say_rate(sample.received / sample.seconds):>8}  p50 {p50:>7}  p99 {p99:>7}  "
             f"under way {say_count(sample.under_way)}"
@@ -167,18 +128,11 @@ class _Shown:
     def trial(self, trial: Trial) -> None:
         from vbnet.load.figures import say_rate, say_time  # noqa: PLC0415 - with the run
 
-        self._progress.close()
+        self.progress.close()
         if self._store is not None:
             self._store.trial(trial)
         p99 = say_time(trial.figures.get("p99"))
-        self._note(f"{say_rate(trial.rate):>10}  p99 {p99:>7}  {'passes' if trial.passes else trial.why_not}")
-
-    def _note(self, text: str) -> None:
-        if self._how is Format.table:
-            output.note(text)
-        if self._store is not None and self._store.problem is not None and not self._is_told:
-            self._is_told = True
-            output.note(f"vbnet: {self._store.problem}; the run goes on")
+        self.note(f"{say_rate(trial.rate):>10}  p99 {p99:>7}  {'passes' if trial.passes else trial.why_not}")
 
 
 def _print(result: Result) -> None:

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vbnet.cli import output
-from vbnet.cli.failure import exit_code
+from vbnet.cli import measuring, output
 from vbnet.cli.output import Format, FormatOption
-from vbnet.cli.progress import Progress
-from vbnet.cluster.lab import LabEvent
 
 if TYPE_CHECKING:
     from vbnet.load.soak.profile import SoakPlan
     from vbnet.load.soak.result import Mark, SoakResult, SoakSample, Window
     from vbnet.load.soak.run import Past
     from vbnet.load.soak.store import SoakStore
-
-INTERRUPTED = 130
 
 app = output.application(
     "Put guests under load for hours, do them the faults that a profile names as a seed draws them, and say what "
@@ -145,75 +139,45 @@ def _run(plan: SoakPlan, store: SoakStore | None, past: Past | None, how: Format
         output.print_json(result)
     else:
         _print(result)
-    if store is not None and store.problem is not None:
-        output.note(f"vbnet: {store.problem}; what was written before is there, the result above is whole")
-        return exit_code(store.problem)
-    if store is not None and how is Format.table:
-        output.note(f"samples, windows and reports are in {store.folder}")
-    if result.outcome.state == "interrupted":
-        return INTERRUPTED
-    return int(not result.is_good)
+    return measuring.outcome(
+        store,
+        how,
+        "samples, windows and reports",
+        is_interrupted=result.outcome.state == "interrupted",
+        is_good=result.is_good,
+    )
 
 
 async def _measure(plan: SoakPlan, store: SoakStore | None, past: Past | None, how: Format) -> SoakResult:
     from vbnet.load.soak.run import SoakRun  # noqa: PLC0415 - loads native code
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - this runs in one
-
-    def ask_stop() -> None:
-        # Before anything is measured there is nothing to report: coming up is called off.
-        if run.is_measuring:
-            stop.set()
-        else:
-            task.cancel()
-
     with _Shown(how, plan, store) as watch:
-        run = SoakRun(plan, watch=watch, past=past, stop=stop)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, ask_stop)
-        try:
-            return await run.run()
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+        return await measuring.until_stopped(lambda stop: SoakRun(plan, watch=watch, past=past, stop=stop))
 
 
-class _Shown:
-    """Shows a soak as it goes, on standard error, and writes it down."""
+class _Shown(measuring.Shown):
+    """Shows a soak as it goes, and writes it down."""
 
     def __init__(self, how: Format, plan: SoakPlan, store: SoakStore | None) -> None:
-        self._is_shown = how is Format.table
+        super().__init__(how, store, "the soak", {"stopping", "restarting"})
         self._plan, self._store = plan, store
-        self._progress = Progress(Format.table)
         self._line: Any = None
-        self._is_told = False
         self._findings = 0
 
-    def __enter__(self) -> Self:
-        if self._is_shown:
-            self._progress.__enter__()
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self._progress.close()
+        super().__exit__()
         if self._line is not None:
             self._line.stop()
-
-    def lab(self, event: LabEvent) -> None:
-        if self._is_shown and event.state not in {"stopping", "restarting"}:
-            self._progress.show(event)
 
     def sample(self, sample: SoakSample) -> None:
         from vbnet.load.figures import say_rate, say_time  # noqa: PLC0415 - with the run
         from vbnet.load.soak.report import say_length  # noqa: PLC0415 - same
 
-        self._progress.close()
+        self.progress.close()
         if self._store is not None:
             self._store.sample(sample)
-        self._tell_problem()
-        if not self._is_shown or not sys.stderr.isatty() or sample.seconds <= 0:
+        self.tell_problem()
+        if not self.is_shown or not sys.stderr.isatty() or sample.seconds <= 0:
             return
         if self._line is None:
             from rich.console import Console  # noqa: PLC0415 - only a terminal pays for it
@@ -229,7 +193,7 @@ class _Shown:
     def fault(self, mark: Mark) -> None:
         fault = mark.fault
         lasting = f" for {fault.for_s:g} s" if fault.for_s else ""
-        self._note(f"{mark.at_s:8.1f} s  fault {fault.number}: {fault.kind} of {fault.target}{lasting}")
+        self.note(f"{mark.at_s:8.1f} s  fault {fault.number}: {fault.kind} of {fault.target}{lasting}")
 
     def window(self, window: Window) -> None:
         from vbnet.load.figures import say_count, say_time  # noqa: PLC0415 - with the run
@@ -241,24 +205,19 @@ class _Shown:
         over = ""
         if window.mark is not None and window.mark.after_s is not None:
             over = f", over after {window.mark.after_s:.2f} s"
-        self._note(
+        self.note(
             f"{window.end_s:8.1f} s  {window.kind}: sent {say_count(window.counts.sent)}, lost "
             f"{say_count(window.lost)}, p99 {p99}{over}"
         )
         for finding in window.findings:
-            self._note(f"{finding.at_s:8.1f} s  FOUND {finding.what}: {finding.detail}")
-        self._tell_problem()
+            self.note(f"{finding.at_s:8.1f} s  FOUND {finding.what}: {finding.detail}")
+        self.tell_problem()
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         if self._line is not None:  # above the line that is drawn again and again
             self._line.console.print(text, markup=False, highlight=False)
-        elif self._is_shown:
+        elif self.is_shown:
             output.note(text)
-
-    def _tell_problem(self) -> None:
-        if self._store is not None and self._store.problem is not None and not self._is_told:
-            self._is_told = True
-            output.note(f"vbnet: {self._store.problem}; the soak goes on, and nothing more is written there")
 
 
 def _print(result: SoakResult) -> None:
