@@ -40,7 +40,9 @@ def test_frames_pass_both_ways_between_a_card_and_a_venet(card: Station, venet: 
 
 def test_views_claims_and_tasks_work_on_a_card(card: Station, venet: Station) -> None:
     """What a program can do with a venet it can do with a card."""
-    with card.nic.claim(100, PATIENCE) as room:
+    claimed = card.nic.claim(100, PATIENCE)
+    assert claimed is not None
+    with claimed as room:
         memoryview(room)[:] = card.to(venet, 100, 1)
     (view,) = venet.nic.recv_views(1, PATIENCE)
     assert bytes(memoryview(view)) == card.to(venet, 100, 1)
