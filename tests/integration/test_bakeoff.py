@@ -1,6 +1,5 @@
 """`vbnet bakeoff` with real guests: every model, every mechanism, and ends that nobody planned."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.vbnet_program import COMMAND
+from tests.support.vbnet_program import COMMAND, rows, run
 from tests.support.waiting import eventually
 from vbnet.cluster import state
 from vbnet.load.bakeoff.record import load_record
@@ -38,16 +37,15 @@ def environment(run_dir: Path) -> dict[str, str]:
 def bakeoff(tmp_path: Path, environment: dict[str, str]) -> Bakeoff:
     """Run a contest, expect an exit code, and return its record."""
 
-    def run(text: str, *arguments: str, code: int = 0) -> dict[str, Any]:
+    def hold(text: str, *arguments: str, code: int = 0) -> dict[str, Any]:
         contest = tmp_path / "contest.yaml"
         contest.write_text(SHORT + text)
-        command = [*COMMAND, "bakeoff", str(contest), "--format", "json", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)
-        assert code == done.returncode, done.stdout + done.stderr
-        record: dict[str, Any] = json.loads(done.stdout)
+        record: dict[str, Any] = rows(
+            "bakeoff", str(contest), *arguments, code=code, environment=environment, limit_s=LIMIT_S
+        )
         return record
 
-    return run
+    return hold
 
 
 @pytest.fixture
@@ -108,10 +106,8 @@ def test_report_of_a_folder_can_be_compared_with(bakeoff: Bakeoff, tmp_path: Pat
          "turn": one.turn, "figures": one.figures}
         for one in load_record(out / "result.json").readings
     ]  # fmt: skip
-    command = [*COMMAND, "bakeoff", str(tmp_path / "contest.yaml"), "--compare", str(out / "result.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)
-    assert 0 == done.returncode, done.stderr
-    assert "changed beyond chance" in done.stdout
+    again = [str(tmp_path / "contest.yaml"), "--compare", str(out / "result.json")]
+    assert "changed beyond chance" in run("bakeoff", *again, environment=environment, limit_s=LIMIT_S).stdout
 
 
 def test_ctrl_c_ends_it_with_what_was_measured(running: subprocess.Popen[str], tmp_path: Path) -> None:

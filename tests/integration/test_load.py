@@ -11,7 +11,7 @@ from typing import Any
 import dpkt
 import pytest
 
-from tests.support.vbnet_program import COMMAND
+from tests.support.vbnet_program import COMMAND, rows
 from tests.support.waiting import eventually
 from vbnet.bus.rundir import RunDir
 from vbnet.cluster import state
@@ -40,10 +40,9 @@ def load(tmp_path: Path, environment: dict[str, str]) -> Load:
     def run(text: str, *arguments: str, code: int = 0) -> dict[str, Any]:
         profile = tmp_path / "p.yaml"
         profile.write_text(SHORT + text)
-        command = [*COMMAND, "load", str(profile), "--format", "json", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)
-        assert code == done.returncode, done.stdout + done.stderr
-        result: dict[str, Any] = json.loads(done.stdout)
+        result: dict[str, Any] = rows(
+            "load", str(profile), *arguments, code=code, environment=environment, limit_s=LIMIT_S
+        )
         return result
 
     return run

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 from vbnet.clock import Clock
 from vbnet.errors import BusyError, NotFoundError, PeerFault, UnsupportedError, UsageError
@@ -42,6 +42,7 @@ __all__ = [
     "HostServices",
     "Interface",
     "Log",
+    "OneBusDevice",
     "Opener",
     "SharedRegion",
     "SignalEnds",
@@ -457,6 +458,32 @@ class Device(ABC):
 
     def release(self) -> None:  # noqa: B027
         """It was deleted; let go of everything. Must not raise."""
+
+
+class OneBusDevice(Device):
+    """A device that is on one bus at a time, with one interface, named after the last part of the device's name."""
+
+    name: str
+    why_one_bus: ClassVar[str]
+    """What an operator is told who plugs it twice."""
+
+    _bus: str | None = None
+
+    @abstractmethod
+    def interface(self) -> Interface:
+        """Make what guests open."""
+
+    def plug(self, bus: str) -> Sequence[Interface]:
+        """Show one interface."""
+        if self._bus is not None:
+            raise BusyError(f"device {self.name!r} is plugged into {self._bus!r}; {self.why_one_bus}", bus=self._bus)
+        self._bus = bus
+        return [self.interface()]
+
+    def unplug(self, bus: str) -> None:
+        """It may be plugged elsewhere now."""
+        if self._bus == bus:
+            self._bus = None
 
 
 class DeviceClass(ABC):

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from vbnet.devices.card import wire
-from vbnet.errors import BusyError, ExistsError, UnsupportedError, UsageError, VbnetError
+from vbnet.errors import ExistsError, UnsupportedError, UsageError, VbnetError
 from vbnet.hostnode.device import (
     Attribute,
     AttributeTable,
     Connection,
-    Device,
     DeviceClass,
     HostServices,
     Interface,
+    OneBusDevice,
     Opener,
     SharedRegion,
 )
@@ -68,7 +68,7 @@ class Rtl8139Class(DeviceClass):
         return CardDevice(services, name, wire.RTL8139_TYPE, 1500)
 
 
-class CardDevice(Device):
+class CardDevice(OneBusDevice):
     """One network card.
 
     Args:
@@ -78,6 +78,8 @@ class CardDevice(Device):
         mtu_max: largest packet it can carry, bytes.
         attributes: its own, beside those of every card.
     """
+
+    why_one_bus = "a network card has one bus"
 
     def __init__(
         self,
@@ -91,7 +93,6 @@ class CardDevice(Device):
         self.name = name
         self.model = model
         self.connection: CardConnection | None = None
-        self._bus: str | None = None
         self.attributes = AttributeTable(
             (
                 SWITCH,
@@ -131,19 +132,9 @@ class CardDevice(Device):
         elif name in {"trap_cost_ns", "spin_us"}:
             connection.serve_slots(self.slot_params)
 
-    def plug(self, bus: str) -> Sequence[Interface]:
-        """Show one interface, named after the last part of the device's name."""
-        if self._bus is not None:
-            raise BusyError(
-                f"device {self.name!r} is plugged into {self._bus!r}; a network card has one bus", bus=self._bus
-            )
-        self._bus = bus
-        return [CardInterface(self)]
-
-    def unplug(self, bus: str) -> None:
-        """It may be plugged elsewhere now."""
-        if self._bus == bus:
-            self._bus = None
+    def interface(self) -> Interface:
+        """Make what the guest opens."""
+        return CardInterface(self)
 
 
 class CardInterface(Interface):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
 
 from vbnet.devices.tap import wire
 from vbnet.errors import BusyError, UsageError
@@ -18,10 +17,10 @@ from vbnet.hostnode.device import (
     Attribute,
     AttributeTable,
     Connection,
-    Device,
     DeviceClass,
     HostServices,
     Interface,
+    OneBusDevice,
     Opener,
 )
 
@@ -36,13 +35,15 @@ class TapClass(DeviceClass):
     name = "tap"
     abi_types = (wire.ABI_TYPE,)
 
-    def create(self, services: HostServices, name: str) -> Device:
+    def create(self, services: HostServices, name: str) -> TapDevice:
         """Make a tap device; it needs its ``switch`` before a guest can join."""
         return TapDevice(services, name)
 
 
-class TapDevice(Device):
+class TapDevice(OneBusDevice):
     """A TAP-to-be: which switch it joins, and with which MTU. One bus, one guest at a time."""
+
+    why_one_bus = "a TAP has one guest"
 
     def __init__(self, services: HostServices, name: str) -> None:
         self.services = services
@@ -54,19 +55,10 @@ class TapDevice(Device):
                 Attribute("mac", "Address of the guest's end, for lists.", str, "", is_locked_while_open=True),
             )
         )
-        self._bus: str | None = None
 
-    def plug(self, bus: str) -> Sequence[Interface]:
-        """Show one interface, named after the last part of the device's name."""
-        if self._bus is not None:
-            raise BusyError(f"device {self.name!r} is plugged into {self._bus!r}; a TAP has one guest", bus=self._bus)
-        self._bus = bus
-        return [TapInterface(self)]
-
-    def unplug(self, bus: str) -> None:
-        """It may be plugged elsewhere now."""
-        if self._bus == bus:
-            self._bus = None
+    def interface(self) -> Interface:
+        """Make what the guest opens."""
+        return TapInterface(self)
 
 
 class TapInterface(Interface):

@@ -7,7 +7,6 @@ device's life. One device has one bus and one opener, as a network card has.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 from vbnet._native import VenetGrant
@@ -18,10 +17,10 @@ from vbnet.hostnode.device import (
     Attribute,
     AttributeTable,
     Connection,
-    Device,
     DeviceClass,
     HostServices,
     Interface,
+    OneBusDevice,
     Opener,
     SharedRegion,
 )
@@ -53,7 +52,7 @@ class LoopbackClass(DeviceClass):
         return VenetDevice(services, name, is_loopback=True)
 
 
-class VenetDevice(Device):
+class VenetDevice(OneBusDevice):
     """One network card.
 
     Args:
@@ -61,6 +60,8 @@ class VenetDevice(Device):
         name: of the device, also of its port.
         is_loopback: whether frames go back instead of to a switch.
     """
+
+    why_one_bus = "a network card has one bus"
 
     def __init__(self, services: HostServices, name: str, *, is_loopback: bool) -> None:
         self.services = services
@@ -101,7 +102,6 @@ class VenetDevice(Device):
             ),
             self._on_change,
         )
-        self._bus: str | None = None
 
     def _on_change(self, name: str, value: Any) -> None:  # noqa: ANN401 - as the declaration says
         connection = self.connection
@@ -116,19 +116,9 @@ class VenetDevice(Device):
         elif name in _PORT_PARAMETERS:
             connection.set_parameter(_PORT_PARAMETERS[name], value)
 
-    def plug(self, bus: str) -> Sequence[Interface]:
-        """Show one interface, named after the last part of the device's name."""
-        if self._bus is not None:
-            raise BusyError(
-                f"device {self.name!r} is plugged into {self._bus!r}; a network card has one bus", bus=self._bus
-            )
-        self._bus = bus
-        return [VenetInterface(self)]
-
-    def unplug(self, bus: str) -> None:
-        """It may be plugged elsewhere now."""
-        if self._bus == bus:
-            self._bus = None
+    def interface(self) -> Interface:
+        """Make what the guest opens."""
+        return VenetInterface(self)
 
 
 class VenetInterface(Interface):
