@@ -1,5 +1,5 @@
 //! Every interleaving of a call and its answer: what is seen is whole, and nobody sleeps on it without a doorbell.
-//! Run by `tools/loom.sh`; each `vbnet_mutant` weakens one ordering and must make a model fail.
+//! Run by `tools/loom.sh`; each `VBNET_MUTANT` weakens one ordering and must make a model fail.
 #![cfg(loom)]
 #![allow(missing_docs, clippy::unwrap_used, clippy::undocumented_unsafe_blocks)]
 

@@ -1,5 +1,5 @@
 //! Every interleaving of a small ring: what the consumer sees was written before, what the producer reuses was read
-//! before. Run by `tools/loom.sh`; each `vbnet_mutant` weakens one ordering and must make a model fail.
+//! before. Run by `tools/loom.sh`; each `VBNET_MUTANT` weakens one ordering and must make a model fail.
 #![cfg(loom)]
 #![allow(missing_docs, clippy::unwrap_used, clippy::undocumented_unsafe_blocks)]
 

@@ -1,5 +1,5 @@
 //! Every interleaving of a thread that declares and a host that copies: a copy is whole, or none.
-//! Run by `tools/loom.sh`; each `vbnet_mutant` weakens one ordering and must make a model fail.
+//! Run by `tools/loom.sh`; each `VBNET_MUTANT` weakens one ordering and must make a model fail.
 #![cfg(loom)]
 #![allow(missing_docs, clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
 //! Every interleaving of publishing and sampling: what a sampler gets is one value, whole, and never an older one than
-//! it had. Run by `tools/loom.sh`; each `vbnet_mutant` weakens one ordering and must make a model fail.
+//! it had. Run by `tools/loom.sh`; each `VBNET_MUTANT` weakens one ordering and must make a model fail.
 #![cfg(loom)]
 #![allow(missing_docs, clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
 //! Every interleaving of setting timers, of the host going to sleep, and of telling what expired.
-//! Run by `tools/loom.sh`; each `vbnet_mutant` weakens one ordering and must make a model fail.
+//! Run by `tools/loom.sh`; each `VBNET_MUTANT` weakens one ordering and must make a model fail.
 #![cfg(loom)]
 #![allow(missing_docs, clippy::unwrap_used, clippy::undocumented_unsafe_blocks)]
 

@@ -389,8 +389,13 @@ fn headers_resized_behind_our_back_spoil_only_their_own_frames() {
             checked(unsafe { libc::ioctl(tap.file.as_raw_fd(), 0x4004_54d8, &raw const bytes) });
             rustix::io::write(&socket, &sent).unwrap();
             tap.send(&frame(MacAddress::BROADCAST, mac(9), 1000, 1));
-            lab.assert_passes(0, 1);
-            lab.assert_passes(1, 0);
+            // Whole frames of a guest pass amid those that the kernel and the device understand differently.
+            for (from, to) in [(0, 1), (1, 0)] {
+                let sent = frame(MacAddress::BROADCAST, mac(0xf0 + from as u8), 200, bytes as u8);
+                lab.guests[to].refill();
+                lab.guests[from].send(&sent);
+                while lab.guests[to].receive() != sent {}
+            }
         }
         assert!(lab.fabric.take_faults().is_empty());
     });

@@ -9,7 +9,7 @@
 //! Every message has its number and a checksum over all its bytes inside the region; lengths and batches are random. A
 //! side that has armed its doorbell waits for it ten seconds at most: nothing happens for so long only when a wake-up
 //! was lost, or the other side is dead, and then this says which. The child dies with its parent. Weakening either fence
-//! of the signal (`--cfg vbnet_mutant="signal_inject"` or `"signal_arm"`) makes this fail on two processors.
+//! of the signal (built with `--cfg vbnet_mutants`; `VBNET_MUTANT=signal_inject` or `signal_arm`) makes this fail on two processors.
 //!
 //! `VBNET_STRESS_MESSAGES=100000000 cargo test -p vbnet-core --test two_processes` sends more; the number of falls
 //! asleep grows with it. Names of tests may be given as filters, as to any other test program.

@@ -30,7 +30,7 @@ use crate::shm::{
     layout::{self, FASTCALL_MAGIC, FASTCALL_SLOT_BYTES, FASTCALL_VERSION, SIGNAL_MAGIC, SIGNAL_VERSION},
     region::Ram,
 };
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, ordering};
 
 /// Most bytes of a request's or answer's data.
 pub const DATA_BYTES: usize = FASTCALL_DATA_WORDS * 8;
@@ -212,10 +212,7 @@ impl Caller {
         self.sequence = self.sequence.wrapping_add(1);
         self.is_under_way = true;
         // [FC-1 request visible] release: the request before its sequence; partner in Server::take.
-        #[cfg(not(vbnet_mutant = "fastcall_request_stored"))]
-        request.sequence.store(self.sequence, Ordering::Release);
-        #[cfg(vbnet_mutant = "fastcall_request_stored")]
-        request.sequence.store(self.sequence, Ordering::Relaxed);
+        request.sequence.store(self.sequence, ordering("fastcall_request_stored", Ordering::Release));
         self.kick.inject()
     }
 
@@ -229,10 +226,7 @@ impl Caller {
     pub fn poll(&mut self, data: &mut Data) -> std::result::Result<Option<Answer>, Fault> {
         let answer = &self.memory.slot().answer;
         // [FC-2 answer visible] acquire: the sequence before the answer; partner in Server::answer.
-        #[cfg(not(vbnet_mutant = "fastcall_answer_loaded"))]
-        let sequence = answer.sequence.load(Ordering::Acquire);
-        #[cfg(vbnet_mutant = "fastcall_answer_loaded")]
-        let sequence = answer.sequence.load(Ordering::Relaxed);
+        let sequence = answer.sequence.load(ordering("fastcall_answer_loaded", Ordering::Acquire));
         if sequence.wrapping_add(1) == self.sequence {
             return Ok(None);
         }
@@ -318,10 +312,7 @@ impl Server {
     pub fn take(&mut self, data: &mut Data) -> std::result::Result<Option<Request>, Fault> {
         let request = &self.memory.slot().request;
         // [FC-1 request visible] acquire: the sequence before the request; partner in Caller::begin.
-        #[cfg(not(vbnet_mutant = "fastcall_request_loaded"))]
-        let sequence = request.sequence.load(Ordering::Acquire);
-        #[cfg(vbnet_mutant = "fastcall_request_loaded")]
-        let sequence = request.sequence.load(Ordering::Relaxed);
+        let sequence = request.sequence.load(ordering("fastcall_request_loaded", Ordering::Acquire));
         if sequence == self.taken {
             return Ok(None);
         }
@@ -353,10 +344,7 @@ impl Server {
         answer.length.store(data.len() as u32, Ordering::Relaxed);
         store(&answer.data, data);
         // [FC-2 answer visible] release: the answer before its sequence; partner in Caller::poll.
-        #[cfg(not(vbnet_mutant = "fastcall_answer_stored"))]
-        answer.sequence.store(self.taken, Ordering::Release);
-        #[cfg(vbnet_mutant = "fastcall_answer_stored")]
-        answer.sequence.store(self.taken, Ordering::Relaxed);
+        answer.sequence.store(self.taken, ordering("fastcall_answer_stored", Ordering::Release));
         self.call.inject()
     }
 

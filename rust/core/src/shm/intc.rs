@@ -28,9 +28,7 @@ use std::sync::Arc;
 use super::layout::{SIGNAL_PAIR_BYTES, SignalPair};
 use super::signal::{Listener, Owner, SharedNotifier, SignalMemory};
 use super::stamp::Age;
-#[cfg(any(vbnet_mutant = "intc_raise", vbnet_mutant = "intc_unmask"))]
-use crate::sync::fence;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, full_fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, full_fence, ordering};
 #[cfg(not(loom))]
 use crate::{
     error::{Error, Fault, Result},
@@ -327,23 +325,14 @@ impl Raiser {
         let words = self.memory.words();
         // [IC-1 raised means visible] release: the work before its bit, also when the bit was set already; partner in
         // Taker::take.
-        #[cfg(not(vbnet_mutant = "intc_pending"))]
-        let before = words.pending[word].fetch_or(bit, Ordering::Release);
-        #[cfg(vbnet_mutant = "intc_pending")]
-        let before = words.pending[word].fetch_or(bit, Ordering::Relaxed);
+        let before = words.pending[word].fetch_or(bit, ordering("intc_pending", Ordering::Release));
         if before & bit != 0 {
             return Raised::Pending;
         }
         // [IC-2 summary means look] release: the bit before the word that leads to it; partner in Taker::take.
-        #[cfg(not(vbnet_mutant = "intc_summary"))]
-        words.summary.0.fetch_or(1 << word, Ordering::Release);
-        #[cfg(vbnet_mutant = "intc_summary")]
-        words.summary.0.fetch_or(1 << word, Ordering::Relaxed);
+        words.summary.0.fetch_or(1 << word, ordering("intc_summary", Ordering::Release));
         // [IC-3 masked or seen] store of pending before load of mask; partner in Taker::unmask.
-        #[cfg(not(vbnet_mutant = "intc_raise"))]
-        full_fence();
-        #[cfg(vbnet_mutant = "intc_raise")]
-        fence(Ordering::Release);
+        full_fence("intc_raise");
         if words.mask[word].load(Ordering::Relaxed) & bit != 0 {
             return Raised::Masked;
         }
@@ -401,10 +390,7 @@ impl Taker {
         self.listener.acknowledge();
         let words = self.memory.words();
         // [IC-2 summary means look] acquire: a word's bit before the word; partner in Raiser::raise.
-        #[cfg(not(vbnet_mutant = "intc_take_summary"))]
-        let summary = words.summary.0.swap(0, Ordering::Acquire);
-        #[cfg(vbnet_mutant = "intc_take_summary")]
-        let summary = words.summary.0.swap(0, Ordering::Relaxed);
+        let summary = words.summary.0.swap(0, ordering("intc_take_summary", Ordering::Acquire));
         let (start, from_cursor) = (self.cursor / u64::BITS, u64::MAX << (self.cursor % u64::BITS));
         let mut left = summary.rotate_right(start);
         // The word in which the last take ended has two turns: first what is above the cursor, at last what is below.
@@ -431,10 +417,7 @@ impl Taker {
                 continue;
             }
             // [IC-1 raised means visible] acquire: the bit before the work behind it; partner in Raiser::raise.
-            #[cfg(not(vbnet_mutant = "intc_take_pending"))]
-            let before = pending.fetch_and(!taken, Ordering::Acquire);
-            #[cfg(vbnet_mutant = "intc_take_pending")]
-            let before = pending.fetch_and(!taken, Ordering::Relaxed);
+            let before = pending.fetch_and(!taken, ordering("intc_take_pending", Ordering::Acquire));
             let mut bits = taken & before;
             while bits != 0 {
                 found(index * u64::BITS + bits.trailing_zeros());
@@ -539,10 +522,7 @@ impl Gate {
         let words = self.memory.words();
         words.mask[word].fetch_and(!bit, Ordering::Relaxed);
         // [IC-3 masked or seen] store of mask before load of pending; partner in Raiser::raise.
-        #[cfg(not(vbnet_mutant = "intc_unmask"))]
-        full_fence();
-        #[cfg(vbnet_mutant = "intc_unmask")]
-        fence(Ordering::Release);
+        full_fence("intc_unmask");
         let is_pending = words.pending[word].load(Ordering::Relaxed) & bit != 0;
         if is_pending {
             words.summary.0.fetch_or(1 << word, Ordering::Relaxed);

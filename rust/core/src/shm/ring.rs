@@ -31,7 +31,7 @@ use crate::shm::{
     line,
     region::Ram,
 };
-use crate::sync::Ordering;
+use crate::sync::{Ordering, ordering};
 
 /// Longest piece of memory one descriptor can name.
 pub const LENGTH_MAX: u32 = (1 << 24) - 1;
@@ -321,10 +321,7 @@ impl Producer {
     pub fn publish(&mut self) {
         self.published = self.staged;
         // [RG-1 slots visible] release: slots and payload before tail; partner in Consumer::available.
-        #[cfg(not(vbnet_mutant = "ring_publish"))]
-        let order = Ordering::Release;
-        #[cfg(vbnet_mutant = "ring_publish")]
-        let order = Ordering::Relaxed;
+        let order = ordering("ring_publish", Ordering::Release);
         self.ring.header().producer.tail.store(self.staged, order);
     }
 
@@ -386,10 +383,7 @@ impl Producer {
     pub fn completed(&mut self) -> std::result::Result<u32, Fault> {
         if self.head_seen == self.reaped {
             // [RG-2 slots returned] acquire: head before slots and payload; partner in Consumer::release.
-            #[cfg(not(vbnet_mutant = "ring_completed"))]
-            let order = Ordering::Acquire;
-            #[cfg(vbnet_mutant = "ring_completed")]
-            let order = Ordering::Relaxed;
+            let order = ordering("ring_completed", Ordering::Acquire);
             let head = self.ring.header().consumer.head.load(order);
             if head.wrapping_sub(self.reaped) > self.in_flight() {
                 return Err(Fault::HeadOutOfRange { head, reaped: self.reaped, tail: self.published });
@@ -527,10 +521,7 @@ impl Consumer {
     /// The producer's index is more than a ring ahead of ours.
     pub fn refresh(&mut self) -> std::result::Result<u32, Fault> {
         // [RG-1 slots visible] acquire: tail before slots and payload; partner in Producer::publish.
-        #[cfg(not(vbnet_mutant = "ring_available"))]
-        let order = Ordering::Acquire;
-        #[cfg(vbnet_mutant = "ring_available")]
-        let order = Ordering::Relaxed;
+        let order = ordering("ring_available", Ordering::Acquire);
         let tail = self.ring.header().producer.tail.load(order);
         // Against what was returned, not what was worked on: slots in hand are still ours and cannot be published again.
         let ahead = tail.wrapping_sub(self.returned);
@@ -611,10 +602,7 @@ impl Consumer {
     pub fn release(&mut self) {
         self.returned = self.next;
         // [RG-2 slots returned] release: slots and payload before head; partner in Producer::completed.
-        #[cfg(not(vbnet_mutant = "ring_release"))]
-        let order = Ordering::Release;
-        #[cfg(vbnet_mutant = "ring_release")]
-        let order = Ordering::Relaxed;
+        let order = ordering("ring_release", Ordering::Release);
         self.ring.header().consumer.head.store(self.next, order);
     }
 

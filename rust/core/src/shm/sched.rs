@@ -20,7 +20,7 @@ use super::layout::{LINE_PAIR, SIGNAL_PAIR_BYTES, SignalPair};
 use super::signal::Owner;
 #[cfg(not(loom))]
 use super::signal::SignalMemory;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, half_fence, ordering};
 
 /// First four bytes of a scheduling page: `vSCH`.
 pub const SCHED_MAGIC: u32 = u32::from_le_bytes(*b"vSCH");
@@ -224,18 +224,14 @@ impl Record {
         let sequence = words.sequence.load(Ordering::Relaxed) & !1;
         words.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
         // [SC-2 whole or again] the odd number before the words; partner in Record::sample.
-        #[cfg(not(vbnet_mutant = "sched_publish_begin"))]
-        fence(Ordering::Release);
+        half_fence("sched_publish_begin", Ordering::Release);
         words.tid.store(wanted.tid, Ordering::Relaxed);
         words.class.store(wanted.class, Ordering::Relaxed);
         // Two words show a model all there is to see, and more would take it hours.
         #[cfg(not(loom))]
         words.store_rest(wanted);
         // [SC-1 words before even] release: the words before the even number; partner in Record::sample.
-        #[cfg(not(vbnet_mutant = "sched_publish_end"))]
-        let order = Ordering::Release;
-        #[cfg(vbnet_mutant = "sched_publish_end")]
-        let order = Ordering::Relaxed;
+        let order = ordering("sched_publish_end", Ordering::Release);
         words.sequence.store(sequence.wrapping_add(2), order);
     }
 
@@ -244,10 +240,7 @@ impl Record {
         let words = self.guest();
         for _ in 0..SAMPLE_TRIES {
             // [SC-1 words before even] acquire: the even number before the words; partner in Record::publish.
-            #[cfg(not(vbnet_mutant = "sched_sample_begin"))]
-            let order = Ordering::Acquire;
-            #[cfg(vbnet_mutant = "sched_sample_begin")]
-            let order = Ordering::Relaxed;
+            let order = ordering("sched_sample_begin", Ordering::Acquire);
             let before = words.sequence.load(order);
             if before % 2 == 1 {
                 std::hint::spin_loop();
@@ -261,8 +254,7 @@ impl Record {
             #[cfg(not(loom))]
             let copy = words.load_rest(copy);
             // [SC-2 whole or again] the words before the second look at the number; partner in Record::publish.
-            #[cfg(not(vbnet_mutant = "sched_sample_end"))]
-            fence(Ordering::Acquire);
+            half_fence("sched_sample_end", Ordering::Acquire);
             if words.sequence.load(Ordering::Relaxed) == before {
                 return Some((before, copy));
             }

@@ -29,9 +29,7 @@ use std::sync::Arc;
 
 use super::layout::SignalWords;
 use super::stamp::{self, Age};
-#[cfg(any(vbnet_mutant = "signal_inject", vbnet_mutant = "signal_arm", vbnet_mutant = "shared_inject"))]
-use crate::sync::fence;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, full_fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, full_fence, ordering};
 
 /// Keeps mapped memory alive for as long as something points into it.
 pub(crate) type Owner = Arc<dyn Any + Send + Sync>;
@@ -92,15 +90,9 @@ impl Notifier {
         let injected = self.injected.get().wrapping_add(1);
         self.injected.set(injected);
         // [SG-2 seen means drained] release: the work before its mark; partner in Listener::acknowledge.
-        #[cfg(not(vbnet_mutant = "signal_dirty"))]
-        words.sender.dirty.store(injected, Ordering::Release);
-        #[cfg(vbnet_mutant = "signal_dirty")]
-        words.sender.dirty.store(injected, Ordering::Relaxed);
+        words.sender.dirty.store(injected, ordering("signal_dirty", Ordering::Release));
         // [SG-1 sleep or see] store of dirty before load of enabled; partner in Listener::arm.
-        #[cfg(not(vbnet_mutant = "signal_inject"))]
-        full_fence();
-        #[cfg(vbnet_mutant = "signal_inject")]
-        fence(Ordering::Release);
+        full_fence("signal_inject");
         let enabled = words.receiver.enabled.load(Ordering::Relaxed);
         if enabled == 0 || enabled == self.rung.get() {
             return false;
@@ -169,10 +161,7 @@ impl SharedNotifier {
         // [SG-2 seen means drained] release: the work before its mark; partner in Listener::acknowledge.
         words.sender.dirty.fetch_add(1, Ordering::Release);
         // [SG-1 sleep or see] store of dirty before load of enabled; partner in Listener::arm.
-        #[cfg(not(vbnet_mutant = "shared_inject"))]
-        full_fence();
-        #[cfg(vbnet_mutant = "shared_inject")]
-        fence(Ordering::Release);
+        full_fence("intc_shared_inject");
         let enabled = words.receiver.enabled.load(Ordering::Relaxed);
         let mut rung = self.rung.load(Ordering::Relaxed);
         // An arming older than the one rung for is over: armings are numbered upwards, modulo 2^32. The receiver may have
@@ -240,10 +229,7 @@ impl Listener {
     pub fn acknowledge(&self) {
         // [SG-2 seen means drained] acquire: whoever notes a mark sees the work it stands for; partner in
         // Notifier::inject.
-        #[cfg(not(vbnet_mutant = "signal_acknowledge"))]
-        let order = Ordering::Acquire;
-        #[cfg(vbnet_mutant = "signal_acknowledge")]
-        let order = Ordering::Relaxed;
+        let order = ordering("signal_acknowledge", Ordering::Acquire);
         self.seen.set(self.memory.words().sender.dirty.load(order));
     }
 
@@ -256,10 +242,7 @@ impl Listener {
         self.arming.set(arming);
         words.receiver.enabled.store(arming, Ordering::Relaxed);
         // [SG-1 sleep or see] store of enabled before load of dirty; partner in Notifier::inject.
-        #[cfg(not(vbnet_mutant = "signal_arm"))]
-        full_fence();
-        #[cfg(vbnet_mutant = "signal_arm")]
-        fence(Ordering::Release);
+        full_fence("signal_arm");
         if words.sender.dirty.load(Ordering::Relaxed) == self.seen.get() {
             return true;
         }

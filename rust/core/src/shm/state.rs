@@ -31,7 +31,7 @@ use crate::shm::{
     layout::{self, ROLL_MAGIC, ROLL_VERSION, RollHeader, STATE_MAGIC, STATE_VERSION, StateHeader},
     region::Mapped,
 };
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, half_fence, ordering};
 
 /// How often a sampler tries for a value nobody changes meanwhile, before it says [`Sampled::Busy`].
 #[cfg(not(loom))]
@@ -112,8 +112,7 @@ impl Publisher {
         let count = self.count.wrapping_add(1);
         // [ST-1 slot untouched] release: whoever reads a word stored below sees the count before it; partner in
         // Sampler::sample.
-        #[cfg(not(vbnet_mutant = "state_slot"))]
-        fence(Ordering::Release);
+        half_fence("state_slot", Ordering::Release);
         let slot = self.record.slot(count);
         slot[0].store(now_ns, Ordering::Relaxed);
         for (index, word) in slot[1..].iter().enumerate() {
@@ -121,10 +120,7 @@ impl Publisher {
         }
         self.count = count;
         // [ST-2 values before count] release: the slot before the count that names it; partner in Sampler::sample.
-        #[cfg(not(vbnet_mutant = "state_count"))]
-        let order = Ordering::Release;
-        #[cfg(vbnet_mutant = "state_count")]
-        let order = Ordering::Relaxed;
+        let order = ordering("state_count", Ordering::Release);
         self.record.words()[COUNT].store(count, order);
     }
 }
@@ -177,10 +173,7 @@ impl Sampler {
     pub fn sample(&self, values: &mut [u64]) -> Sampled {
         for _ in 0..TRIES {
             // [ST-2 values before count] acquire: the slot this count names is complete; partner in Publisher::publish.
-            #[cfg(not(vbnet_mutant = "state_look"))]
-            let order = Ordering::Acquire;
-            #[cfg(vbnet_mutant = "state_look")]
-            let order = Ordering::Relaxed;
+            let order = ordering("state_look", Ordering::Acquire);
             let count = self.record.words()[COUNT].load(order);
             if count == 0 {
                 return Sampled::Empty;
@@ -192,8 +185,7 @@ impl Sampler {
             }
             // [ST-1 slot untouched] acquire: if a word above was of a later value, the count below moved; partner in
             // Publisher::publish.
-            #[cfg(not(vbnet_mutant = "state_check"))]
-            fence(Ordering::Acquire);
+            half_fence("state_check", Ordering::Acquire);
             if self.record.words()[COUNT].load(Ordering::Relaxed) == count {
                 return Sampled::Value { count, published_ns };
             }

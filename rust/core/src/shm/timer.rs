@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use super::layout::{TIMER_PRIORITIES, TIMER_SLOTS_MAX, TIMER_SLOTS_MIN, TimerHeader, TimerSetting};
 use super::signal::Owner;
-use crate::sync::{AtomicU64, Ordering, fence, full_fence};
+use crate::sync::{AtomicU64, Ordering, full_fence, half_fence, ordering};
 #[cfg(not(loom))]
 use crate::{
     error::{Error, Fault, Result},
@@ -127,10 +127,7 @@ impl Bitmap {
         let (word, summary) = (slot / WORD_BITS, slot / (WORD_BITS * WORD_BITS));
         // [TM-2 marked slots] release: what is said about the slot before its mark; partner in take(). A word in use is
         // changed all the same: only that orders what we wrote before the taker's swap.
-        #[cfg(not(vbnet_mutant = "timer_mark"))]
-        let order = Ordering::Release;
-        #[cfg(vbnet_mutant = "timer_mark")]
-        let order = Ordering::Relaxed;
+        let order = ordering("timer_mark", Ordering::Release);
         if self.word(word).fetch_or(bit(slot), order) != 0 {
             return false;
         }
@@ -151,10 +148,7 @@ impl Bitmap {
         let end = found.len() + limit;
         let mut forged = 0;
         // [TM-2 marked slots] acquire: the mark before what it stands for; partner in set().
-        #[cfg(not(vbnet_mutant = "timer_take"))]
-        let order = Ordering::Acquire;
-        #[cfg(vbnet_mutant = "timer_take")]
-        let order = Ordering::Relaxed;
+        let order = ordering("timer_take", Ordering::Acquire);
         if self.is_empty() {
             return 0;
         }
@@ -463,24 +457,17 @@ impl Setter {
         let words = self.memory.setting(slot);
         words.control.store(IN_HAND, Ordering::Relaxed);
         // [TM-1 whole setting] release: the mark that it is in hand before the values; partner in Keeper::read.
-        #[cfg(not(vbnet_mutant = "timer_in_hand"))]
-        fence(Ordering::Release);
+        half_fence("timer_in_hand", Ordering::Release);
         words.deadline_ns.store(setting.deadline_ns, Ordering::Relaxed);
         words.period_ns.store(setting.period_ns, Ordering::Relaxed);
         // [TM-1 whole setting] release: the values before the word that makes them good; partner in Keeper::read.
-        #[cfg(not(vbnet_mutant = "timer_set"))]
-        words.control.store(setting.control(), Ordering::Release);
-        #[cfg(vbnet_mutant = "timer_set")]
-        words.control.store(setting.control(), Ordering::Relaxed);
+        words.control.store(setting.control(), ordering("timer_set", Ordering::Release));
         self.memory.changed.set(slot);
         if !setting.is_armed {
             return false;
         }
         // [TM-3 sleep or see] marks before loads of waiting_for; partner in Keeper::sleep_until.
-        #[cfg(not(vbnet_mutant = "timer_arm"))]
-        full_fence();
-        #[cfg(vbnet_mutant = "timer_arm")]
-        fence(Ordering::Release);
+        full_fence("timer_arm");
         let sleep = &self.memory.header().sleep;
         if setting.deadline_ns >= sleep.waiting_for_ns.load(Ordering::Relaxed) {
             return false;
@@ -571,10 +558,7 @@ impl Keeper {
         sleep.sleeps.store(self.sleeps, Ordering::Relaxed);
         sleep.waiting_for_ns.store(deadline_ns, Ordering::Relaxed);
         // [TM-3 sleep or see] stores of waiting_for and sleeps before the load of marks; partner in Setter::set.
-        #[cfg(not(vbnet_mutant = "timer_sleep"))]
-        full_fence();
-        #[cfg(vbnet_mutant = "timer_sleep")]
-        fence(Ordering::Release);
+        full_fence("timer_sleep");
         if self.memory.changed.is_empty() {
             return true;
         }
@@ -592,15 +576,11 @@ impl Keeper {
     pub fn read(&self, slot: u32) -> Reading {
         let words = self.memory.setting(slot);
         // [TM-1 whole setting] acquire: the control word before the values; partner in Setter::set.
-        #[cfg(not(vbnet_mutant = "timer_read"))]
-        let control = words.control.load(Ordering::Acquire);
-        #[cfg(vbnet_mutant = "timer_read")]
-        let control = words.control.load(Ordering::Relaxed);
+        let control = words.control.load(ordering("timer_read", Ordering::Acquire));
         let deadline_ns = words.deadline_ns.load(Ordering::Relaxed);
         let period_ns = words.period_ns.load(Ordering::Relaxed);
         // [TM-1 whole setting] acquire: the values before the second look; partner in Setter::set.
-        #[cfg(not(vbnet_mutant = "timer_reread"))]
-        fence(Ordering::Acquire);
+        half_fence("timer_reread", Ordering::Acquire);
         if control == IN_HAND || words.control.load(Ordering::Relaxed) != control {
             return Reading::InHand;
         }
