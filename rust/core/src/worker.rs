@@ -304,6 +304,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
         let mut has_worked = false;
         let mut index = 0;
         let is_mixed = self.is_mixed();
+        self.plane.tells_early = self.active.len() <= TELLS_EARLY_PORTS;
         while let Some(&slot) = self.active.get(index) {
             if is_mixed {
                 has_worked |= self.serve_before(slot, index);
@@ -653,6 +654,9 @@ impl<const COUNTS: bool> Worker<COUNTS> {
     }
 }
 
+/// So many busy ports at most have receivers told of a lonely frame within their turns. With more of them one telling a
+/// round is worth more: the frames of many senders then cost a receiver one wake-up.
+const TELLS_EARLY_PORTS: usize = 2;
 /// Copies after which receivers are told in the middle of a round.
 const FLUSH_AFTER: u32 = 64;
 

@@ -50,6 +50,8 @@ const FIRST_LINES: u32 = 128;
 
 /// Turns with frames between two that are timed.
 const TURNS_UNTIMED: u32 = 256;
+/// So few frames at once are waited for rather than streamed.
+const LONELY_FRAMES: usize = 2;
 
 /// What is behind a port. A port is boxed as a whole, and the common kind shall be in one piece with it.
 #[derive(Debug)]
@@ -225,6 +227,8 @@ pub(crate) struct Plane<const COUNTS: bool> {
     pub ringer: Ringer,
     pub now: Tick,
     pub watches: Watches,
+    /// Few ports are busy: whoever is given a lonely frame is told at once, not when the round is over.
+    pub tells_early: bool,
     pub(super) batch: Box<Batch>,
     pub(super) scratch: Box<Scratch>,
     /// Ports that were given frames since the last [`Self::flush`].
@@ -255,6 +259,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             ringer,
             now: 0,
             watches: Watches::default(),
+            tells_early: false,
             batch: Batch::new(),
             scratch: scratch(),
             touched: Vec::new(),
@@ -313,11 +318,13 @@ impl<const COUNTS: bool> Plane<COUNTS> {
     #[cold]
     #[inline(never)]
     fn turn_timed(&mut self, slot: PortSlot) -> Turn {
-        let begun_ns = monotonic_ns();
+        self.timed = Some((slot, monotonic_ns()));
         let turn = self.turn_at(slot);
         if turn.frames != 0 {
             self.untimed = TURNS_UNTIMED;
-            self.timed = (!self.touched.is_empty()).then_some((slot, begun_ns));
+        }
+        if turn.frames == 0 || self.touched.is_empty() {
+            self.timed = None;
         }
         turn
     }
@@ -362,13 +369,17 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         turn
     }
 
-    /// Moves loaded frames on within what is left of the budget, and adds them to the turn; how many.
+    /// Moves loaded frames on within what is left of the budget, and adds them to the turn; how many. Who is given a
+    /// lonely one is told before its sender hears anything: the fence of a signal waits for all that was written before.
     #[inline(always)]
     fn take_on(&mut self, slot: PortSlot, loaded: usize, budget: u32, turn: &mut Turn, bytes: &mut u64) -> u32 {
         let (done, cost) = self.move_on(slot, loaded, budget - turn.cost);
         *bytes += self.batch.pieces[..done].iter().map(|piece| u64::from(piece.length)).sum::<u64>();
         turn.frames += done as u32;
         turn.cost += cost;
+        if self.tells_early && loaded <= LONELY_FRAMES {
+            self.flush();
+        }
         done as u32
     }
 
