@@ -57,8 +57,8 @@ def test_names_come_through_the_text_to_a_parser(owners: list[tuple[str, str, st
         blocks = [file.allocate(PORT.kind, text, PORT.words) for text in texts]
         native = compile_catalogue(MetricCatalogue([PORT]))
         paths = [Path(folder) / "x.counters"]
-        text = native.render(CounterScan(paths), openmetrics=False, before=b"", after=b"")
-        openmetrics = native.render(CounterScan(paths), openmetrics=True, before=b"", after=b"# EOF\n")
+        text = b"".join(native.render(CounterScan(paths), "text"))
+        openmetrics = b"".join([*native.render(CounterScan(paths), "openmetrics"), b"# EOF\n"])
 
     wanted = {tuple(parse_labels(text).values()) for text in texts}
     for families in (parse_text(text.decode()), parse_openmetrics(openmetrics.decode())):

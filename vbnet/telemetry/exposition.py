@@ -37,6 +37,7 @@ class Format(enum.StrEnum):
     PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 
 
+_END: Final = b"# EOF\n"
 _TEXT_KINDS: Final = {MetricKind.INFO: "gauge", MetricKind.STATE: "gauge"}
 _OPENMETRICS_KINDS: Final = {MetricKind.STATE: "gauge"}
 
@@ -59,7 +60,11 @@ class Exposition:
         self._server = server
 
     def render(self, wanted: Format = Format.TEXT) -> bytes:
-        """Read the node.
+        """Read the node, as :meth:`pieces` does, and give all of it in one."""
+        return b"".join(self.pieces(wanted))
+
+    def pieces(self, wanted: Format) -> list[bytes | _native.ExpositionPiece]:
+        """Read the node, for somebody who sends what it gives piece by piece.
 
         Args:
             wanted: how to tell it.
@@ -78,15 +83,13 @@ class Exposition:
         own = [*said, *program_families(programs)]
         match wanted:
             case Format.PROTOBUF:
-                return self._native.protobuf(scan, _native.protobuf_families([_plain(family) for family in own]))
+                before = _native.protobuf_families([_plain(family) for family in own])
+                return [before, *self._native.render(scan, "protobuf")]
             case Format.OPENMETRICS:
                 made: bytes = openmetrics_format.generate_latest(_Own(own))  # type: ignore[no-untyped-call]
-                end = b"# EOF\n"
-                return self._native.render(scan, openmetrics=True, before=made.removesuffix(end), after=end)
+                return [made.removesuffix(_END), *self._native.render(scan, "openmetrics"), _END]
             case Format.TEXT:
-                return self._native.render(
-                    scan, openmetrics=False, before=text_format.generate_latest(_Own(own)), after=b""
-                )
+                return [text_format.generate_latest(_Own(own)), *self._native.render(scan, "text")]
 
 
 def _plain(family: PrometheusFamily) -> tuple[str, str, str, str, list[tuple[list[tuple[str, str]], float]]]:

@@ -23,7 +23,7 @@ import ipaddress
 import json
 import re
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -32,6 +32,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import h11
 
+from vbnet._native import ExpositionPiece
 from vbnet.bus.rundir import RunDir, counted_nodes, run_root
 from vbnet.errors import BusyError, NotFoundError, NotPermittedError, ResourceError, UsageError, VbnetError
 from vbnet.telemetry.exposition import Exposition, Format
@@ -47,6 +48,8 @@ _REQUEST_BYTES_MAX: Final = 16 << 10
 _READ_BYTES: Final = 4096
 _WRITE_BYTES: Final = 256 << 10
 """Given to the connection at once: what the kernel does not take right away is copied to wait."""
+_SMALL_BYTES: Final = 16 << 10
+"""Pieces below this cost less to copy than to send one by one."""
 _BACKLOG: Final = 64
 _PORT_MAX: Final = 65535
 _LISTEN: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%a-z]+)\]|(?P<four>[^\[\]:/\s]*)):(?P<port>[0-9]{1,5})")
@@ -131,13 +134,13 @@ def check_exposure(listen: Listen, web: WebConfig) -> None:
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: HTTPStatus
-    body: bytes
+    body: Sequence[bytes | ExpositionPiece]
     kind: str = "text/plain; charset=utf-8"
     headers: Sequence[tuple[str, str]] = ()
 
 
 def _text(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> _Answer:
-    return _Answer(status, f"{text}\n".encode(), headers=headers)
+    return _Answer(status, [f"{text}\n".encode()], headers=headers)
 
 
 @dataclass(slots=True)
@@ -230,7 +233,7 @@ class MetricsServer:
             answer = _text(status, str(error))
         headers = [
             ("Content-Type", answer.kind),
-            ("Content-Length", str(len(answer.body))),
+            ("Content-Length", str(sum(map(len, answer.body)))),
             ("Connection", "close"),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
@@ -243,9 +246,8 @@ class MetricsServer:
         )
         writer.write(head or b"")
         if method != b"HEAD":
-            body = memoryview(answer.body)
-            for start in range(0, len(body), _WRITE_BYTES):
-                writer.write(body[start : start + _WRITE_BYTES])
+            for part in _parts(answer.body):
+                writer.write(part)
                 await writer.drain()
         await writer.drain()
 
@@ -300,7 +302,7 @@ class MetricsServer:
             # Two readers may make one at once: the first stays, as it counts.
             exposition = self._expositions.setdefault(name, Exposition(run_dir, server=self._counts))
         wanted = preferred(headers.get("accept", ""))
-        return _Answer(HTTPStatus.OK, exposition.render(wanted), wanted)
+        return _Answer(HTTPStatus.OK, exposition.pieces(wanted), wanted)
 
     def _ready(self, _headers: dict[str, str], asked: str | None) -> _Answer:
         names = self._nodes() if asked is None else [asked]
@@ -322,7 +324,7 @@ class MetricsServer:
             }
             for name in self._nodes()
         ]
-        return _Answer(HTTPStatus.OK, json.dumps(groups, indent=1).encode() + b"\n", "application/json")
+        return _Answer(HTTPStatus.OK, [json.dumps(groups, indent=1).encode(), b"\n"], "application/json")
 
     def _index(self, _headers: dict[str, str], _asked: str | None) -> _Answer:
         links = "".join(
@@ -334,7 +336,22 @@ class MetricsServer:
             '<p><a href="/sd">targets for Prometheus</a> <a href="/readyz">ready</a>'
             ' <a href="/healthz">health</a></p>\n'
         )
-        return _Answer(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
+        return _Answer(HTTPStatus.OK, [page.encode()], "text/html; charset=utf-8")
+
+
+def _parts(pieces: Iterable[bytes | ExpositionPiece]) -> Iterator[bytes | memoryview]:
+    """What is written at once: small pieces put together, large ones where they lie, in parts."""
+    small: list[bytes | ExpositionPiece] = []
+    for piece in pieces:
+        if len(piece) < _SMALL_BYTES:
+            small.append(piece)
+            continue
+        yield b"".join(small)
+        small.clear()
+        whole = memoryview(piece)
+        for start in range(0, len(whole), _WRITE_BYTES):
+            yield whole[start : start + _WRITE_BYTES]
+    yield b"".join(small)
 
 
 async def _is_let_in(web: WebConfig, authorization: str) -> bool:

@@ -3,29 +3,41 @@
 //! ```text
 //!   catalogue   family ◀── value ── block kind          (compiled once, from the declarations)
 //!   blocks      kind · labels · words                   (copied from counters files)
-//!   text        # HELP … # TYPE … name{labels} value    (one buffer a family, put together at the end)
+//!   text        # HELP … # TYPE … name{labels} value    (one piece a family)
 //!   protobuf    MetricFamily, each behind its length    (the same, with native histograms)
 //! ```
+//!
+//! A thousand devices are told in tens of megabytes, so nothing is put together that is only to be sent: see [`Pieces`].
 //!
 //! Two blocks of one kind and the same labels are added up, so no series comes twice whatever is in a file; a kind that
 //! nobody declared is left out. The Python form of the same is `vbnet/telemetry/families.py`, which tests compare.
 //! Source: the text formats of Prometheus (0.0.4) and OpenMetrics (1.0), Prometheus' client data model (protobuf).
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
 pub use self::buckets::Buckets;
 pub use self::protobuf::{Plain, encode_plain};
-pub use self::text::{Format, Rendered};
 use crate::shm::counters::BlockSnapshot;
 use crate::shm::{histogram, labels};
 
 mod buckets;
 mod protobuf;
 mod text;
+
+/// In which form metrics are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `text/plain; version=0.0.4`.
+    Text,
+    /// `application/openmetrics-text; version=1.0.0`, without its last line.
+    OpenMetrics,
+    /// `application/vnd.google.protobuf; encoding=delimited`.
+    Protobuf,
+}
 
 /// How the values of a family move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +61,7 @@ pub struct Family {
     pub unit: String,
     /// How its values move.
     pub kind: Kind,
-    /// What comes before its samples, in each [`Format`].
+    /// What comes before its samples, in either text.
     pub headers: [String; 2],
 }
 
@@ -108,16 +120,81 @@ pub struct Exposition {
     families: Vec<Family>,
     plans: Vec<Plan>,
     by_kind: HashMap<String, usize>,
-    /// Memory of the text before: pages that are fresh from the system cost as much as what is written there.
-    spare: Mutex<Vec<String>>,
+    /// Memory of what was told before: pages that are fresh from the system cost as much as what is written there.
+    spare: Mutex<Vec<Vec<u8>>>,
+}
+
+/// What is told, a piece a family, in order. Its memory goes back to where it was told.
+#[derive(Debug)]
+pub struct Pieces {
+    exposition: Arc<Exposition>,
+    families: Vec<Vec<u8>>,
+}
+
+impl Pieces {
+    /// How many there are, empty ones too.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.families.len()
+    }
+
+    /// The one at `place`; nothing where there is none.
+    #[must_use]
+    pub fn get(&self, place: usize) -> &[u8] {
+        self.families.get(place).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// All of them in one.
+    #[must_use]
+    pub fn concat(&self) -> Vec<u8> {
+        self.families.concat()
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        self.families.iter_mut().for_each(Vec::clear);
+        *self.exposition.spare.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.families);
+    }
 }
 
 #[derive(Debug)]
 struct Plan {
     block: BlockPlan,
-    /// For each value, `name="text"` of its fixed labels.
-    fixed: Vec<String>,
+    /// For each value, what a form writes for it whatever block it is of.
+    said: Vec<[Said; 2]>,
 }
+
+/// Labels that are always the same, written once: as text, or as protocol buffers.
+#[derive(Debug, Default)]
+struct Said {
+    /// Those that a value adds to its block's.
+    fixed: Vec<u8>,
+    /// Of a value with states, that of each.
+    states: Vec<Vec<u8>>,
+}
+
+impl Said {
+    fn of(value: &Value, write: Write) -> Self {
+        let written = |name: &str, value: &str| {
+            let mut labels = Vec::new();
+            write(&mut labels, name, value);
+            labels
+        };
+        let mut fixed = Vec::new();
+        value.fixed.iter().for_each(|(name, value)| write(&mut fixed, name, value));
+        let states = match &value.shape {
+            Shape::States(name, states) => states.iter().map(|state| written(name, state)).collect(),
+            _ => Vec::new(),
+        };
+        Self { fixed, states }
+    }
+}
+
+/// Puts a label behind others.
+type Write = fn(&mut Vec<u8>, &str, &str);
+/// Blocks that are shown as one: their kind's plan and the labels that are shown, as a form writes them; and the sums.
+type Merged = IndexMap<(usize, Vec<u8>), Vec<u64>>;
 
 impl Exposition {
     /// Compiles; values of families that are not there are left out.
@@ -125,18 +202,39 @@ impl Exposition {
     pub fn new(families: Vec<Family>, blocks: Vec<BlockPlan>) -> Self {
         let plans: Vec<Plan> = blocks
             .into_iter()
-            .map(|block| Plan { fixed: block.values.iter().map(|value| text::fixed(&value.fixed)).collect(), block })
+            .map(|block| Plan {
+                said: block
+                    .values
+                    .iter()
+                    .map(|value| [text::push_label, protobuf::push_label].map(|write| Said::of(value, write)))
+                    .collect(),
+                block,
+            })
             .collect();
         let by_kind = plans.iter().enumerate().map(|(at, plan)| (plan.block.kind.clone(), at)).collect();
         Self { families, plans, by_kind, spare: Mutex::default() }
     }
 
-    /// Blocks that are shown as one, in the order of their first: their kind's plan, the labels that are shown, and the sums.
-    fn merge(&self, blocks: Vec<BlockSnapshot>) -> IndexMap<(usize, Vec<String>), Vec<u64>> {
-        let mut merged = IndexMap::with_capacity(blocks.len());
+    /// What `blocks` count.
+    #[must_use]
+    pub fn render(self: &Arc<Self>, blocks: Vec<BlockSnapshot>, format: Format) -> Pieces {
+        let mut families = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
+        families.resize(self.families.len(), Vec::new());
+        match format {
+            Format::Text => self.text(blocks, 0, &mut families),
+            Format::OpenMetrics => self.text(blocks, 1, &mut families),
+            Format::Protobuf => self.protobuf(blocks, &mut families),
+        }
+        Pieces { exposition: self.clone(), families }
+    }
+
+    /// What is shown of `blocks`, in the order of the first of each.
+    fn merge(&self, blocks: Vec<BlockSnapshot>, write: Write) -> Merged {
+        let mut merged = Merged::with_capacity(blocks.len());
         for block in blocks {
             let Some(&plan) = self.by_kind.get(&block.kind) else { continue };
-            match merged.entry((plan, shown_values(&self.plans[plan].block.labels, &block.labels))) {
+            let shown = shown_labels(&self.plans[plan].block.labels, &block.labels, write);
+            match merged.entry((plan, shown)) {
                 Entry::Occupied(mut words) => self.add(plan, words.get_mut(), &block.values),
                 Entry::Vacant(place) => {
                     place.insert(block.values);
@@ -161,24 +259,27 @@ impl Exposition {
 }
 
 impl Plan {
-    /// Each value with its fixed labels as text and its words, as far as there are any.
-    fn shown<'a>(&'a self, words: &'a [u64]) -> impl Iterator<Item = (&'a Value, &'a str, &'a [u64])> {
+    /// Each value with what a form says of it and its words, as far as there are any.
+    fn shown<'a>(&'a self, form: usize, words: &'a [u64]) -> impl Iterator<Item = (&'a Value, &'a Said, &'a [u64])> {
         let mut rest = words;
-        self.block.values.iter().zip(&self.fixed).map_while(move |(value, fixed)| {
+        self.block.values.iter().zip(&self.said).map_while(move |(value, said)| {
             let (own, behind) = rest.split_at_checked(value.shape.words())?;
             rest = behind;
-            Some((value, fixed.as_str(), own))
+            Some((value, &said[form], own))
         })
     }
 }
 
-fn shown_values(shown: &[String], text: &str) -> Vec<String> {
-    let mut found = labels::parse(text);
-    let mut value = |name: &String| {
-        let place = found.iter().rposition(|(known, _)| known == name)?;
-        Some(std::mem::take(&mut found[place].1))
-    };
-    shown.iter().map(|name| value(name).unwrap_or_default()).collect()
+/// The labels of a block that are shown, in their order; one that it does not have is empty, of two of a name the last one
+/// counts.
+fn shown_labels(shown: &[String], text: &str, write: Write) -> Vec<u8> {
+    let found = labels::parse(text);
+    let mut written = Vec::with_capacity(2 * text.len());
+    for name in shown {
+        let value = found.iter().rfind(|(known, _)| known == name).map_or("", |(_, value)| value);
+        write(&mut written, name, value);
+    }
+    written
 }
 
 #[cfg(test)]
@@ -186,7 +287,7 @@ fn shown_values(shown: &[String], text: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn exposition() -> Exposition {
+    fn exposition() -> Arc<Exposition> {
         let family = |name: &str| Family {
             name: name.into(),
             help: String::new(),
@@ -213,7 +314,7 @@ mod tests {
             labels: labels.iter().map(|&label| label.into()).collect(),
             values,
         };
-        Exposition::new(families, vec![plan("nic", &["guest"], nic), plan("late", &[], vec![late])])
+        Arc::new(Exposition::new(families, vec![plan("nic", &["guest"], nic), plan("late", &[], vec![late])]))
     }
 
     fn block(kind: &str, labels: &str, values: &[u64]) -> BlockSnapshot {
@@ -221,7 +322,7 @@ mod tests {
     }
 
     fn text(blocks: &[BlockSnapshot]) -> String {
-        String::from_utf8(exposition().render(blocks.to_vec(), Format::Text).to_vec()).unwrap()
+        String::from_utf8(exposition().render(blocks.to_vec(), Format::Text).concat()).unwrap()
     }
 
     #[test]

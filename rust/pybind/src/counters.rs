@@ -1,15 +1,17 @@
 //! Counters in shared memory: written by their owner, read by anybody.
 
-use std::iter::once;
+use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use vbnet_core::exposition;
 use vbnet_core::shm::{counters, histogram, labels};
 
 use crate::errors::{OrRaise, raise_plain};
+use crate::memory::{fill_buffer, place_length};
 
 type Snapshot = (String, String, u64, Vec<u64>);
 
@@ -92,7 +94,7 @@ pub(crate) fn counter_labels(labels: Vec<(String, String)>) -> String {
 /// The labels that a block's text says.
 #[pyfunction]
 pub(crate) fn parse_counter_labels(text: &str) -> Vec<(String, String)> {
-    labels::parse(text)
+    labels::parse(text).into_iter().map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
 }
 
 /// Value at or below which the given share of a histogram's values lie.
@@ -131,7 +133,7 @@ type ReadFile = (u64, u64, &'static str);
 /// A compiled catalogue of metrics, which turns counters files into what Prometheus reads.
 #[pyclass(frozen, module = "vbnet._native")]
 pub(crate) struct Exposition {
-    inner: exposition::Exposition,
+    inner: Arc<exposition::Exposition>,
 }
 
 #[pymethods]
@@ -153,27 +155,44 @@ impl Exposition {
             let values = values.into_iter().map(|value| value_of(py, value)).collect::<PyResult<_>>()?;
             plans.push(exposition::BlockPlan { kind, labels, values });
         }
-        Ok(Self { inner: exposition::Exposition::new(families, plans) })
+        Ok(Self { inner: Arc::new(exposition::Exposition::new(families, plans)) })
     }
 
-    /// The text of `scan`, between `before` and `after`.
-    fn render<'py>(
-        &self,
-        py: Python<'py>,
-        scan: &CounterScan,
-        openmetrics: bool,
-        before: &[u8],
-        after: &[u8],
-    ) -> PyResult<Bound<'py, PyBytes>> {
-        let format = if openmetrics { exposition::Format::OpenMetrics } else { exposition::Format::Text };
-        let text = py.detach(|| self.inner.render(scan.take(), format));
-        joined(py, once(before).chain(text.pieces()).chain(once(after)))
+    /// `scan` in a form, `text`, `openmetrics` or `protobuf`: pieces to be sent one after the other.
+    fn render(&self, py: Python<'_>, scan: &CounterScan, form: &str) -> PyResult<Vec<ExpositionPiece>> {
+        let format = match form {
+            "text" => exposition::Format::Text,
+            "openmetrics" => exposition::Format::OpenMetrics,
+            "protobuf" => exposition::Format::Protobuf,
+            other => return Err(raise_plain(py, "UsageError", &format!("{other:?} is no form of metrics"))),
+        };
+        let pieces = Arc::new(py.detach(|| self.inner.render(scan.take(), format)));
+        let said = (0..pieces.count()).filter(|&place| !pieces.get(place).is_empty());
+        Ok(said.map(|place| ExpositionPiece { pieces: pieces.clone(), place }).collect())
+    }
+}
+
+/// Bytes of an exposition, read through `memoryview(piece)`: they lie where they were written.
+#[pyclass(frozen, module = "vbnet._native")]
+pub(crate) struct ExpositionPiece {
+    pieces: Arc<exposition::Pieces>,
+    place: usize,
+}
+
+#[pymethods]
+impl ExpositionPiece {
+    fn __len__(&self) -> usize {
+        self.pieces.get(self.place).len()
     }
 
-    /// `scan` as protocol buffers, with native histograms, behind `before`.
-    fn protobuf<'py>(&self, py: Python<'py>, scan: &CounterScan, before: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
-        let pieces = py.detach(|| self.inner.protobuf(scan.take()));
-        joined(py, once(before).chain(pieces.iter().map(Vec::as_slice)))
+    /// # Safety
+    ///
+    /// Called by the interpreter with a buffer to fill.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let bytes = slf.get().pieces.get(slf.get().place);
+        let (start, length) = (bytes.as_ptr().cast_mut(), place_length(bytes.len())?);
+        // SAFETY: passed on from the interpreter; the piece owns the bytes, and a view that cannot be written to owns it.
+        unsafe { fill_buffer(slf.clone().into_any(), view, flags, start, length, true) }
     }
 }
 
@@ -199,17 +218,6 @@ impl CounterScan {
     fn take(&self) -> Vec<counters::BlockSnapshot> {
         std::mem::take(&mut *self.blocks.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-fn joined<'py, 'a>(py: Python<'py>, pieces: impl Iterator<Item = &'a [u8]> + Clone) -> PyResult<Bound<'py, PyBytes>> {
-    PyBytes::new_with(py, pieces.clone().map(<[u8]>::len).sum(), |mut room| {
-        for piece in pieces {
-            let (place, rest) = room.split_at_mut(piece.len());
-            place.copy_from_slice(piece);
-            room = rest;
-        }
-        Ok(())
-    })
 }
 
 /// Families that no file counts, as protocol buffers.

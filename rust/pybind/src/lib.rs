@@ -57,6 +57,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<counters::CounterBlock>()?;
     module.add_class::<counters::CounterScan>()?;
     module.add_class::<counters::Exposition>()?;
+    module.add_class::<counters::ExpositionPiece>()?;
     module.add_function(wrap_pyfunction!(counters::read_counters, module)?)?;
     module.add_function(wrap_pyfunction!(counters::scan_counters, module)?)?;
     module.add_function(wrap_pyfunction!(counters::counter_labels, module)?)?;

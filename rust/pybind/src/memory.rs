@@ -104,7 +104,7 @@ impl View {
     }
 }
 
-fn place_length(length: usize) -> PyResult<isize> {
+pub(crate) fn place_length(length: usize) -> PyResult<isize> {
     isize::try_from(length).map_err(|_| PyBufferError::new_err(format!("{length} bytes are too many for one view")))
 }
 

@@ -4,20 +4,42 @@
 //! message, classic and native, and the scraper takes the one it wants. Field numbers are those of `metrics.proto`.
 //!
 //! Messages put behind one another are one message, with the fields of both: so labels are encoded once a block, and a
-//! family's metrics one by one as they come, its name and help in front of them at the end.
+//! family's metrics one by one as they come, its name and help in front of them at the end. What there is most of,
+//! labels, numbers and classic buckets, is written as it goes, and read back by tests with the messages declared whole.
 //! Source: `io.prometheus.client.MetricFamily`, `application/vnd.google.protobuf; encoding=delimited`.
 
-use prost::Message;
+use prost::encoding::{encode_varint, encoded_len_varint};
+use prost::{Message, length_delimiter_len};
 
-use super::{Buckets, Exposition, Family, Kind, Shape, Value};
+use super::{Buckets, Exposition, Family, Kind, Said, Shape, Value};
 use crate::exposition::buckets::SCHEMA;
 use crate::shm::counters::BlockSnapshot;
 
 /// Series that no block counts: a family, and the labels and value of each.
 pub type Plain = (Family, Vec<(Vec<(String, String)>, f64)>);
 
-/// The key of `MetricFamily.metric`: field 4, of bytes behind their length.
-const METRIC: u8 = 4 << 3 | 2;
+/// Keys of what there is most of, which is written by hand: the field's number and how long it is.
+const METRIC: u8 = key(4, BEHIND_LENGTH);
+const LABEL: u8 = key(1, BEHIND_LENGTH);
+const NAME: u8 = key(1, BEHIND_LENGTH);
+const VALUE: u8 = key(2, BEHIND_LENGTH);
+const GAUGE: u8 = key(2, BEHIND_LENGTH);
+const COUNTER: u8 = key(3, BEHIND_LENGTH);
+const HISTOGRAM: u8 = key(7, BEHIND_LENGTH);
+const NUMBER: u8 = key(1, EIGHT_BYTES);
+const BUCKET: u8 = key(3, BEHIND_LENGTH);
+const BUCKET_COUNT: u8 = key(1, VARINT);
+const BUCKET_EDGE: u8 = key(2, EIGHT_BYTES);
+const VARINT: u8 = 0;
+const EIGHT_BYTES: u8 = 1;
+const BEHIND_LENGTH: u8 = 2;
+
+const fn key(field: u8, length: u8) -> u8 {
+    field << 3 | length
+}
+
+/// Where [`super::Plan::said`] has what is said as protocol buffers.
+const FORM: usize = 1;
 
 /// All of a family but its metrics.
 #[derive(Clone, PartialEq, Message)]
@@ -32,40 +54,13 @@ struct FamilyHead {
     unit: Option<String>,
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct Metric {
-    #[prost(message, repeated, tag = "1")]
-    label: Vec<LabelPair>,
-    #[prost(message, optional, tag = "2")]
-    gauge: Option<Number>,
-    #[prost(message, optional, tag = "3")]
-    counter: Option<Number>,
-    #[prost(message, optional, tag = "7")]
-    histogram: Option<Histogram>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct LabelPair {
-    #[prost(string, optional, tag = "1")]
-    name: Option<String>,
-    #[prost(string, optional, tag = "2")]
-    value: Option<String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Number {
-    #[prost(double, optional, tag = "1")]
-    value: Option<f64>,
-}
-
+/// All of a histogram but its classic buckets.
 #[derive(Clone, PartialEq, Message)]
 struct Histogram {
     #[prost(uint64, optional, tag = "1")]
     sample_count: Option<u64>,
     #[prost(double, optional, tag = "2")]
     sample_sum: Option<f64>,
-    #[prost(message, repeated, tag = "3")]
-    bucket: Vec<Bucket>,
     #[prost(sint32, optional, tag = "5")]
     schema: Option<i32>,
     #[prost(double, optional, tag = "6")]
@@ -76,14 +71,6 @@ struct Histogram {
     positive_span: Vec<BucketSpan>,
     #[prost(sint64, repeated, tag = "13")]
     positive_delta: Vec<i64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Bucket {
-    #[prost(uint64, optional, tag = "1")]
-    cumulative_count: Option<u64>,
-    #[prost(double, optional, tag = "2")]
-    upper_bound: Option<f64>,
 }
 
 /// Buckets that follow one another.
@@ -118,59 +105,79 @@ impl FamilyHead {
     }
 }
 
-impl Metric {
-    fn number(kind: Kind, value: f64) -> Self {
-        let number = Some(Number { value: Some(value) });
-        match kind {
-            Kind::Counter => Self { counter: number, ..Self::default() },
-            _ => Self { gauge: number, ..Self::default() },
-        }
+/// Puts a label behind others, as the part of a metric that it is.
+pub(super) fn push_label(labels: &mut Vec<u8>, name: &str, value: &str) {
+    let texts = [(NAME, name), (VALUE, value)];
+    let length = |text: &str| 1 + length_delimiter_len(text.len()) + text.len();
+    labels.push(LABEL);
+    put_length(texts.iter().map(|(_, text)| length(text)).sum(), labels);
+    for (key, text) in texts {
+        labels.push(key);
+        put_length(text.len(), labels);
+        labels.extend_from_slice(text.as_bytes());
     }
 }
 
-/// Labels as the part of a metric that they are.
-fn encoded<'a>(labels: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<u8> {
-    let pair = |(name, value): (&String, &String)| LabelPair { name: Some(name.clone()), value: Some(value.clone()) };
-    Metric { label: labels.map(pair).collect(), ..Metric::default() }.encode_to_vec()
+fn put_length(length: usize, bytes: &mut Vec<u8>) {
+    encode_varint(length as u64, bytes);
 }
 
-/// Puts a metric with these labels behind those of its family.
-fn push(metrics: &mut Vec<u8>, labels: [&[u8]; 3], metric: &Metric) {
-    let length = labels.iter().map(|labels| labels.len()).sum::<usize>() + metric.encoded_len();
+/// Puts a metric with these labels behind those of its family: `key` says as what, and `message` how much.
+fn push(metrics: &mut Vec<u8>, labels: [&[u8]; 3], key: u8, message: &[u8]) {
+    let head = 1 + length_delimiter_len(message.len());
     metrics.push(METRIC);
-    // A vector has room for whatever comes.
-    let _ = prost::encode_length_delimiter(length, metrics);
+    put_length(labels.iter().map(|labels| labels.len()).sum::<usize>() + head + message.len(), metrics);
     labels.iter().for_each(|labels| metrics.extend_from_slice(labels));
-    let _ = metric.encode(metrics);
+    metrics.push(key);
+    put_length(message.len(), metrics);
+    metrics.extend_from_slice(message);
 }
 
-/// What comes before the metrics of a family: how long it is, and its head.
-fn head(family: &Family, metrics: &[u8]) -> Vec<u8> {
-    let head = FamilyHead::of(family);
-    let mut bytes = Vec::new();
-    let _ = prost::encode_length_delimiter(head.encoded_len() + metrics.len(), &mut bytes);
-    let _ = head.encode(&mut bytes);
-    bytes
+fn push_number(metrics: &mut Vec<u8>, labels: [&[u8]; 3], kind: Kind, value: f64) {
+    let mut message = [NUMBER; 9];
+    message[1..].copy_from_slice(&value.to_le_bytes());
+    push(metrics, labels, if kind == Kind::Counter { COUNTER } else { GAUGE }, &message);
+}
+
+/// Room in front of a family's metrics for what can only be said once they are there.
+fn head_room(head: &FamilyHead) -> usize {
+    length_delimiter_len(usize::MAX) + head.encoded_len()
+}
+
+/// Puts what comes before the metrics of a family, how long it is and its head, to the end of the room before them, and
+/// cuts off what is left of that.
+fn put_head(head: &FamilyHead, bytes: &mut Vec<u8>) {
+    let (room, length) = (head_room(head), head.encoded_len());
+    let all = length + bytes.len() - room;
+    let start = room - length - length_delimiter_len(all);
+    let mut place = &mut bytes[start..room];
+    // It was just found to be as long as that.
+    let _ = prost::encode_length_delimiter(all, &mut place);
+    let _ = head.encode(&mut place);
+    bytes.drain(..start);
 }
 
 impl Exposition {
-    /// What `blocks` count, as protocol buffers; in pieces, so that whoever sends them puts them together once.
-    #[must_use]
-    pub fn protobuf(&self, blocks: Vec<BlockSnapshot>) -> Vec<Vec<u8>> {
-        let mut metrics = vec![Vec::new(); self.families.len()];
-        for ((plan, values), words) in self.merge(blocks) {
-            let plan = &self.plans[plan];
-            let labels = encoded(plan.block.labels.iter().zip(&values));
-            for (value, _, words) in plan.shown(&words) {
-                let (Some(family), Some(metrics)) = (self.families.get(value.family), metrics.get_mut(value.family))
+    /// Writes what `blocks` count to their families' pieces, as protocol buffers.
+    pub(super) fn protobuf(&self, blocks: Vec<BlockSnapshot>, pieces: &mut [Vec<u8>]) {
+        let heads: Vec<FamilyHead> = self.families.iter().map(FamilyHead::of).collect();
+        let mut message = Vec::new();
+        for ((plan, labels), words) in self.merge(blocks, push_label) {
+            for (value, said, words) in self.plans[plan].shown(FORM, &words) {
+                let (Some(family), Some(metrics)) = (self.families.get(value.family), pieces.get_mut(value.family))
                 else {
                     continue;
                 };
-                show(metrics, family.kind, &labels, value, words);
+                if metrics.is_empty() {
+                    metrics.resize(head_room(&heads[value.family]), 0);
+                }
+                show(metrics, family.kind, [&labels, &said.fixed], (value, said, words), &mut message);
             }
         }
-        let shown = self.families.iter().zip(metrics).filter(|(_, metrics)| !metrics.is_empty());
-        shown.flat_map(|(family, metrics)| [head(family, &metrics), metrics]).collect()
+        for (head, piece) in heads.iter().zip(pieces) {
+            // Histograms without a value are not told: then there is nothing but the room.
+            if piece.len() <= head_room(head) { piece.clear() } else { put_head(head, piece) }
+        }
     }
 }
 
@@ -179,60 +186,73 @@ impl Exposition {
 pub fn encode_plain(families: &[Plain]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (family, samples) in families.iter().filter(|(_, samples)| !samples.is_empty()) {
-        let mut metrics = Vec::new();
+        let head = FamilyHead::of(family);
+        let mut piece = vec![0; head_room(&head)];
         for (labels, value) in samples {
-            let labels = encoded(labels.iter().map(|(name, value)| (name, value)));
-            push(&mut metrics, [&labels, &[], &[]], &Metric::number(family.kind, *value));
+            let mut pairs = Vec::new();
+            labels.iter().for_each(|(name, value)| push_label(&mut pairs, name, value));
+            push_number(&mut piece, [&pairs, &[], &[]], family.kind, *value);
         }
-        bytes.extend(head(family, &metrics));
-        bytes.extend(metrics);
+        put_head(&head, &mut piece);
+        bytes.extend(piece);
     }
     bytes
 }
 
-fn show(metrics: &mut Vec<u8>, kind: Kind, labels: &[u8], value: &Value, words: &[u64]) {
+/// `message`: room to write a histogram in.
+fn show(
+    metrics: &mut Vec<u8>,
+    kind: Kind,
+    [labels, fixed]: [&[u8]; 2],
+    (value, said, words): (&Value, &Said, &[u64]),
+    message: &mut Vec<u8>,
+) {
     let word = words.first().copied().unwrap_or_default();
-    let fixed = encoded(value.fixed.iter().map(|(name, value)| (name, value)));
-    let own = |name, value| encoded(std::iter::once((name, value)));
     match &value.shape {
-        Shape::Number(per_unit) => {
-            push(metrics, [labels, &fixed, &[]], &Metric::number(kind, scaled(word, *per_unit)));
-        }
+        Shape::Number(per_unit) => push_number(metrics, [labels, fixed, &[]], kind, scaled(word, *per_unit)),
         Shape::Info(name) => {
-            push(metrics, [labels, &fixed, &own(name, &word.to_string())], &Metric::number(kind, 1.0));
+            let mut own = Vec::new();
+            push_label(&mut own, name, itoa::Buffer::new().format(word));
+            push_number(metrics, [labels, fixed, &own], kind, 1.0);
         }
-        Shape::States(name, states) => {
-            for (state, at) in states.iter().zip(0..) {
-                push(metrics, [labels, &fixed, &own(name, state)], &Metric::number(kind, f64::from(word == at)));
+        Shape::States(..) => {
+            for (own, at) in said.states.iter().zip(0..) {
+                push_number(metrics, [labels, fixed, own], kind, f64::from(word == at));
             }
         }
         Shape::Histogram(buckets) => {
-            if let Some(histogram) = histogram(buckets, words) {
-                push(metrics, [labels, &fixed, &[]], &Metric { histogram: Some(histogram), ..Metric::default() });
+            if write_histogram(buckets, words, message) {
+                push(metrics, [labels, fixed, &[]], HISTOGRAM, message);
             }
         }
     }
 }
 
-fn histogram(buckets: &Buckets, words: &[u64]) -> Option<Histogram> {
-    let counted = buckets.count(words)?;
-    let classic = buckets
-        .edges()
-        .iter()
-        .zip(&counted.below)
-        .map(|(edge, &below)| Bucket { cumulative_count: Some(below), upper_bound: Some(edge.value) });
+/// Writes what the words count. `false`: nothing.
+fn write_histogram(buckets: &Buckets, words: &[u64], message: &mut Vec<u8>) -> bool {
+    let Some(counted) = buckets.count(words) else { return false };
+    message.clear();
+    for (edge, &below) in buckets.edges().iter().zip(&counted.below) {
+        message.push(BUCKET);
+        put_length(1 + encoded_len_varint(below) + 9, message);
+        message.push(BUCKET_COUNT);
+        encode_varint(below, message);
+        message.push(BUCKET_EDGE);
+        message.extend_from_slice(&edge.value.to_le_bytes());
+    }
     let (zeroes, native) = buckets.native(words);
     let (positive_span, positive_delta) = spans(&native);
-    Some(Histogram {
+    let rest = Histogram {
         sample_count: Some(counted.all),
         sample_sum: Some(scaled(counted.sum, buckets.per_unit())),
-        bucket: classic.collect(),
         schema: Some(SCHEMA),
         zero_threshold: Some(0.0),
         zero_count: Some(zeroes),
         positive_span,
         positive_delta,
-    })
+    };
+    // A vector has room for whatever comes.
+    rest.encode(message).is_ok()
 }
 
 /// Buckets as they are told: which follow one another, and by how much each has more than the one before.
@@ -257,9 +277,65 @@ fn scaled(word: u64, per_unit: u64) -> f64 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::exposition::BlockPlan;
+    use crate::exposition::{BlockPlan, Format};
     use crate::shm::histogram::{WORDS, bucket_of};
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Metric {
+        #[prost(message, repeated, tag = "1")]
+        label: Vec<LabelPair>,
+        #[prost(message, optional, tag = "2")]
+        gauge: Option<Number>,
+        #[prost(message, optional, tag = "3")]
+        counter: Option<Number>,
+        #[prost(message, optional, tag = "7")]
+        histogram: Option<WholeHistogram>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct LabelPair {
+        #[prost(string, optional, tag = "1")]
+        name: Option<String>,
+        #[prost(string, optional, tag = "2")]
+        value: Option<String>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Number {
+        #[prost(double, optional, tag = "1")]
+        value: Option<f64>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct WholeHistogram {
+        #[prost(uint64, optional, tag = "1")]
+        sample_count: Option<u64>,
+        #[prost(double, optional, tag = "2")]
+        sample_sum: Option<f64>,
+        #[prost(message, repeated, tag = "3")]
+        bucket: Vec<Bucket>,
+        #[prost(sint32, optional, tag = "5")]
+        schema: Option<i32>,
+        #[prost(double, optional, tag = "6")]
+        zero_threshold: Option<f64>,
+        #[prost(uint64, optional, tag = "7")]
+        zero_count: Option<u64>,
+        #[prost(message, repeated, tag = "12")]
+        positive_span: Vec<BucketSpan>,
+        #[prost(sint64, repeated, tag = "13")]
+        positive_delta: Vec<i64>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Bucket {
+        #[prost(uint64, optional, tag = "1")]
+        cumulative_count: Option<u64>,
+        #[prost(double, optional, tag = "2")]
+        upper_bound: Option<f64>,
+    }
 
     /// A family as those read it who have no reason to take it apart.
     #[derive(Clone, PartialEq, Message)]
@@ -278,7 +354,7 @@ mod tests {
         Family { name: name.into(), help: "Help.".into(), unit: unit.into(), kind, headers: Default::default() }
     }
 
-    fn exposition() -> Exposition {
+    fn exposition() -> Arc<Exposition> {
         let families = vec![
             family("drop_total", Kind::Counter, "packets"),
             family("state", Kind::Gauge, ""),
@@ -290,7 +366,10 @@ mod tests {
             value(1, Vec::new(), Shape::States("state".into(), vec!["up".into(), "down".into()])),
             value(2, Vec::new(), Shape::Histogram(Buckets::new(1_000_000_000, vec![("1e-06".into(), 112)]))),
         ];
-        Exposition::new(families, vec![BlockPlan { kind: "nic".into(), labels: vec!["guest".into()], values }])
+        Arc::new(Exposition::new(
+            families,
+            vec![BlockPlan { kind: "nic".into(), labels: vec!["guest".into()], values }],
+        ))
     }
 
     fn decoded(bytes: &[u8]) -> Vec<MetricFamily> {
@@ -310,7 +389,7 @@ mod tests {
         let block =
             BlockSnapshot { kind: "nic".into(), labels: "guest=g\\,1".into(), generation: 1, values: vec![3, 1] };
 
-        let found = decoded(&exposition().protobuf(vec![block]).concat());
+        let found = decoded(&exposition().render(vec![block], Format::Protobuf).concat());
 
         assert_eq!(["drop_total", "state"].as_slice(), found.iter().map(|family| family.name()).collect::<Vec<_>>());
         assert_eq!((Some(0), "packets"), (found[0].kind, found[0].unit()));
@@ -330,7 +409,7 @@ mod tests {
         values[2 + 1] = 1_000_002_000;
         let block = BlockSnapshot { kind: "nic".into(), labels: "guest=g".into(), generation: 1, values };
 
-        let found = decoded(&exposition().protobuf(vec![block]).concat());
+        let found = decoded(&exposition().render(vec![block], Format::Protobuf).concat());
 
         let told = found[2].metric[0].histogram.as_ref().unwrap();
         assert_eq!((4, 1.000_002), (told.sample_count(), told.sample_sum()));

@@ -2,97 +2,60 @@
 //!
 //! Samples are written into one buffer a family, so that a family's are together whatever the order of the blocks.
 
-use std::fmt::Write as _;
-use std::sync::PoisonError;
+use std::io::Write as _;
 
-use super::{Buckets, Exposition, Shape};
+use super::{Buckets, Exposition, Said, Shape, Value};
 use crate::shm::counters::BlockSnapshot;
 
-/// Which text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// `text/plain; version=0.0.4`.
-    Text,
-    /// `application/openmetrics-text; version=1.0.0`, without its last line.
-    OpenMetrics,
-}
-
-/// Text in pieces, so that whoever sends it puts it together once, where it is needed.
-#[derive(Debug)]
-pub struct Rendered<'a> {
-    exposition: &'a Exposition,
-    texts: Vec<String>,
-    format: Format,
-}
-
-impl Rendered<'_> {
-    /// The pieces, in order.
-    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> + Clone {
-        let shown = self.exposition.families.iter().zip(&self.texts).filter(|(_, text)| !text.is_empty());
-        shown.flat_map(|(family, text)| [family.headers[self.format as usize].as_bytes(), text.as_bytes()])
-    }
-
-    /// All of it in one piece.
-    #[must_use]
-    pub fn to_vec(&self) -> Vec<u8> {
-        self.pieces().flatten().copied().collect()
-    }
-}
-
-impl Drop for Rendered<'_> {
-    fn drop(&mut self) {
-        self.texts.iter_mut().for_each(String::clear);
-        *self.exposition.spare.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.texts);
-    }
-}
+/// Where [`super::Plan::said`] has what is said as text.
+const FORM: usize = 0;
 
 impl Exposition {
-    /// What `blocks` count, as text.
-    #[must_use]
-    pub fn render(&self, blocks: Vec<BlockSnapshot>, format: Format) -> Rendered<'_> {
-        let mut texts = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
-        texts.resize(self.families.len(), String::new());
-        for ((plan, values), words) in self.merge(blocks) {
-            let plan = &self.plans[plan];
-            let labels = label_text(plan.block.labels.iter().zip(&values));
-            let mut begin = String::new();
-            for (value, fixed, words) in plan.shown(&words) {
-                let (Some(family), Some(text)) = (self.families.get(value.family), texts.get_mut(value.family)) else {
+    /// Writes what `blocks` count to their families' pieces, each behind its header of that number.
+    pub(super) fn text(&self, blocks: Vec<BlockSnapshot>, header: usize, pieces: &mut [Vec<u8>]) {
+        let mut begin = Vec::new();
+        for ((plan, labels), words) in self.merge(blocks, push_label) {
+            for (value, said, words) in self.plans[plan].shown(FORM, &words) {
+                let (Some(family), Some(text)) = (self.families.get(value.family), pieces.get_mut(value.family)) else {
                     continue;
                 };
-                Lines { name: &family.name, labels: [&labels, fixed], begin: &mut begin, text }
-                    .show(&value.shape, words);
+                let header = family.headers.get(header).map(String::as_bytes).unwrap_or_default();
+                let labels = [labels.as_slice(), &said.fixed];
+                Lines { name: &family.name, header, labels, begin: &mut begin, text }.show(value, said, words);
             }
         }
-        Rendered { exposition: self, texts, format }
     }
 }
 
 /// The lines of one value.
 struct Lines<'a> {
     name: &'a str,
-    labels: [&'a str; 2],
+    /// Of the family, in front of its first line.
+    header: &'a [u8],
+    labels: [&'a [u8]; 2],
     /// What the lines that are being written begin with, up to their own label.
-    begin: &'a mut String,
-    text: &'a mut String,
+    begin: &'a mut Vec<u8>,
+    text: &'a mut Vec<u8>,
 }
 
 impl Lines<'_> {
-    fn show(&mut self, shape: &Shape, words: &[u64]) {
+    fn show(&mut self, value: &Value, said: &Said, words: &[u64]) {
         let word = words.first().copied().unwrap_or_default();
-        match shape {
+        match &value.shape {
             Shape::Number(per_unit) => {
                 self.begin("");
-                self.number("", word, *per_unit);
+                self.number(&[], word, *per_unit);
             }
             Shape::Info(name) => {
+                let mut own = Vec::new();
+                push_label(&mut own, name, itoa::Buffer::new().format(word));
                 self.begin("");
-                self.number(&label(name, &word.to_string()), 1, 1);
+                self.number(&own, 1, 1);
             }
-            Shape::States(name, states) => {
+            Shape::States(..) => {
                 self.begin("");
-                for (state, at) in states.iter().zip(0..) {
-                    self.number(&label(name, state), u64::from(word == at), 1);
+                for (own, at) in said.states.iter().zip(0..) {
+                    self.number(own, u64::from(word == at), 1);
                 }
             }
             Shape::Histogram(buckets) => self.histogram(words, buckets),
@@ -103,78 +66,63 @@ impl Lines<'_> {
         let Some(counted) = buckets.count(words) else { return };
         self.begin("_bucket");
         for (edge, below) in buckets.edges().iter().zip(&counted.below) {
-            self.number(&edge.label, *below, 1);
+            self.number(edge.label.as_bytes(), *below, 1);
         }
-        self.number("le=\"+Inf\"", counted.all, 1);
+        self.number(b"le=\"+Inf\"", counted.all, 1);
         self.begin("_count");
-        self.number("", counted.all, 1);
+        self.number(&[], counted.all, 1);
         self.begin("_sum");
-        self.number("", counted.sum, buckets.per_unit());
+        self.number(&[], counted.sum, buckets.per_unit());
     }
 
     /// Lines from here on are of the name with this behind it.
     fn begin(&mut self, suffix: &str) {
+        if self.text.is_empty() {
+            self.text.extend_from_slice(self.header);
+        }
         self.begin.clear();
-        self.begin.push_str(self.name);
-        self.begin.push_str(suffix);
+        self.begin.extend_from_slice(self.name.as_bytes());
+        self.begin.extend_from_slice(suffix.as_bytes());
         let mut opened = false;
         for labels in self.labels.into_iter().filter(|labels| !labels.is_empty()) {
-            self.begin.push(if opened { ',' } else { '{' });
-            self.begin.push_str(labels);
+            self.begin.push(if opened { b',' } else { b'{' });
+            self.begin.extend_from_slice(labels);
             opened = true;
         }
     }
 
-    fn number(&mut self, own: &str, word: u64, per_unit: u64) {
+    fn number(&mut self, own: &[u8], word: u64, per_unit: u64) {
         let is_opened = self.labels.iter().any(|labels| !labels.is_empty());
-        self.text.push_str(self.begin);
+        self.text.extend_from_slice(self.begin);
         if !own.is_empty() {
-            self.text.push(if is_opened { ',' } else { '{' });
-            self.text.push_str(own);
+            self.text.push(if is_opened { b',' } else { b'{' });
+            self.text.extend_from_slice(own);
         }
-        self.text.push_str(if is_opened || !own.is_empty() { "} " } else { " " });
+        self.text.extend_from_slice(if is_opened || !own.is_empty() { b"} " } else { b" " });
         if per_unit == 1 {
-            self.text.push_str(itoa::Buffer::new().format(word));
-            self.text.push('\n');
+            self.text.extend_from_slice(itoa::Buffer::new().format(word).as_bytes());
+            self.text.push(b'\n');
         } else {
-            // Writing to a string cannot fail.
+            // Writing to a vector cannot fail.
             let _ = writeln!(self.text, "{}", word as f64 / per_unit.max(1) as f64);
         }
     }
 }
 
-fn label(name: &str, value: &str) -> String {
-    let mut text = String::new();
-    push_label(&mut text, name, value);
-    text
-}
-
-/// Labels that a value adds to its block's, as text.
-pub(super) fn fixed(labels: &[(String, String)]) -> String {
-    label_text(labels.iter().map(|(name, value)| (name, value)))
-}
-
-fn label_text<'a>(labels: impl Iterator<Item = (&'a String, &'a String)>) -> String {
-    let mut text = String::new();
-    for (name, value) in labels {
-        if !text.is_empty() {
-            text.push(',');
-        }
-        push_label(&mut text, name, value);
+/// Puts `name="value"` behind other labels.
+pub(super) fn push_label(labels: &mut Vec<u8>, name: &str, value: &str) {
+    if !labels.is_empty() {
+        labels.push(b',');
     }
-    text
-}
-
-fn push_label(text: &mut String, name: &str, value: &str) {
-    text.push_str(name);
-    text.push_str("=\"");
-    for letter in value.chars() {
-        match letter {
-            '\\' => text.push_str("\\\\"),
-            '"' => text.push_str("\\\""),
-            '\n' => text.push_str("\\n"),
-            _ => text.push(letter),
+    labels.extend_from_slice(name.as_bytes());
+    labels.extend_from_slice(b"=\"");
+    for &byte in value.as_bytes() {
+        match byte {
+            b'\\' => labels.extend_from_slice(b"\\\\"),
+            b'"' => labels.extend_from_slice(b"\\\""),
+            b'\n' => labels.extend_from_slice(b"\\n"),
+            _ => labels.push(byte),
         }
     }
-    text.push('"');
+    labels.push(b'"');
 }

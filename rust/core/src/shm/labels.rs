@@ -4,6 +4,8 @@
 //! `\0` a zero byte. Labels that do not fit lose the ends of their longest values: such a value ends in `~` and the 16
 //! hexadecimal digits of its FNV-1a hash, so that two long names which begin alike stay two.
 
+use std::borrow::Cow;
+
 use super::counters::LABEL_BYTES;
 
 /// Bytes that a shortened value ends in: `~` and the hash.
@@ -27,38 +29,57 @@ pub fn text(labels: &[(&str, &str)]) -> String {
     pairs.collect::<Vec<_>>().join(",")
 }
 
+/// A label's name and its value, as they stand in a text or taken out of it.
+pub type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+
 /// The labels that `text` says, in order. A part without `=` is ignored: nonsense of whoever wrote it.
 #[must_use]
-pub fn parse(text: &str) -> Vec<(String, String)> {
-    if !text.contains('\\') {
-        let pairs = text.split(',').filter_map(|part| part.split_once('='));
-        return pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+pub fn parse(text: &str) -> Vec<Pair<'_>> {
+    let parts = Parts { rest: Some(text) };
+    parts.filter_map(|part| part.split_once('=')).map(|(name, value)| (plain(name), plain(value))).collect()
+}
+
+/// What lies between commas that no backslash stands in front of.
+struct Parts<'a> {
+    rest: Option<&'a str>,
+}
+
+impl<'a> Iterator for Parts<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let rest = self.rest.take()?;
+        let mut is_escaped = false;
+        let end = rest.bytes().position(|byte| {
+            let is_end = byte == b',' && !is_escaped;
+            is_escaped = byte == b'\\' && !is_escaped;
+            is_end
+        });
+        let Some(end) = end else { return Some(rest) };
+        self.rest = Some(&rest[end + 1..]);
+        Some(&rest[..end])
     }
-    let mut found = Vec::new();
-    let mut name = None;
-    let mut part = String::new();
-    let mut letters = text.chars();
-    loop {
-        let letter = letters.next();
-        match (letter, &mut name) {
-            (None | Some(','), name) => {
-                if let Some(name) = name.take() {
-                    found.push((name, std::mem::take(&mut part)));
-                }
-                part.clear();
-                if letter.is_none() {
-                    return found;
-                }
-            }
-            (Some('='), None) => name = Some(std::mem::take(&mut part)),
-            (Some('\\'), _) => match letters.next() {
-                Some('0') => part.push('\0'),
-                Some(other) => part.push(other),
-                None => part.push('\\'),
+}
+
+/// The text that was escaped.
+fn plain(escaped: &str) -> Cow<'_, str> {
+    if !escaped.contains('\\') {
+        return Cow::Borrowed(escaped);
+    }
+    let mut plain = String::with_capacity(escaped.len());
+    let mut letters = escaped.chars();
+    while let Some(letter) = letters.next() {
+        let meant = match letter {
+            '\\' => match letters.next() {
+                Some('0') => '\0',
+                Some(other) => other,
+                None => '\\',
             },
-            (Some(letter), _) => part.push(letter),
-        }
+            other => other,
+        };
+        plain.push(meant);
     }
+    Cow::Owned(plain)
 }
 
 fn escape(value: &str) -> String {
@@ -107,6 +128,10 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
+    fn parsed(text: &str) -> Vec<(String, String)> {
+        parse(text).into_iter().map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
+    }
+
     fn owned(labels: &[(&str, &str)]) -> Vec<(String, String)> {
         labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
@@ -115,7 +140,7 @@ mod tests {
     fn odd_values_come_back_as_they_were() {
         let labels = [("guest", "a,b=c"), ("device", "\\,\\\\\0\n\""), ("switch", "")];
 
-        assert_eq!(owned(&labels), parse(&text(&labels)));
+        assert_eq!(owned(&labels), parsed(&text(&labels)));
     }
 
     #[test]
@@ -130,7 +155,7 @@ mod tests {
 
         assert!(texts.iter().all(|text| text.len() <= LABEL_BYTES), "{texts:?}");
         assert_ne!(texts[0], texts[1]);
-        let parsed = parse(&texts[0]);
+        let parsed = parsed(&texts[0]);
         assert_eq!(vec!["guest", "device", "switch"], parsed.iter().map(|(name, _)| name).collect::<Vec<_>>());
         assert_eq!("eth0", parsed[1].1);
         assert!(parsed[0].1.starts_with("ü,ü,"), "{parsed:?}");
@@ -138,6 +163,6 @@ mod tests {
 
     #[test]
     fn nonsense_is_ignored() {
-        assert_eq!(owned(&[("a", "1"), ("b", "2=3\\")]), parse("x,a=1,,b=2=3\\"));
+        assert_eq!(owned(&[("a", "1"), ("b", "2=3\\")]), parsed("x,a=1,,b=2=3\\"));
     }
 }
