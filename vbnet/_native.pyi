@@ -57,6 +57,7 @@ __all__ = [
     "DiskImage",
     "EmulatedCard",
     "Exposition",
+    "ExpositionPiece",
     "Fabric",
     "FastHandler",
     "FastSlot",

@@ -15,6 +15,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -420,13 +421,10 @@ fn scan_file(file: &OwnedFd, words: usize) -> Scan {
 /// Copies one block whose generation was seen before; `None`: it has changed hands since.
 fn copy_block(file: &OwnedFd, header: usize, place: Place, now_ns: u64) -> Option<BlockSnapshot> {
     let mut head = [0; BLOCK_HEADER_WORDS];
-    let mut values = vec![0; place.count];
     let mut after = [0];
-    for (start, words) in
-        [(header, &mut head[..]), (header + BLOCK_HEADER_WORDS, &mut values[..]), (header + 2, &mut after[..])]
-    {
-        read_whole(file, start, words)?;
-    }
+    read_whole(file, header, &mut head)?;
+    let values = read_new(file, header + BLOCK_HEADER_WORDS, place.count)?;
+    read_whole(file, header + 2, &mut after)?;
     place.is_one(&head, after[0]).then(|| snapshot_of(&head, place.generation, values, now_ns))
 }
 
@@ -535,21 +533,38 @@ fn read_whole(file: &OwnedFd, start: usize, words: &mut [u64]) -> Option<()> {
     (read_into(file, start, words).ok()? == words.len()).then_some(())
 }
 
+/// So many words of the file from word `start` on, in memory that nobody wrote before; `None`: the file has not so many.
+fn read_new(file: &OwnedFd, start: usize, count: usize) -> Option<Vec<u64>> {
+    let mut words = Vec::with_capacity(count);
+    let filled = fill(file, start, &mut words.spare_capacity_mut()[..count]).ok()?;
+    // SAFETY: there is room for `count` at least, and so many words have just been read.
+    (filled == count).then(|| unsafe { words.set_len(count) })?;
+    Some(words)
+}
+
 /// Fills `words` with those of the file from word `start` on; how many it has.
 fn read_into(file: &OwnedFd, start: usize, words: &mut [u64]) -> rustix::io::Result<usize> {
+    // SAFETY: the same words; nothing but words is written there.
+    fill(file, start, unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) })
+}
+
+/// As [`read_into`]; whatever was there before.
+fn fill(file: &OwnedFd, start: usize, words: &mut [MaybeUninit<u64>]) -> rustix::io::Result<usize> {
+    let length = words.len() * 8;
     // SAFETY: the same memory, seen as bytes: every byte of a word is one, and any bytes are a word.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 8) };
+    let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<MaybeUninit<u8>>(), length) };
     let mut filled = 0;
-    while filled < bytes.len() {
+    while filled < length {
         match rustix::io::pread(file, &mut bytes[filled..], (start * 8 + filled) as u64) {
-            Ok(0) => break,
-            Ok(more) => filled += more,
+            Ok(([], _)) => break,
+            Ok((more, _)) => filled += more.len(),
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
     }
-    for word in words {
-        *word = u64::from_le(*word);
+    for word in &mut words[..filled / 8] {
+        // SAFETY: it has just been read.
+        word.write(u64::from_le(unsafe { word.assume_init_read() }));
     }
     Ok(filled / 8)
 }
