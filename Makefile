@@ -15,8 +15,11 @@ export PYTHONDONTWRITEBYTECODE :=
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 BUILT := $(VENV)/.built-$(PROFILE)
-RUST_SOURCES := $(shell find rust -type f \( -name '*.rs' -o -name '*.toml' \) -not -path '*/target/*') Cargo.toml $(wildcard Cargo.lock)
+RUST_SOURCES := $(shell find rust/core rust/pybind -type f \( -name '*.rs' -o -name '*.toml' \) -not -path '*/target/*') Cargo.toml $(wildcard Cargo.lock)
 MYPY_FILES := $(wildcard tests tools examples bench dashboards)
+
+# How long `make fuzz` has for each of its targets that are guided by coverage.
+FUZZ_SECONDS ?= 60
 
 # A whole run is shared out to workers; a narrowed one stays in one process, where -s and --pdb work.
 SHARED_OUT := $(if $(ARGS),,-n auto --dist worksteal)
@@ -55,6 +58,7 @@ lint: $(DEV) ## Check style and import layers: ruff, rustfmt, clippy, import-lin
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cargo fmt --all --check
+	cargo fmt --manifest-path rust/fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	$(BIN)/lint-imports
 
@@ -62,6 +66,7 @@ format: $(DEV) ## Rewrite Python and Rust sources in the house format
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 	cargo fmt --all
+	cargo fmt --manifest-path rust/fuzz/Cargo.toml
 
 types: $(DEV) $(BUILT) ## Check types: mypy strict, and the stub of vbnet._native against the binary
 	$(BIN)/mypy
@@ -72,7 +77,8 @@ loom: ## Check every interleaving of ring and signal, then that each weakened or
 	tools/loom.sh
 	tools/loom.sh mutants
 
-fuzz: $(DEV) $(BUILT) ## Search longer for breaking input: proptest and hypothesis with many cases
+fuzz: $(DEV) $(BUILT) ## Search longer for breaking input: guided by coverage, and with many cases (FUZZ_SECONDS=60 a target)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) tools/fuzz.sh
 	PROPTEST_CASES=20000 $(CARGO_TEST) prop
 	VBNET_HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest $(wildcard tests/property)
 

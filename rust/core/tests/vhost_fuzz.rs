@@ -7,41 +7,18 @@
 
 mod switch_guest;
 mod vhost_front;
+mod vhost_speaker;
 
 use std::cell::RefCell;
-use std::fs::File;
-use std::io::Read;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs;
 
+use arbitrary::{Arbitrary, Unstructured};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestRunner;
-use switch_guest::{Lab, frame, mac};
-use vbnet_core::net::frame::MacAddress;
-use vbnet_core::shm::doorbell::Doorbell;
-use vhost_front::{
-    EVENT_INDEX, FEATURES, GUEST, MEMORY, Memory, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE,
-    SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_KICK,
-    SET_VRING_NUM, USER, Wire, add_port, inflight, longs, memfd, table, wait_until_alone, words,
-};
-
-/// One thing that a front end does.
-#[derive(Clone, Debug)]
-enum Step {
-    /// Anything, with any of its descriptors.
-    Say(u32, u32, Vec<u8>, Vec<usize>),
-    /// Bytes that are no message.
-    Noise(Vec<u8>),
-    Agree(u64),
-    Share(u64),
-    /// A queue set up whole: index, size, base, where its rings are.
-    Queue(u32, u32, u32, u64),
-    Track(u16, u16, u64, u64),
-    /// Words written into the memory, wherever queues may be, then a kick.
-    Write(Vec<(u64, u64)>),
-}
+use vhost_front::{EVENT_INDEX, FEATURES, GUEST, MEMORY, PACKED, USER, longs, words};
+use vhost_speaker::{Speech, Stage, Step};
 
 /// Numbers at which something changes.
 fn number() -> impl Strategy<Value = u64> {
@@ -80,85 +57,27 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-struct Speaker {
-    wire: Wire,
-    memory: Memory,
-    kick: Doorbell,
-    call: Doorbell,
-    region: File,
-}
-
-impl Speaker {
-    fn act(&self, step: &Step) {
-        let files = [self.memory.file.as_fd(), self.kick.as_fd(), self.region.as_fd()];
-        let send = |request, body: &[u8], files: &[BorrowedFd<'_>]| self.wire.send(request, 0, body, files);
-        match step {
-            Step::Say(request, flags, body, with) => {
-                let with: Vec<BorrowedFd<'_>> = with.iter().map(|&file| files[file]).collect();
-                self.wire.send(*request, *flags, body, &with);
-            }
-            Step::Noise(bytes) => self.wire.raw(bytes, &[]),
-            Step::Agree(features) => {
-                send(SET_PROTOCOL_FEATURES, &longs(&[1 | 8 | 0x200 | 0x1000 | 0x2000 | 0x8000]), &[]);
-                send(SET_FEATURES, &longs(&[*features]), &[]);
-            }
-            Step::Share(bytes) => send(SET_MEM_TABLE, &table(&[[GUEST, *bytes, USER, 0]]), &files[..1]),
-            Step::Queue(index, size, base, at) => {
-                send(SET_VRING_NUM, &words(&[*index, *size]), &[]);
-                send(SET_VRING_BASE, &words(&[*index, *base]), &[]);
-                let rings = longs(&[USER + at, USER + at + 0x1800, USER + at + 0x1000, 0]);
-                send(SET_VRING_ADDR, &[words(&[*index, 0]), rings].concat(), &[]);
-                send(SET_VRING_CALL, &longs(&[u64::from(*index)]), &[self.call.as_fd()]);
-                send(SET_VRING_KICK, &longs(&[u64::from(*index)]), &[self.kick.as_fd()]);
-                send(SET_VRING_ENABLE, &words(&[*index, 1]), &[]);
-            }
-            Step::Track(queues, size, bytes, offset) => {
-                send(SET_INFLIGHT_FD, &inflight(*bytes, *offset, *queues, *size), &files[2..]);
-            }
-            Step::Write(entries) => {
-                for &(at, word) in entries {
-                    self.memory.write(at & !7, &word.to_le_bytes());
-                }
-                let _ = self.kick.ring();
-            }
-        }
-    }
-}
-
 /// A front end that says and writes anything hurts nobody but itself.
 #[test]
 fn prop_front_end_that_says_anything_hurts_nobody_else() {
-    let lab = RefCell::new(Lab::new(2));
-    let path = add_port(&lab.borrow(), "vm");
+    let stage = RefCell::new(Stage::new());
     let mut runner = TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() });
-    let start = [Step::Agree(FEATURES), Step::Share(MEMORY)];
-    let steps = (any::<bool>(), vec(step(), 1..30));
+    let speech = (any::<bool>(), vec(step(), 1..30)).prop_map(|(is_set_up, steps)| Speech { is_set_up, steps });
 
-    let outcome = runner.run(&steps, |(is_set_up, steps)| {
-        let mut lab = lab.borrow_mut();
-        let speaker = Speaker {
-            wire: Wire::connect(&path),
-            memory: Memory::new(),
-            kick: Doorbell::create().unwrap(),
-            call: Doorbell::create().unwrap(),
-            region: memfd(0x2_0000),
-        };
-        let start = start.iter().filter(|_| is_set_up);
-        start.chain(&steps).for_each(|step| speaker.act(step));
-        lab.guests[0].send(&frame(MacAddress::BROADCAST, mac(9), 200, 1));
-        lab.guests[0].drain();
-        let _ = speaker.wire.0.shutdown(Shutdown::Write);
-        let _ = (&speaker.wire.0).read_to_end(&mut Vec::new());
-        wait_until_alone(&lab, "vm");
-        lab.barrier();
-        let _ = lab.fabric.take_faults();
-        let _ = lab.guests[1].received();
-        lab.guests[1].refill();
-        lab.assert_passes(0, 1);
-        let _ = lab.guests[1].received();
-        lab.guests[1].refill();
+    let outcome = runner.run(&speech, |speech| {
+        stage.borrow_mut().hear(&speech);
         Ok(())
     });
 
     outcome.unwrap();
+}
+
+/// Bytes that a search guided by coverage once found new ways with.
+#[test]
+fn front_ends_of_earlier_searches_hurt_nobody_else() {
+    let mut stage = Stage::new();
+    for seed in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds/vhost_messages")).unwrap() {
+        let bytes = fs::read(seed.unwrap().path()).unwrap();
+        stage.hear(&Speech::arbitrary_take_rest(Unstructured::new(&bytes)).unwrap());
+    }
 }

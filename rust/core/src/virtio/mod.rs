@@ -20,6 +20,8 @@ pub(crate) mod queue;
 pub mod rng;
 pub mod server;
 pub(crate) mod split;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod test_memory;
 mod traps;
+#[cfg(any(test, fuzzing))]
+pub mod walk;

@@ -26,7 +26,7 @@ pub const SIZE_MAX: u32 = 32768;
 /// Most descriptors of one chain: what bounds the work that one frame can make.
 pub const CHAIN_MAX: u32 = 1024;
 /// A look ends at so many pieces of scattered chains: what bounds the work that one batch can make.
-const PIECES_MAX: usize = CHAIN_MAX as usize;
+pub(super) const PIECES_MAX: usize = CHAIN_MAX as usize;
 
 pub(super) const DESCRIPTOR_BYTES: u64 = 16;
 pub(super) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -369,32 +369,14 @@ impl Table {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use arbitrary::{Arbitrary, Unstructured};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::select;
 
     use super::*;
-    use crate::virtio::test_memory::{BYTES, END, GUEST, TestMemory, USER};
-
-    /// Rings lie one behind the other, and tables behind them.
-    const AVAILABLE: u64 = 0x400;
-    const USED: u64 = 0x800;
-    const TABLES: u64 = 0x1000;
-
-    /// One thing that a driver writes, or that we do.
-    #[derive(Clone, Debug)]
-    enum Step {
-        /// A descriptor or an entry of a table: its place, address, length, and two words.
-        Describe(u64, u64, u32, [u16; 2]),
-        /// A word of the rings.
-        Write(u64, u16),
-        /// How far the driver is, counted from where we are.
-        Offer(u16),
-        Look(usize),
-        Complete(usize),
-        Rewind,
-        Arm,
-    }
+    use crate::virtio::test_memory::{BYTES, END, GUEST};
+    use crate::virtio::walk::{Step, TABLES, Walk};
 
     fn address() -> impl Strategy<Value = u64> {
         let edges = vec![0, GUEST - 1, GUEST, GUEST + BYTES - 1, GUEST + BYTES, END - 16, END - 1, END, u64::MAX - 15];
@@ -425,76 +407,8 @@ mod tests {
             3 => (0..9_usize).prop_map(Step::Complete),
             1 => Just(Step::Rewind),
             1 => Just(Step::Arm),
+            2 => Just(Step::Request),
         ]
-    }
-
-    /// Does what it is told, and looks at every chain that is found. A queue is left alone after its first fault.
-    fn walk(is_packed: bool, size: u32, direction: Direction, steps: &[Step]) {
-        let memory = TestMemory::new();
-        let at = QueueAt {
-            size,
-            descriptors: USER,
-            available: USER + AVAILABLE,
-            used: USER + USED,
-            has_event_index: size.is_multiple_of(2),
-            has_indirect: true,
-            is_packed,
-        };
-        let mut queue = Queue::new(memory.whole(), &at, 0x8000, None).unwrap();
-        let mut ahead = Ahead::default();
-        for step in steps {
-            let outcome = match *step {
-                Step::Describe(at, address, length, words) => {
-                    memory.describe(at, address, length, words);
-                    Ok(())
-                }
-                Step::Write(at, value) => {
-                    memory.word(at).store(value, std::sync::atomic::Ordering::Relaxed);
-                    Ok(())
-                }
-                Step::Offer(count) => {
-                    let next = (queue.position() as u16).wrapping_add(count);
-                    memory.word(AVAILABLE + 2).store(next, std::sync::atomic::Ordering::Relaxed);
-                    Ok(())
-                }
-                Step::Look(wanted) => {
-                    let (chains, pieces) = (ahead.chains.len(), ahead.pieces.len());
-                    let found = queue.look(direction, wanted, &mut ahead);
-                    assert!(found.is_ok_and(|found| found <= wanted) || found.is_err());
-                    assert_eq!(chains + found.unwrap_or(0), ahead.chains.len());
-                    assert!(ahead.chains.len() <= size as usize);
-                    assert!(ahead.pieces.len() < pieces + PIECES_MAX + 2 * CHAIN_MAX as usize);
-                    found.map(|_| ())
-                }
-                Step::Complete(count) => {
-                    let count = count.min(ahead.chains.len());
-                    if count != 0 {
-                        let used = |chain: Chain| Used { written: chain.bytes, ..chain.used };
-                        queue.complete(ahead.chains.drain(..count).map(used));
-                    }
-                    Ok(())
-                }
-                Step::Rewind => {
-                    queue.rewind();
-                    ahead.clear();
-                    Ok(())
-                }
-                Step::Arm => queue.arm().map(|_| ()),
-            };
-            for chain in &ahead.chains {
-                if chain.pieces == 0 {
-                    assert!(memory.holds(chain.place.as_ptr(), chain.bytes), "{chain:?}");
-                    continue;
-                }
-                let pieces = ahead.pieces_of(chain);
-                assert!(pieces.iter().all(|piece| piece.bytes != 0 && memory.holds(piece.place.as_ptr(), piece.bytes)));
-                let total: u64 = pieces.iter().map(|piece| u64::from(piece.bytes)).sum();
-                assert_eq!(u64::from(chain.bytes), total.min(u32::MAX.into()));
-            }
-            if outcome.is_err() {
-                return;
-            }
-        }
     }
 
     fn direction() -> impl Strategy<Value = Direction> {
@@ -509,7 +423,7 @@ mod tests {
         fn prop_split_queue_of_anything_leads_into_memory_or_to_a_fault(
             power in 0..6_u32, direction in direction(), steps in vec(step(), 1..60),
         ) {
-            walk(false, 1 << power, direction, &steps);
+            Walk { size: 1 << power, direction, steps }.split();
         }
 
         /// As above, of a packed one.
@@ -517,7 +431,19 @@ mod tests {
         fn prop_packed_queue_of_anything_leads_into_memory_or_to_a_fault(
             size in 1..33_u32, direction in direction(), steps in vec(step(), 1..60),
         ) {
-            walk(true, size, direction, &steps);
+            Walk { size, direction, steps }.packed();
+        }
+    }
+
+    /// Bytes that a search guided by coverage once found new ways with, as each kind of queue has it.
+    #[test]
+    fn walks_of_earlier_searches_lead_into_memory_or_to_a_fault() {
+        for (target, walk) in [("split_walk", Walk::split as fn(&Walk)), ("packed_walk", Walk::packed)] {
+            let folder = format!("{}/../fuzz/seeds/{target}", env!("CARGO_MANIFEST_DIR"));
+            for seed in std::fs::read_dir(folder).unwrap() {
+                let bytes = std::fs::read(seed.unwrap().path()).unwrap();
+                walk(&Walk::arbitrary_take_rest(Unstructured::new(&bytes)).unwrap());
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Memory of a driver for tests of queues: two regions, each behind the other for descriptors, and nothing behind them.
 
 #![allow(clippy::unwrap_used)]
+#![cfg_attr(fuzzing, allow(dead_code, reason = "a walk needs less of it than tests do"))]
 
 use std::fs::File;
 use std::sync::Arc;
