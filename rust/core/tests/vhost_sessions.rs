@@ -18,8 +18,9 @@ use switch_guest::{Lab, SWITCH, eventually, frame, mac};
 use vbnet_core::error::Error;
 use vbnet_core::fabric::{VenetParams, VhostUserCounter};
 use vbnet_core::net::frame::MacAddress;
-use vbnet_core::port::{PortCounter, PortEvent, PortPart};
+use vbnet_core::port::{PortCounter, PortPart};
 use vbnet_core::shm::doorbell::Doorbell;
+use vhost_front::verdict::{CONTENT, MESSAGE, assert_quarantined, assert_quarantined_of, assert_refused, told};
 use vhost_front::{
     ADD_MEM_REG, Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_PROTOCOL_FEATURES,
     GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, REM_MEM_REG,
@@ -27,12 +28,6 @@ use vhost_front::{
     SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port,
     counted, describe, inflight, longs, memfd, socket_path, table, wait_until_alone, words,
 };
-
-fn told(lab: &Lab, part: PortPart) -> PortEvent {
-    let event = lab.fault();
-    assert_eq!(part, event.part, "{}", event.text);
-    event
-}
 
 // ---- coming and going ----------------------------------------------------------------------------------------------
 
@@ -334,28 +329,6 @@ fn address_of_a_port_is_its_own() {
 
 // ---- messages that cannot be ---------------------------------------------------------------------------------------
 
-/// Sends something to a port whose front end was set up; the connection ends, the port is told of, and the next front end is
-/// served as if nothing had been.
-fn assert_refused(name: &str, reason: &str, say: impl FnOnce(&mut FrontEnd)) {
-    let mut lab = Lab::new(1);
-    let path = add_port(&lab, "vm");
-    let mut front = FrontEnd::new(&path);
-
-    say(&mut front);
-    front.wire.assert_hung_up();
-    let event = told(&lab, PortPart::Control);
-
-    assert_eq!(reason, event.reason, "{name}: {}", event.text);
-    wait_until_alone(&lab, "vm");
-    let mut next = FrontEnd::new(&path);
-    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
-    next.send(&sent);
-    assert_eq!(sent, lab.guests[0].receive(), "{name}");
-}
-
-const MESSAGE: &str = "refused_message";
-const CONTENT: &str = "refused_content";
-
 #[test]
 fn message_that_is_none_is_refused() {
     let cases: [(&str, Vec<u8>); 9] = [
@@ -607,47 +580,6 @@ fn noise_ends_in_refusal() {
 }
 
 // ---- rings that break a rule ---------------------------------------------------------------------------------------
-
-/// Breaks a queue of a front end; the queue is quarantined and told of, others go on, and a front end that sets it up anew
-/// has it back.
-fn assert_quarantined(name: &str, reason: &str, part: PortPart, harm: impl FnOnce(&mut FrontEnd, &mut Lab)) {
-    assert_quarantined_of(FEATURES, name, reason, part, harm);
-}
-
-/// As above, of a kind of queue.
-fn assert_quarantined_of(
-    features: u64,
-    name: &str,
-    reason: &str,
-    part: PortPart,
-    harm: impl FnOnce(&mut FrontEnd, &mut Lab),
-) {
-    let mut lab = Lab::new(2);
-    let mut front = FrontEnd::with(&add_port(&lab, "vm"), features);
-
-    harm(&mut front, &mut lab);
-    let event = told(&lab, part);
-
-    assert_eq!(reason, event.reason, "{name}: {}", event.text);
-    let position = vbnet_core::error::Fault::REASONS.iter().position(|&known| known == reason).unwrap();
-    let counter = PortCounter::FaultTailOutOfRange as usize + position;
-    let blocks = lab.counters.reader().blocks();
-    let block = blocks.iter().find(|block| block.kind == "port" && block.labels.contains("device=vm,")).unwrap();
-    assert_eq!(1, block.values[counter], "{name}");
-    let ports = lab.fabric.ports().unwrap();
-    let port = ports.iter().find(|port| port.name == "vm").unwrap();
-    let fault = if part == PortPart::Transmit { port.transmit_fault } else { port.receive_fault };
-    assert_eq!(Some(reason), fault, "{name}");
-    lab.assert_passes(0, 1);
-    let Ok(path) = port.device.clone().ok_or(()) else { panic!("{name}") };
-    drop(front);
-    wait_until_alone(&lab, "vm");
-    let mut next = FrontEnd::with(Path::new(&path), features);
-    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
-    lab.guests[0].refill();
-    next.send(&sent);
-    assert_eq!(sent, lab.guests[0].receive(), "{name}");
-}
 
 #[test]
 fn queue_of_frames_that_breaks_a_rule_is_quarantined() {

@@ -55,9 +55,7 @@ impl Hostile {
     }
 
     fn start(&self, features: u64) {
-        self.bench.call(SET_STATUS, &[3]).unwrap();
-        self.bench.call(SET_FEATURES, &[features as u32, (features >> 32) as u32]).unwrap();
-        self.bench.call(SET_STATUS, &[11]).unwrap();
+        agree_on(&self.bench, features);
         self.bench.call(SET_VQ, &set_vq(0, SIZE.into(), [QUEUE, AVAILABLE, USED])).unwrap();
         self.bench.call(SET_STATUS, &[STATUS_ALIVE]).unwrap();
     }
@@ -153,6 +151,16 @@ impl Hostile {
         self.wait_used(self.available);
         self.byte(BUFFER + 0x800)
     }
+}
+
+fn agree(bench: &Bench) {
+    agree_on(bench, COMMON_FEATURES);
+}
+
+fn agree_on(bench: &Bench, features: u64) {
+    bench.call(SET_STATUS, &[3]).unwrap();
+    bench.call(SET_FEATURES, &[features as u32, (features >> 32) as u32]).unwrap();
+    bench.call(SET_STATUS, &[11]).unwrap();
 }
 
 /// Lays a signal out as `docs/wire/signal.md` says it, with nobody asleep.
@@ -395,6 +403,7 @@ fn features_that_were_not_offered_are_not_agreed_to() {
 #[test]
 fn queue_that_cannot_be_is_refused() {
     let bench = Bench::new(BYTES, false, Transport::Vbus);
+    agree(&bench);
     let good = [QUEUE, AVAILABLE, USED];
     assert!(refused(bench.call(SET_VQ, &set_vq(0, 16, good))), "without a region");
     format_signal(&bench, SIGNAL);
@@ -436,6 +445,7 @@ fn region_that_is_no_queue_or_has_no_signal_is_refused() {
 #[test]
 fn queue_with_a_signal_that_is_none_is_a_fault() {
     let bench = Bench::new(BYTES, false, Transport::Vbus);
+    agree(&bench);
     Direct(bench.device.clone()).share(0, QUEUE, QUEUE_BYTES, SIGNAL - QUEUE).unwrap();
 
     let outcome = bench.call(SET_VQ, &set_vq(0, 16, [QUEUE, AVAILABLE, USED]));

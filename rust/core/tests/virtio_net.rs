@@ -4,152 +4,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod virtio_bench;
+mod virtio_card;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
 
 use vbnet_core::error::{Error, Fault};
-use vbnet_core::fabric::{Fabric, VenetParams};
-use vbnet_core::guest::nic::{Receiver, Sender};
-use vbnet_core::guest::virtio::arena::Arena;
-use vbnet_core::guest::virtio::net::{self, block_bytes};
-use vbnet_core::guest::virtio::transport::Registers;
-use vbnet_core::net::frame::MacAddress;
-use vbnet_core::port::PortId;
-use vbnet_core::shm::counters::CounterFile;
-use vbnet_core::shm::region::Ram;
-use vbnet_core::virtio::device::{COMMON_FEATURES, Device, Params, Transport, VirtioHost};
-use vbnet_core::virtio::net::{NetKind, NetParams};
-use virtio_bench::{DEADLINE, Direct};
+use vbnet_core::virtio::device::{COMMON_FEATURES, Transport};
+use virtio_bench::DEADLINE;
+use virtio_card::{Lab, SET_STATUS, SLOTS, START, frame, receive, until};
 
-const START: u32 = 0x2000;
-const SLOTS: u32 = 64;
-const MTU: u32 = 1500;
 const NEEDS_RESET: u32 = 64;
 const PACKED: u64 = 1 << 34;
 const CONTROL: u64 = 1 << 17;
 const PAIRS: u64 = 1 << 22;
-const SET_FEATURES: u32 = 2;
-const SET_STATUS: u32 = 4;
-const SET_VQ: u32 = 9;
 const AVAILABLE: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
-
-struct Lab {
-    fabric: Fabric,
-    host: VirtioHost,
-}
-
-impl Lab {
-    fn new() -> Self {
-        let fabric = Fabric::new(Arc::new(CounterFile::create(None, 1 << 20).unwrap()), 1).unwrap();
-        fabric.switch_create("lan", 300).unwrap();
-        let host = VirtioHost::start(Arc::new(CounterFile::create(None, 1 << 20).unwrap())).unwrap();
-        Self { fabric, host }
-    }
-
-    /// A card that nobody drives yet.
-    fn card(&self, number: u8, transport: Transport, pairs: usize) -> Card {
-        let mac = MacAddress::new([2, 0, 0, 0, 0, number]);
-        let params = VenetParams { mac, mtu: MTU, ..VenetParams::default() };
-        let port = self.fabric.port_add_virtio_net("lan", &format!("g{number}.eth0"), "g", params).unwrap();
-        let id = port.id();
-        let kind = NetKind::new(port, NetParams { mac, mtu: MTU, pairs }).unwrap();
-        let ram = Ram::create("guest", 2 << 20).unwrap();
-        let params = Params { transport, ..Params::default() };
-        let device = Arc::new(self.host.open(Arc::new(kind), &ram, params, "eth0", "").unwrap());
-        Card { device, ram, id, mac: mac.bytes() }
-    }
-
-    fn info(&self, card: &Card) -> vbnet_core::fabric::PortInfo {
-        self.fabric.ports().unwrap().into_iter().find(|port| port.id == card.id).unwrap()
-    }
-}
-
-struct Card {
-    device: Arc<Device>,
-    ram: Arc<Ram>,
-    id: PortId,
-    mac: [u8; 6],
-}
-
-impl Card {
-    fn start(&self) -> (Sender, Receiver) {
-        let arena = Arena::new(&self.ram, START, block_bytes(MTU, SLOTS).unwrap()).unwrap();
-        let registers: Arc<dyn Registers> = Arc::new(Direct(self.device.clone()));
-        let halves = [registers.clone(), registers.clone()];
-        let started = net::start(registers, halves, &arena, SLOTS).unwrap();
-        assert_eq!((self.mac, MTU), (started.mac, started.mtu));
-        (started.sender.into(), started.receiver.into())
-    }
-
-    fn call(&self, function: u32, words: &[u32]) {
-        let data: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.device.call(function, &data, &mut Vec::new()).unwrap();
-    }
-
-    fn agree(&self, features: u64) {
-        self.call(SET_STATUS, &[3]);
-        self.call(SET_FEATURES, &[features as u32, (features >> 32) as u32]);
-        self.call(SET_STATUS, &[11]);
-    }
-
-    /// Shows a queue whose signal is in the last page of `place`, and enables it.
-    fn queue(&self, queue: u32, size: u32, place: (u32, u32), rings: [u32; 3]) -> rustix::fd::OwnedFd {
-        let signal = place.0 + place.1 - 0x1000;
-        self.write(signal, b"vSIG\x02");
-        let (kick, _call) = Direct(self.device.clone()).share(queue, place.0, place.1, signal - place.0).unwrap();
-        let mut words = vec![queue, size];
-        words.extend(rings.iter().flat_map(|ring| [*ring, 0]));
-        self.call(SET_VQ, &words);
-        kick
-    }
-
-    fn write(&self, offset: u32, bytes: &[u8]) {
-        // SAFETY: mapped, and this test's own.
-        unsafe { self.ram.at(offset, bytes.len()).unwrap().as_ptr().copy_from(bytes.as_ptr(), bytes.len()) };
-    }
-
-    fn read(&self, offset: u32, length: usize) -> Vec<u8> {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts(self.ram.at(offset, length).unwrap().as_ptr(), length) }.to_vec()
-    }
-
-    fn word(&self, offset: u32) -> &AtomicU16 {
-        // SAFETY: as above; aligned by whoever asks.
-        unsafe { AtomicU16::from_ptr(self.ram.at(offset, 2).unwrap().as_ptr().cast()) }
-    }
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < DEADLINE, "no {what}");
-        std::thread::yield_now();
-    }
-}
-
-fn frame(to: [u8; 6], from: [u8; 6], length: usize, number: u8) -> Vec<u8> {
-    let mut frame = vec![number; length];
-    frame[..6].copy_from_slice(&to);
-    frame[6..12].copy_from_slice(&from);
-    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
-    frame
-}
-
-fn receive(receiver: &mut Receiver, count: usize) -> Vec<Vec<u8>> {
-    let mut frames = Vec::new();
-    let start = Instant::now();
-    while frames.len() < count {
-        assert!(start.elapsed() < DEADLINE, "only {} of {count} frames came", frames.len());
-        receiver.receive(32, |frame| frames.push(frame.to_vec())).unwrap();
-        if frames.len() < count {
-            receiver.wait(Duration::ZERO, Some(DEADLINE)).unwrap();
-        }
-    }
-    frames
-}
 
 /// Every length, more frames than slots, asleep and awake: what is sent is what arrives, in order, over each transport.
 #[test]
@@ -311,14 +180,8 @@ fn number_of_pairs_is_chosen_by_the_control_queue() {
     one.call(SET_STATUS, &[15]);
     for (turn, (pairs, answer)) in [(1, 0), (4, 0), (0, 1), (5, 1)].into_iter().enumerate() {
         one.write(buffer, &[4, 0, pairs, 0, 0xee]);
-        let mut chain = Vec::new();
-        for (at, length, flags, next) in [(buffer, 4_u32, 1_u16, 1_u16), (buffer + 4, 1, 2, 0)] {
-            chain.extend(u64::from(at).to_le_bytes());
-            chain.extend(length.to_le_bytes());
-            chain.extend(flags.to_le_bytes());
-            chain.extend(next.to_le_bytes());
-        }
-        one.write(ring, &chain);
+        one.describe(ring, 0, buffer, 4, [1, 1]);
+        one.describe(ring, 1, buffer + 4, 1, [2, 0]);
         one.word(ring + 0x1000 + 4 + 2 * (turn as u32 % 4)).store(0, Ordering::Relaxed);
         one.word(ring + 0x1002).store(turn as u16 + 1, Ordering::SeqCst);
         rustix::io::write(&kick, &1_u64.to_ne_bytes()).unwrap();

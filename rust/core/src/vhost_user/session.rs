@@ -409,13 +409,18 @@ impl VhostUserBackendReqHandler for Session {
     fn set_vring_addr(
         &self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptors: u64,
         used: u64,
         available: u64,
         _log: u64,
     ) -> Answer<()> {
         self.change(|state| {
+            if !flags.is_empty() {
+                // Whoever has its writes logged must not believe that they are.
+                let (what, found) = ("flags of a queue, whose writes nobody logs,", u64::from(flags.bits()));
+                return Err(Fault::BadHeader { what, found, expected: 0 }.into());
+            }
             let queue = queue_of(state, index as usize)?;
             queue.addresses = Some((descriptors, used, available));
             queue.fault = None;

@@ -608,6 +608,9 @@ impl Device {
         if new & DRIVER_OK != 0 && (now | new) & FEATURES_OK == 0 {
             return Err(Error::Usage("DRIVER_OK comes after FEATURES_OK".into()));
         }
+        if new & DRIVER_OK != 0 && (now | new) & FAILED != 0 {
+            return Err(Error::Usage("the driver has given this device up; write 0 first".into()));
+        }
         if new & DRIVER_OK != 0 && self.status() & NEEDS_RESET == 0 {
             self.run(state)?;
         }
@@ -721,8 +724,9 @@ impl Device {
         if found.is_ready {
             return Err(Error::Usage(format!("queue {queue} is in use; delete it, or reset the device")));
         }
-        if self.status() & DRIVER_OK != 0 {
-            return Err(Error::Usage("queues are set up before DRIVER_OK".into()));
+        // Before features are agreed on nobody knows of which kind a queue is.
+        if self.status() & (FEATURES_OK | DRIVER_OK) != FEATURES_OK {
+            return Err(Error::Usage("queues are set up after FEATURES_OK and before DRIVER_OK".into()));
         }
         Ok(())
     }

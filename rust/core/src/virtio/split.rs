@@ -784,6 +784,36 @@ mod tests {
         }
     }
 
+    /// vm-memory #93: an index that is written while it is read is never seen half old and half new. A step over a whole byte
+    /// (0x00ff to 0x0100) seen so would be a jump that is refused.
+    #[test]
+    fn available_index_is_never_seen_torn() {
+        const STEPS: u32 = 0x2_0000;
+        let mut driver = Driver::new();
+        driver.describe(TABLE, 0, buffer(0), 64, 0, 0);
+        let mut queue = driver.queue();
+        let device = thread::spawn(move || {
+            let (mut ahead, mut seen) = (Ahead::default(), 0);
+            while seen < STEPS {
+                ahead.clear();
+                let found = queue.look(Direction::FromDriver, SIZE.into(), &mut ahead).unwrap();
+                queue.complete(ahead.chains.iter().map(|chain| chain.used));
+                seen += found as u32;
+            }
+            queue.position()
+        });
+
+        let mut offered = 0;
+        while offered < STEPS && !device.is_finished() {
+            if driver.available.wrapping_sub(driver.used()) < SIZE {
+                driver.offer(0);
+                offered += 1;
+            }
+        }
+
+        assert_eq!(STEPS as u16, device.join().unwrap());
+    }
+
     /// CVE-2026-86848: what a driver changes while a chain is walked leads to a piece of its memory or to a fault.
     #[test]
     fn descriptor_that_changes_while_it_is_read_never_leads_outside() {

@@ -222,18 +222,23 @@ pub const LONG_PAYLOAD_BYTES: usize = 4000;
 
 /// A long packet of TCP, its checksum open, and the header that leaves it to others.
 pub fn long_frame(to: MacAddress, from: MacAddress) -> (Vec<u8>, Vec<u8>) {
-    let total = (40 + LONG_PAYLOAD_BYTES) as u16;
+    let mut header = vec![1, 1];
+    header.extend([54u16, 1400, 34, 16].into_iter().flat_map(u16::to_le_bytes));
+    (header, tcp_frame(to, from, LONG_PAYLOAD_BYTES))
+}
+
+/// A packet of TCP whose checksum is open: its field holds the sum of the pseudo-header.
+pub fn tcp_frame(to: MacAddress, from: MacAddress, payload_bytes: usize) -> Vec<u8> {
+    let total = (40 + payload_bytes) as u16;
     let mut frame = [to.bytes(), from.bytes()].concat();
     frame.extend([0x08, 0x00, 0x45, 0, (total >> 8) as u8, total as u8, 0, 1, 0x40, 0, 64, 6, 0, 0]);
     frame.extend([10, 0, 0, 1, 10, 0, 0, 2]);
     frame.extend([0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0]);
-    let mut sum: u32 = 0x0a00 + 1 + 0x0a00 + 2 + 6 + 20 + LONG_PAYLOAD_BYTES as u32;
+    let mut sum: u32 = 0x0a00 + 1 + 0x0a00 + 2 + 6 + 20 + payload_bytes as u32;
     sum = (sum & 0xffff) + (sum >> 16);
     frame.extend([(sum >> 8) as u8, sum as u8, 0, 0]);
-    frame.extend((0..LONG_PAYLOAD_BYTES).map(|index| ((index * 7) >> 3) as u8));
-    let mut header = vec![1, 1];
-    header.extend([54u16, 1400, 34, 16].into_iter().flat_map(u16::to_le_bytes));
-    (header, frame)
+    frame.extend((0..payload_bytes).map(|index| ((index * 7) >> 3) as u8));
+    frame
 }
 
 /// A fabric with one switch and a few guests on it.
