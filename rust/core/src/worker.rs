@@ -40,6 +40,7 @@ use crate::shm::doorbell::Doorbell;
 use crate::watch::{Watch, WatchId};
 
 pub mod bellman;
+pub(crate) mod brake;
 pub(crate) mod forward;
 pub(crate) mod offloaded;
 pub(crate) mod parking;

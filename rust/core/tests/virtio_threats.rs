@@ -14,7 +14,7 @@ use rustix::fd::OwnedFd;
 use vbnet_core::error::{Error, Result};
 use vbnet_core::fastcall::FastHandler;
 use vbnet_core::shm::region::Ram;
-use vbnet_core::virtio::device::{COMMON_FEATURES, Kind, Model, Offer, Params, Transport};
+use vbnet_core::virtio::device::{COMMON_FEATURES, Kind, Model, Offer, Params, Transport, VirtioCounter};
 use vbnet_core::virtio::net::{NetKind, NetParams};
 use vbnet_core::virtio::server::Request;
 use virtio_bench::DEADLINE;
@@ -391,6 +391,46 @@ fn re_init_after_a_failed_reset_is_refused() {
     device.call(SET_STATUS, &[ALIVE]);
     offer(after + 1);
     until("an answer", || used() == after + 1);
+}
+
+/// Resets without end, which have a worker take queues back that serves others: from some number a second on they are put off,
+/// and counted; the others go on, and so does the card when the second is over.
+#[test]
+fn resets_without_end_are_put_off_and_counted() {
+    let lab = Lab::new();
+    let card = lab.card_with(1, Params { stops_a_second: 1, ..Params::default() }, 1);
+    let (two, three) = (lab.card(2, Transport::Vbus, 1), lab.card(3, Transport::Vbus, 1));
+    let ((mut sender, _unused), (_back, mut receiver)) = (two.start(), three.start());
+    card.show(0, (RING, RING_BYTES));
+    let start = || {
+        card.agree(COMMON_FEATURES);
+        card.call(SET_VQ, &set_vq(0, 16, RINGS));
+        card.call(SET_STATUS, &[ALIVE]);
+    };
+    let put_off = || {
+        let blocks = lab.host.counters().reader().blocks();
+        let of = |block: &&vbnet_core::shm::counters::BlockSnapshot| block.kind == "virtio";
+        blocks.iter().filter(of).map(|block| block.values[VirtioCounter::PutOff as usize]).sum::<u64>()
+    };
+
+    start();
+    let mut outcome = Ok(Vec::new());
+    until("a reset that is put off", || {
+        outcome = card.ask(SET_STATUS, &[0]);
+        if outcome.is_ok() {
+            start();
+        }
+        outcome.is_err()
+    });
+
+    assert!(matches!(outcome, Err(Error::Busy(_))), "{outcome:?}");
+    assert_eq!((1, ALIVE), (put_off(), status(&card)));
+    let sent = frame(three.mac, two.mac, 80, 1);
+    sender.stage(&sent).unwrap();
+    sender.flush().unwrap();
+    assert_eq!(vec![sent], receive(&mut receiver, 1));
+    until("a reset that is not put off", || card.ask(SET_STATUS, &[0]).is_ok());
+    start();
 }
 
 /// 40, Linux CVE-2026-74614: once a reset is answered, the worker that had the queue touches nothing of the guest's memory.

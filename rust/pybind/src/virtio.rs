@@ -190,7 +190,7 @@ fn how(py: Python<'_>, transport: &str, spin_us: u32, trap_cost_ns: u32) -> PyRe
     let Some((transport, _)) = known else {
         return Err(raise_plain(py, "UsageError", &format!("{transport:?} is no transport of virtio devices")));
     };
-    Ok(Params { transport: *transport, spin_us, trap_cost_ns })
+    Ok(Params { transport: *transport, spin_us, trap_cost_ns, ..Params::default() })
 }
 
 impl VirtioHost {

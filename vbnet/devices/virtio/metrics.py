@@ -29,6 +29,9 @@ VIRTIO: Final = MetricBlock(
         "wakeups": _device("wakeups", "transitions", "Times a device's thread woke."),
         "resets": _device("resets", "resets", "Devices reset by their drivers."),
         "refused": _device("register_refusals", "calls", "Register accesses that were refused."),
+        "put_off": _device(
+            "resets_put_off", "resets", "Resets, and queues taken out of use, put off: too many within a second."
+        ),
         **{
             f"fault_{reason}": Metric(
                 "vbnet_virtio_faults_total",

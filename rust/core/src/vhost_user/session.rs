@@ -40,14 +40,14 @@ use crate::virtio::memory::{GuestMemory, REGIONS_MAX, RegionAt};
 use crate::virtio::net::{self, OFFLOADS, PAIRS_MAX, bit};
 use crate::virtio::packed::PackedQueue;
 use crate::virtio::queue::{self, QueueAt, SIZE_MAX};
+use crate::worker::brake::Brake;
 use crate::worker::{Command, WorkerDoor};
 
 const QUEUES: usize = 2 * PAIRS_MAX;
-/// So often rings may be taken from the worker in such a time: many times what setting up every queue takes.
-const STOPS_A_WINDOW: u32 = 1000;
-const WINDOW: Duration = Duration::from_secs(1);
+/// So often a second rings may be taken from the worker: many times what setting up every queue takes.
+const STOPS_A_SECOND: u32 = 1000;
 /// What each message has to wait that takes them more often.
-const BRAKE: Duration = Duration::from_millis(1);
+const WAIT: Duration = Duration::from_millis(1);
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -96,9 +96,6 @@ struct State {
     queues: [Queue; QUEUES],
     /// The worker has rings of this session.
     runs: bool,
-    /// How often rings were taken back since then.
-    stops: u32,
-    since: Option<Instant>,
     /// Why the last message was refused.
     refusal: Option<Error>,
 }
@@ -109,11 +106,13 @@ pub(crate) struct Session {
     mac: MacAddress,
     door: WorkerDoor,
     state: Mutex<State>,
+    /// How often rings are taken back.
+    brake: Mutex<Brake>,
 }
 
 impl Session {
     pub(crate) fn new(port: PortId, mac: MacAddress, door: WorkerDoor) -> Self {
-        Self { port, mac, door, state: Mutex::default() }
+        Self { port, mac, door, state: Mutex::default(), brake: Mutex::new(Brake::new(STOPS_A_SECOND)) }
     }
 
     /// Why the last message was refused, if it was by us.
@@ -163,13 +162,9 @@ impl Session {
         if !state.runs {
             return Ok(());
         }
-        let elapsed = state.since.get_or_insert_with(Instant::now).elapsed();
-        if elapsed >= WINDOW {
-            (state.since, state.stops) = (Some(Instant::now()), 0);
-        } else if state.stops >= STOPS_A_WINDOW {
-            thread::sleep(BRAKE);
+        if !self.brake.lock().unwrap_or_else(PoisonError::into_inner).lets(Instant::now()) {
+            thread::sleep(WAIT);
         }
-        state.stops += 1;
         let rings = self.door.ask(|reply| Command::SetRings(self.port, None, reply))??;
         state.runs = false;
         for ring in rings.into_iter().flat_map(|rings| rings.tx.into_iter().chain(rings.rx)) {

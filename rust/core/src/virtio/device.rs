@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use rustix::io::Errno;
@@ -43,6 +43,7 @@ use crate::shm::fastcall::DATA_BYTES;
 use crate::shm::pair::PairMemory;
 use crate::shm::region::Ram;
 use crate::signals::Caller;
+use crate::worker::brake::Brake;
 use crate::worker::watchdog::Watchdog;
 
 pub(crate) const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
@@ -91,6 +92,8 @@ counters! {
         Resets = "resets",
         /// Requests to registers that were refused.
         Refused = "refused",
+        /// Resets, and queues taken out of use, that were put off because there were too many within a second.
+        PutOff = "put_off",
     }
 }
 
@@ -138,11 +141,13 @@ pub struct Params {
     pub spin_us: u32,
     /// What a trap costs on top, in ns, at most [`TRAP_NS_MAX`]: a modelled leave of the guest, spent by the caller.
     pub trap_cost_ns: u32,
+    /// How often a second its driver may have its queues stopped, by a reset or one by one: whoever has them serves others.
+    pub stops_a_second: u32,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { transport: Transport::default(), spin_us: 50, trap_cost_ns: 0 }
+        Self { transport: Transport::default(), spin_us: 50, trap_cost_ns: 0, stops_a_second: 100 }
     }
 }
 
@@ -325,6 +330,7 @@ impl VirtioHost {
                 forwarding: None,
                 generation: 0,
                 patience: STOP_DEADLINE,
+                brake: Brake::new(params.stops_a_second),
                 is_closed: false,
                 thread_name,
                 spin_us: params.spin_us,
@@ -410,6 +416,8 @@ pub(super) struct State {
     pub(super) generation: u32,
     /// How long the call that is being served may wait for a chain.
     patience: Duration,
+    /// How often the driver has its queues stopped.
+    brake: Brake,
     is_closed: bool,
     thread_name: String,
     spin_us: u32,
@@ -622,6 +630,7 @@ impl Device {
     }
 
     fn reset(&self, state: &mut State) -> Result<()> {
+        self.slow_down(state)?;
         Self::halt(state)?;
         self.count(VirtioCounter::Resets);
         state.features = 0;
@@ -689,6 +698,16 @@ impl Device {
             state.server = Some(Server::start(parts, model, around)?);
         }
         Ok(())
+    }
+
+    /// Puts a driver off that has its queues stopped without end: it has to ask again when the second is over. Whoever runs
+    /// this serves others' registers too, and so does not wait here.
+    fn slow_down(&self, state: &mut State) -> Result<()> {
+        if !state.is_running() || state.brake.lets(Instant::now()) {
+            return Ok(());
+        }
+        self.count(VirtioCounter::PutOff);
+        Err(Error::Busy("the queues were stopped too often within a second; ask again when it is over".into()))
     }
 
     fn halt(state: &mut State) -> Result<()> {
@@ -782,7 +801,8 @@ impl Device {
         if !found.is_ready {
             return Ok(());
         }
-        let was_running = state.server.is_some() || state.forwarding.is_some();
+        let was_running = state.is_running();
+        self.slow_down(state)?;
         Self::halt(state)?;
         state.queues[queue as usize].is_ready = false;
         if was_running && state.queues.iter().any(|queue| queue.is_ready) {
@@ -823,6 +843,11 @@ impl Device {
 }
 
 impl State {
+    /// Somebody serves its queues.
+    const fn is_running(&self) -> bool {
+        self.server.is_some() || self.forwarding.is_some()
+    }
+
     /// Bytes of the configuration.
     pub(super) fn config(&self, offset: u32, length: u32) -> Result<&[u8]> {
         let end = (offset as usize).saturating_add(length as usize);

@@ -47,14 +47,17 @@ impl Lab {
 
     /// A card that nobody drives yet.
     pub fn card(&self, number: u8, transport: Transport, pairs: usize) -> Card {
+        self.card_with(number, Params { transport, ..Params::default() }, pairs)
+    }
+
+    pub fn card_with(&self, number: u8, device: Params, pairs: usize) -> Card {
         let mac = MacAddress::new([2, 0, 0, 0, 0, number]);
         let params = VenetParams { mac, mtu: MTU, ..VenetParams::default() };
         let port = self.fabric.port_add_virtio_net("lan", &format!("g{number}.eth0"), "g", params).unwrap();
         let id = port.id();
         let kind = NetKind::new(port, NetParams { mac, mtu: MTU, pairs }).unwrap();
         let ram = Ram::create("guest", 2 << 20).unwrap();
-        let params = Params { transport, ..Params::default() };
-        let device = Arc::new(self.host.open(Arc::new(kind), &ram, params, "eth0", "").unwrap());
+        let device = Arc::new(self.host.open(Arc::new(kind), &ram, device, "eth0", "").unwrap());
         Card { bare: Bare { device, ram }, id, mac: mac.bytes() }
     }
 
