@@ -68,6 +68,7 @@ __all__ = [
     "IntcOutbox",
     "NetPort",
     "NicDriver",
+    "NicGrant",
     "NicTotals",
     "Page",
     "Ram",
@@ -87,7 +88,6 @@ __all__ = [
     "TimersLayout",
     "TrafficGuest",
     "Venet",
-    "VenetGrant",
     "VenetLayout",
     "View",
     "VirtioDevice",
@@ -310,7 +310,7 @@ class Fabric:
         signals: Signals | None = None,
         lines: tuple[int, int] | None = None,
         guest: str = "",
-        grant: VenetGrant | None = None,
+        grant: NicGrant | None = None,
     ) -> int: ...
     def port_add_nic(
         self,
@@ -639,28 +639,6 @@ class TrafficGuest:
     def close(self) -> None: ...
 
 @final
-class VenetGrant:
-    def __new__(
-        cls,
-        takes: Sequence[str] = ...,
-        gives: Sequence[str] = ...,
-        *,
-        is_scattered: bool = False,
-        is_merged: bool = False,
-        pool: tuple[int, int] | None = None,
-    ) -> Self: ...
-    @property
-    def takes(self) -> list[str]: ...
-    @property
-    def gives(self) -> list[str]: ...
-    @property
-    def is_scattered(self) -> bool: ...
-    @property
-    def is_merged(self) -> bool: ...
-    @property
-    def pool(self) -> tuple[int, int] | None: ...
-
-@final
 class VenetLayout:
     def __new__(
         cls,
@@ -668,7 +646,7 @@ class VenetLayout:
         tx_slots: int = 256,
         rx_slots: int = 256,
         start: int = 0,
-        grant: VenetGrant | None = None,
+        grant: NicGrant | None = None,
         *,
         has_pool: bool = False,
     ) -> Self: ...
@@ -706,6 +684,28 @@ class NicTotals:
     @property
     def sleeps(self) -> int: ...
 
+@final
+class NicGrant:
+    def __new__(
+        cls,
+        takes: Sequence[str] = ...,
+        gives: Sequence[str] = ...,
+        *,
+        is_scattered: bool = False,
+        is_merged: bool = False,
+        pool: tuple[int, int] | None = None,
+    ) -> Self: ...
+    @property
+    def takes(self) -> list[str]: ...
+    @property
+    def gives(self) -> list[str]: ...
+    @property
+    def is_scattered(self) -> bool: ...
+    @property
+    def is_merged(self) -> bool: ...
+    @property
+    def pool(self) -> tuple[int, int] | None: ...
+
 @disjoint_base
 class NicDriver:
     @property
@@ -718,6 +718,12 @@ class NicDriver:
     def recv(self, max: int = 32, timeout: float | None = None) -> list[bytes]: ...
     def recv_frame(self, timeout: float | None = None) -> bytes | None: ...
     def recv_views(self, max: int = 32, timeout: float | None = None) -> list[FrameView]: ...
+    @property
+    def grant(self) -> NicGrant: ...
+    def send_pieces(
+        self, pieces: Sequence[Buffer], request: bytes | None = None, timeout: float | None = None
+    ) -> bool: ...
+    def recv_requests(self, max: int = 32, timeout: float | None = None) -> list[tuple[bytes, bytes]]: ...
     def arm_receive(self) -> bool: ...
     def arm_send(self) -> bool: ...
     def pending(self) -> int: ...
@@ -732,7 +738,7 @@ class NetPort:
     @property
     def id(self) -> int: ...
 
-def virtio_net_bytes(mtu: int, slots: int) -> int: ...
+def virtio_net_bytes(mtu: int, slots: int, *, has_offloads: bool = False) -> int: ...
 
 @disjoint_base
 class VirtioNet(NicDriver):
@@ -746,6 +752,7 @@ class VirtioNet(NicDriver):
         *,
         slots: int = 256,
         fast: tuple[int, FastSlot, FastSlot] | None = None,
+        wanted: Sequence[str] = ...,
     ) -> Self: ...
     @property
     def hardware_address(self) -> str: ...
@@ -762,17 +769,13 @@ class Venet(NicDriver):
         tx_slots: int = 256,
         rx_slots: int = 256,
         start: int = 0,
-        grant: VenetGrant | None = None,
+        grant: NicGrant | None = None,
         *,
         has_pool: bool = False,
     ) -> Self: ...
     @property
     def layout(self) -> VenetLayout: ...
     def connect(self, tx_kick: int, tx_call: int, rx_kick: int, rx_call: int) -> None: ...
-    def send_pieces(
-        self, pieces: Sequence[Buffer], request: bytes | None = None, timeout: float | None = None
-    ) -> bool: ...
-    def recv_requests(self, max: int = 32, timeout: float | None = None) -> list[tuple[bytes, bytes]]: ...
 
 @final
 class FrameClaim:
@@ -1037,6 +1040,7 @@ class VirtioHost:
         mac: str,
         mtu: int,
         pairs: int = 1,
+        has_offloads: bool = True,
         name: str,
         labels: str = "",
         transport: str = "vbus",

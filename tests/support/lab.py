@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Coroutine, Iterator
+from collections.abc import Collection, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import Queue
@@ -26,6 +26,7 @@ from vbnet.bus.operator import EventStream, Operator, SyncOperator
 from vbnet.bus.rundir import RunDir
 from vbnet.devices.venet.driver import VenetDriver, VenetNic
 from vbnet.devices.venet.wire import Capability
+from vbnet.devices.virtio_net.driver import VirtioNetDriver
 from vbnet.errors import VbnetError
 
 __all__ = ["BROADCAST", "ETHERTYPE", "EventTap", "Lab", "Net", "Station", "ethernet", "numbered", "on_loop"]
@@ -164,10 +165,10 @@ class Net:
         self,
         kind: str = "venet",
         slots: int | None = None,
-        wants: bool | Capability = False,
+        wants: bool | Capability | Collection[str] = False,
         **attributes: object,
     ) -> Station:
-        """A guest of this process with a NIC that is up; ``wants``: the capabilities its driver asks for."""
+        """A guest of this process with a NIC that is up; ``wants``: the offloads its driver asks for."""
         return Station(self, self.guest(self.plug_nic(kind, **attributes)), slots, wants)
 
     def process(self, kind: str = "venet", **attributes: object) -> GuestProcess:
@@ -191,10 +192,12 @@ class Station:
         net: Net,
         guest: Guest,
         slots: int | None = None,
-        wants: bool | Capability = False,
+        wants: bool | Capability | Collection[str] = False,
     ) -> None:
         self.net, self.guest = net, guest
         guest.register(VenetDriver(slots, offloads=wants))
+        if not isinstance(wants, Capability):
+            guest.register(VirtioNetDriver(slots, offloads=wants))
         self.nic: VenetNic = guest.nic("eth0", PATIENCE)
         self.mac = bytes(self.nic.mac)
         self.port = f"{guest.name}.eth0"

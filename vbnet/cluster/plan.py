@@ -214,6 +214,8 @@ def _metrics_plan(lab: LabFile) -> MetricsPlan | None:
 
 FASTCALL_CLASS = "fastcall"
 """The device class through which registers trap."""
+_WITH_OFFLOADS = frozenset({"venet", "virtio-net"})
+"""Device classes whose drivers may ask for any."""
 NIC_MODEL = "venet"
 """What a network card is when nobody says."""
 
@@ -233,7 +235,7 @@ def _nic_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
             attributes |= model.attributes
             if nic.trap_cost_ns:
                 attributes["trap_cost_ns"] = str(nic.trap_cost_ns)
-            if not nic.offloads and class_name == "venet":
+            if not nic.offloads and class_name in _WITH_OFFLOADS:
                 attributes["offloads"] = "0"
         args = {"name": nic.device, "type": class_name, "attributes": attributes}
         yield Request(verb="device.create", args=args)

@@ -6,6 +6,9 @@
     for view in nic.recv_views():      # without copying: memoryview(view), then view.release()
     with nic.claim(1500) as room:      # without copying: write into memoryview(room), sent at the end
 
+    nic.send_pieces([head, body])      # one frame that lies in several pieces; REQUEST says what is left to be done
+    for frame, request in nic.recv_requests():  # the same from the other end
+
 One thread may send while another receives; two threads doing the same get BusyError. Which model it is, a program need
 not know: each is a class of its device's ``driver.py``, made of :class:`Nic` and its native half. Who writes what: the
 guest owns this memory; see ``rust/core/src/guest/nic.rs``. When the host or the device is gone every call raises
@@ -60,6 +63,14 @@ class Nic(NicDriver):
 
     ``send``, ``send_frame``, ``claim``, ``recv``, ``recv_frame``, ``recv_views`` and ``fileno`` are native; see
     ``vbnet/_native.pyi``. ``timeout`` is in seconds everywhere: None waits for as long as it takes, 0 not at all.
+
+    Where the model's driver was registered with ``offloads=True``, and the host agreed, a frame may be longer than the
+    MTU and lack its checksum, each way: ``grant`` says what was agreed on. ``send_pieces(pieces, request)`` sends one
+    frame that lies in several pieces. Pieces in the guest's own memory are sent from where they lie, and must stay as
+    they are until ``pending()`` gives 0; all others are copied. ``request``, packed by ``vbnet.net.offload.REQUEST``,
+    says what is left to be done. ``recv_requests`` gives pairs of a frame and its request, empty when nothing is left;
+    ``recv`` gives the frames alone, and ``recv_views`` cannot be used. Without a grant pieces are put together, and
+    requests refused.
 
     Attributes:
         receive_signal: what the host raises when frames came; an interrupt controller may be bound to it.

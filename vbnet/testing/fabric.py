@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vbnet.errors import BusyError, ExistsError, NotFoundError, PeerFault
 
 if TYPE_CHECKING:
-    from vbnet._native import VenetGrant
+    from vbnet._native import NicGrant
     from vbnet.sharedmem import Ram
 
 __all__ = ["FakeFabric"]
@@ -76,7 +76,7 @@ class FakeFabric:
         signals: object = None,
         lines: tuple[int, int] | None = None,
         guest: str = "",
-        grant: VenetGrant | None = None,
+        grant: NicGrant | None = None,
         **settings: int,
     ) -> int:
         """Remember a venet port; rings that leave the memory are the guest's fault."""

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use switch_guest::{DEADLINE, Lab, SWITCH, Shape, eventually, frame, mac};
-use vbnet_core::error::Result;
+use vbnet_core::error::{Error, Result};
 use vbnet_core::fabric::{NicParts, PortId, VenetParams};
 use vbnet_core::fastcall::FastHandler;
 use vbnet_core::guest::card::{Registers, e1000, rtl8139};
-use vbnet_core::guest::nic::Stage;
+use vbnet_core::guest::nic::{Sender, Stage};
+use vbnet_core::guest::pieces::Part;
 use vbnet_core::net::frame::MacAddress;
+use vbnet_core::net::grant::Grant;
 use vbnet_core::nic::card::{Card, CardCounter, Traps, function};
 use vbnet_core::nic::e1000::{E1000, RCTL_EN, RCTL_UPE, TCTL_EN, register as intel};
 use vbnet_core::nic::rtl8139::{CR_RE, CR_TE, Rtl8139, register as realtek};
@@ -172,6 +174,31 @@ fn rtl8139_sends_and_receives_frames_of_any_length_round_its_ring() {
         lab.guests[0].send(&back);
         assert_eq!(padded(back), receive_one!(receiver), "back, {length}");
 
+        lab.guests[0].post(1);
+    }
+}
+
+/// No card of these models was granted pieces or requests: the ones are put together, the others refused.
+#[test]
+fn pieces_of_a_frame_are_put_together_for_either_card() {
+    let mut lab = Lab::new(1);
+    let intel = Machine::new(&lab, "intel", Box::new(E1000::new(mac(8))), params(8, 1500));
+    let realtek = Machine::new(&lab, "realtek", Box::new(Rtl8139::new(mac(9))), params(9, 1500));
+    let senders: [Sender; 2] = [intel.e1000(1500).1.into(), realtek.rtl8139().1.into()];
+    for (mut sender, own) in senders.into_iter().zip([8, 9]) {
+        let sent = frame(mac(1), mac(own), 300, own);
+        let parts = [Part::Bytes(&sent[..14]), Part::Bytes(&sent[14..])];
+
+        assert!(sender.stage_long(None, &parts).unwrap());
+        sender.flush().unwrap();
+
+        assert_eq!(sent, lab.guests[0].receive());
+        for outside in [0, u32::MAX] {
+            let refused = sender.stage_long(None, &[parts[0], Part::Place { offset: outside, length: 100 }]);
+            assert!(matches!(refused, Err(Error::Usage(_))), "{refused:?}");
+        }
+        assert!(matches!(sender.stage_long(Some(&[1; 10]), &parts), Err(Error::Usage(_))));
+        assert_eq!(&Grant::NOTHING, sender.grant());
         lab.guests[0].post(1);
     }
 }

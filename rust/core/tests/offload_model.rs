@@ -416,3 +416,45 @@ fn headers_of_earlier_searches_do_no_harm() {
         }
     }
 }
+
+/// Every set of features.
+fn subsets() -> impl Iterator<Item = Features> {
+    let each = [Features::CHECKSUM, Features::TCP4, Features::TCP6, Features::ECN, Features::UDP];
+    (0..1 << each.len()).map(move |bits| {
+        let chosen = each.into_iter().enumerate().filter(|(number, _)| bits >> number & 1 == 1);
+        chosen.fold(Features::NONE, |all, (_, feature)| all.with(feature))
+    })
+}
+
+#[test]
+fn header_is_covered_by_what_it_asks_for_and_by_nothing_less() {
+    let tcp = Features::CHECKSUM.with(Features::TCP4);
+    let cases = [
+        ((0, 0), Features::NONE),
+        ((1, 0), Features::CHECKSUM),
+        ((2, 0), Features::CHECKSUM),
+        ((1, 1), tcp),
+        ((1, 4), Features::CHECKSUM.with(Features::TCP6)),
+        ((1, 5), Features::CHECKSUM.with(Features::UDP)),
+        ((1, 0x81), tcp.with(Features::ECN)),
+    ];
+    for ((flags, kind), needed) in cases {
+        let asked = header(flags, kind, [54, 1400, 34, 16]);
+        for offered in subsets() {
+            assert_eq!(offered.contains(needed), offered.covers(&asked), "{flags} {kind} {offered:?}");
+        }
+    }
+    for (flags, kind) in [(4, 0), (1, 2), (1, 3), (1, 0x40), (0x80, 0)] {
+        assert!(!Features::ALL.covers(&header(flags, kind, [0; 4])), "{flags} {kind}");
+    }
+}
+
+#[test]
+fn nothing_is_agreed_on_without_its_foundation() {
+    let tcp = Features::CHECKSUM.with(Features::TCP6);
+    assert_eq!(Features::NONE, Features::TCP4.with(Features::ECN).founded());
+    assert_eq!(Features::CHECKSUM, Features::CHECKSUM.with(Features::ECN).founded());
+    assert_eq!(tcp.with(Features::ECN), tcp.with(Features::ECN).founded());
+    assert_eq!(Features::ALL, Features::ALL.founded());
+    assert_eq!(Features::CHECKSUM, Features::ALL.uncut());
+}

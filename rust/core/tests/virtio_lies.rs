@@ -17,6 +17,7 @@ use vbnet_core::guest::virtio::disk::{Disk, Patience};
 use vbnet_core::guest::virtio::net;
 use vbnet_core::guest::virtio::stream::Stream;
 use vbnet_core::guest::virtio::transport::Registers;
+use vbnet_core::net::offload::Features;
 use vbnet_core::shm::doorbell::Doorbell;
 use vbnet_core::shm::region::Ram;
 
@@ -72,12 +73,13 @@ impl Liar {
     }
 
     fn arena(&self) -> Arc<Arena> {
-        Arena::new(&self.ram, 0x2000, net::block_bytes(1500, SLOTS).unwrap()).unwrap()
+        Arena::new(&self.ram, 0x2000, net::block_bytes(1500, SLOTS, false).unwrap()).unwrap()
     }
 
     fn card(self: &Arc<Self>) -> Result<(Sender, Receiver)> {
         let registers: Arc<dyn Registers> = self.clone();
-        let started = net::start(registers.clone(), [registers.clone(), registers], &self.arena(), SLOTS)?;
+        let started =
+            net::start(registers.clone(), [registers.clone(), registers], &self.arena(), SLOTS, Features::NONE)?;
         Ok((started.sender.into(), started.receiver.into()))
     }
 

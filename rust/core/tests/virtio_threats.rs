@@ -219,7 +219,12 @@ fn features_of_hash_report_scaling_and_vlan_filters_are_not_agreed_to() {
 #[test]
 fn card_of_128_pairs_and_queues_behind_the_last_are_refused() {
     let lab = Lab::new();
-    let params = |pairs| NetParams { mac: vbnet_core::net::frame::MacAddress::new([2; 6]), mtu: 1500, pairs };
+    let params = |pairs| NetParams {
+        mac: vbnet_core::net::frame::MacAddress::new([2; 6]),
+        mtu: 1500,
+        pairs,
+        has_offloads: true,
+    };
     for pairs in [0, 9, 128, usize::MAX] {
         let port = lab.fabric.port_add_virtio_net("lan", &format!("p{pairs}"), "g", Default::default()).unwrap();
         assert!(NetKind::new(port, params(pairs)).is_err(), "{pairs}");

@@ -18,8 +18,8 @@ use crate::cards::EmulatedCard;
 use crate::counters::CounterFile;
 use crate::errors::{OrRaise, raise_plain};
 use crate::memory::{Ram, duplicate};
+use crate::pieces::NicGrant;
 use crate::signals::Signals;
-use crate::venet::VenetGrant;
 
 pub(crate) fn parse_mac(text: &str) -> Result<MacAddress, Error> {
     text.parse()
@@ -126,7 +126,7 @@ impl Fabric {
         signals: Option<&Signals>,
         lines: Option<(u64, u64)>,
         guest: &str,
-        grant: Option<VenetGrant>,
+        grant: Option<NicGrant>,
     ) -> PyResult<u64> {
         let bell = |fd| Ok::<_, PyErr>(Doorbell::from_fd(duplicate(py, fd)?));
         let caller = |fd, line: Option<u64>| match (signals, line) {

@@ -28,6 +28,7 @@ mod fastcall;
 mod guests;
 mod memory;
 mod nic;
+mod pieces;
 mod sched;
 mod signals;
 mod state;
@@ -111,7 +112,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<guests::StackGuests>()?;
     module.add_class::<guests::Arrivals>()?;
     module.add_class::<guests::TrafficGuest>()?;
-    module.add_class::<venet::VenetGrant>()?;
+    module.add_class::<pieces::NicGrant>()?;
     module.add_class::<venet::VenetLayout>()?;
     module.add_class::<venet::Venet>()?;
     module.add_class::<nic::NicDriver>()?;

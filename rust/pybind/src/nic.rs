@@ -14,11 +14,14 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use vbnet_core::guest::nic::{self as core, Stage};
+use vbnet_core::net::grant::Grant;
+use vbnet_core::net::offload::{NO_REQUEST, OFFLOAD_HEADER_BYTES};
 use vbnet_core::shm::doorbell::Doorbell;
 use vbnet_core::shm::region;
 
 use crate::errors::{OrRaise, raise_plain};
 use crate::memory::fill_buffer;
+use crate::pieces::{self, HeldPiece, NicGrant, asked};
 use crate::turnstile::{Inside, Turnstile};
 
 /// What one half of a device has done so far.
@@ -91,6 +94,7 @@ impl From<Doorbell> for Wake {
 pub(crate) struct NicDriver {
     ram: Arc<region::Ram>,
     mtu_max: u32,
+    grant: Grant,
     sending: Arc<Turnstile<Option<core::Sender>>>,
     receiving: Arc<Receiving>,
     gone: AtomicBool,
@@ -169,10 +173,12 @@ impl NicDriver {
         sender: impl Into<core::Sender>,
         receiver: impl Into<core::Receiver>,
     ) -> Self {
+        let sender = sender.into();
         Self {
             ram,
             mtu_max,
-            sending: Arc::new(Turnstile::new(Some(sender.into()))),
+            grant: *sender.grant(),
+            sending: Arc::new(Turnstile::new(Some(sender))),
             receiving: Arc::new(Receiving {
                 half: Turnstile::new(Some(receiver.into())),
                 returned: Mutex::default(),
@@ -210,41 +216,6 @@ impl NicDriver {
             (Some(sender), Some(receiver)) => Ok(work(sender, receiver)),
             _ => Err(lent(py)),
         }
-    }
-
-    /// Sends what `stage` stages, waiting for room until it does. `false`: the time is up.
-    pub(crate) fn send_one(
-        &self,
-        py: Python<'_>,
-        timeout: Option<f64>,
-        mut stage: impl FnMut(&mut core::Sender) -> vbnet_core::error::Result<bool>,
-    ) -> PyResult<bool> {
-        self.alive(py)?;
-        let mut guard = held(py, &self.sending, "sending")?;
-        let sender = guard.as_mut().ok_or_else(|| lent(py))?;
-        let mut patience = Patience::new(py, timeout)?;
-        while !stage(sender).or_raise(py)? {
-            if !self.wait_room(py, sender, &mut patience)? {
-                return Ok(false);
-            }
-        }
-        sender.flush().or_raise(py)?;
-        Ok(true)
-    }
-
-    /// Lets `receive` take frames until there were some, or the time is up.
-    pub(crate) fn receive_some(
-        &self,
-        py: Python<'_>,
-        timeout: Option<f64>,
-        mut receive: impl FnMut(&mut core::Receiver) -> vbnet_core::error::Result<u32>,
-    ) -> PyResult<()> {
-        self.alive(py)?;
-        let mut guard = held(py, &self.receiving.half, "receiving")?;
-        let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
-        let mut patience = Patience::new(py, timeout)?;
-        while receive(receiver).or_raise(py)? == 0 && self.wait_frames(py, receiver, &mut patience)? {}
-        Ok(())
     }
 
     fn alive(&self, py: Python<'_>) -> PyResult<()> {
@@ -549,6 +520,62 @@ impl NicDriver {
                 exports: AtomicU64::new(0),
             })
             .collect())
+    }
+
+    /// What was agreed on beyond plain frames.
+    #[getter]
+    const fn grant(&self) -> NicGrant {
+        NicGrant { inner: self.grant }
+    }
+
+    /// Sends one frame that lies in several pieces, what is left to be done with it first.
+    #[pyo3(signature = (pieces, request = None, timeout = None))]
+    fn send_pieces(
+        &self,
+        py: Python<'_>,
+        pieces: Vec<Bound<'_, PyAny>>,
+        request: Option<&[u8]>,
+        timeout: Option<f64>,
+    ) -> PyResult<bool> {
+        self.alive(py)?;
+        let asked = request.map(|request| asked(py, request)).transpose()?;
+        let pieces = pieces::hold(py, &self.ram, &pieces)?;
+        let parts: Vec<_> = pieces.iter().map(HeldPiece::part).collect();
+        let mut guard = held(py, &self.sending, "sending")?;
+        let sender = guard.as_mut().ok_or_else(|| lent(py))?;
+        let mut patience = Patience::new(py, timeout)?;
+        while !sender.stage_long(asked, &parts).or_raise(py)? {
+            if !self.wait_room(py, sender, &mut patience)? {
+                return Ok(false);
+            }
+        }
+        flush(py, sender, self.does_trap)?;
+        Ok(true)
+    }
+
+    /// Receives as `recv`, with what is left to be done with each frame: empty when nothing is.
+    #[pyo3(signature = (max = 32, timeout = None))]
+    fn recv_requests<'py>(
+        &self,
+        py: Python<'py>,
+        max: u32,
+        timeout: Option<f64>,
+    ) -> PyResult<Vec<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)>> {
+        self.alive(py)?;
+        let mut guard = held(py, &self.receiving.half, "receiving")?;
+        let receiver = guard.as_mut().ok_or_else(|| lent(py))?;
+        let mut frames = Vec::with_capacity(max.min(256) as usize);
+        let mut patience = Patience::new(py, timeout)?;
+        loop {
+            let each = |frame: &[u8], asked: &[u8; OFFLOAD_HEADER_BYTES]| {
+                let asked = if *asked == NO_REQUEST { &[][..] } else { &asked[..] };
+                frames.push((PyBytes::new(py, frame), PyBytes::new(py, asked)));
+            };
+            receiver.receive_long(max, each).or_raise(py)?;
+            if !frames.is_empty() || !self.wait_frames(py, receiver, &mut patience)? {
+                return Ok(frames);
+            }
+        }
     }
 
     /// Asks for the doorbell when a frame arrives. `False`: frames are waiting already.

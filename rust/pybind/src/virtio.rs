@@ -150,7 +150,7 @@ impl VirtioHost {
 
     /// Opens a network card for a guest, whose queues the port gets.
     #[pyo3(signature = (
-        ram, port, *, mac, mtu, pairs = 1, name, labels = "", transport = "vbus", spin_us = 50, trap_cost_ns = 0
+        ram, port, *, mac, mtu, pairs = 1, has_offloads = true, name, labels = "", transport = "vbus", spin_us = 50, trap_cost_ns = 0
     ))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn open_net(
@@ -161,13 +161,14 @@ impl VirtioHost {
         mac: &str,
         mtu: u32,
         pairs: usize,
+        has_offloads: bool,
         name: &str,
         labels: &str,
         transport: &str,
         spin_us: u32,
         trap_cost_ns: u32,
     ) -> PyResult<VirtioDevice> {
-        let params = NetParams { mac: parse_mac(mac).or_raise(py)?, mtu, pairs };
+        let params = NetParams { mac: parse_mac(mac).or_raise(py)?, mtu, pairs, has_offloads };
         let kind = NetKind::new(port.inner.clone(), params).or_raise(py)?;
         self.open(py, Arc::new(kind), ram, name, labels, how(py, transport, spin_us, trap_cost_ns)?)
     }

@@ -16,6 +16,7 @@ use crate::errors::OrRaise;
 use crate::fastcall::FastSlot;
 use crate::memory::{Ram, duplicate};
 use crate::nic::NicDriver;
+use crate::pieces::features;
 use crate::virtio::{PythonRegisters, better};
 
 /// The driver half of a virtio network card.
@@ -28,16 +29,18 @@ pub(crate) struct VirtioNet {
 
 /// Bytes of the guest's memory that such a driver needs, in one block of whole pages.
 #[pyfunction]
-pub(crate) fn virtio_net_bytes(py: Python<'_>, mtu: u32, slots: u32) -> PyResult<u32> {
-    core::block_bytes(mtu, slots).or_raise(py)
+#[pyo3(signature = (mtu, slots, *, has_offloads = false))]
+pub(crate) fn virtio_net_bytes(py: Python<'_>, mtu: u32, slots: u32, has_offloads: bool) -> PyResult<u32> {
+    core::block_bytes(mtu, slots, has_offloads).or_raise(py)
 }
 
 #[pymethods]
 impl VirtioNet {
     /// Starts it on an open device, in `length` bytes at `offset` of the guest's RAM. Not on the loop's own thread. With
-    /// `fast`, the number of the device and two slots, each half reaches registers through one of them.
+    /// `fast`, the number of the device and two slots, each half reaches registers through one of them. It asks for `wanted`,
+    /// by their names, each way.
     #[new]
-    #[pyo3(signature = (ram, offset, length, call, share, *, slots = 256, fast = None))]
+    #[pyo3(signature = (ram, offset, length, call, share, *, slots = 256, fast = None, wanted = Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn new(
         py: Python<'_>,
@@ -48,7 +51,9 @@ impl VirtioNet {
         share: Py<PyAny>,
         slots: u32,
         fast: Option<(u32, Bound<'_, FastSlot>, Bound<'_, FastSlot>)>,
+        wanted: Vec<String>,
     ) -> PyResult<PyClassInitializer<Self>> {
+        let wanted = features(py, &wanted)?;
         let region = ram.region(py)?;
         let arena = Arena::new(&region, offset, length).or_raise(py)?;
         let raised = Arc::new(Mutex::new(None));
@@ -63,7 +68,7 @@ impl VirtioNet {
                 [by(first.get().caller(py)?), by(second.get().caller(py)?)]
             }
         };
-        let started = py.detach(|| core::start(slow, halves, &arena, slots));
+        let started = py.detach(|| core::start(slow, halves, &arena, slots, wanted));
         let core::Started { sender, receiver, mac, mtu, tally } = better(py, &raised, started)?;
         let wake =
             |bell: Option<&Doorbell>| bell.map(|bell| duplicate(py, bell.raw()).map(Doorbell::from_fd)).transpose();

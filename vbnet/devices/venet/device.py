@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from vbnet._native import VenetGrant
+from vbnet._native import NicGrant
 from vbnet.bus.limits import MAX_PRIORITY
 from vbnet.devices.venet import wire
 from vbnet.errors import BusyError, ExistsError, UnsupportedError, UsageError, VbnetError
@@ -217,14 +217,14 @@ class VenetConnection(Connection):
             needed.append(wire.Region.EVENTS)
         return needed
 
-    def _grant(self) -> VenetGrant:
+    def _grant(self) -> NicGrant:
         groups = wire.CapabilityGroup
         takes, gives = (
             [name for capability, name in wire.OFFLOADS.items() if self._has(capability, group)]
             for group in (groups.SG, groups.L4RO)
         )
         pool = self._regions.get(wire.Region.POOL)
-        return VenetGrant(
+        return NicGrant(
             takes,
             gives,
             is_scattered=self._has(wire.Capability.SG),

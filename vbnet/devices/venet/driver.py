@@ -5,15 +5,19 @@ Who writes what: the guest owns this memory; see ``rust/core/src/guest/venet.rs`
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Collection
 from typing import Final, NamedTuple, Self
 
-from vbnet._native import Venet, VenetGrant, VenetLayout
+from vbnet._native import NicGrant, Venet, VenetLayout
 from vbnet.devices.venet import wire
 from vbnet.errors import BusyError, UsageError
 from vbnet.guestnode.memory import Block
 from vbnet.guestnode.nic import Nic, default_slots
 from vbnet.guestnode.proxy import OpenDevice, ProxyDevice, SharedSignal
 from vbnet.net.mac import MacAddress
+from vbnet.net.offload import offloads_named
 
 __all__ = ["VenetDriver", "VenetNic"]
 
@@ -26,18 +30,10 @@ class VenetNic(Nic, Venet):
     """A network card of the model ``venet``, which can also ask its device what that offers.
 
     Attributes:
-        grant: what the host granted beyond plain frames.
         link_signal: what it raises when the carrier changed; None unless its state is in memory.
         link_block: where that is; None likewise.
-
-    With ``VenetDriver(offloads=True)`` a frame may be longer than the MTU and lack its checksum, each way.
-    ``send_pieces(pieces, request)`` sends one frame that lies in several pieces. Pieces in the guest's own memory are
-    sent from where they lie, and must stay as they are until ``pending()`` gives 0; all others are copied. ``request``,
-    packed by ``wire.REQUEST``, says what is left to be done. ``recv_requests`` gives pairs of a frame and its request,
-    empty when nothing is left; ``recv`` gives the frames alone, and ``recv_views`` cannot be used.
     """
 
-    grant: VenetGrant
     link_signal: SharedSignal | None
     link_block: Block | None
 
@@ -48,7 +44,6 @@ class VenetNic(Nic, Venet):
         ram, (grant, has_pool) = opened.device.ram, granted
         nic = Venet.__new__(cls, ram, mtu, slots, slots, block.offset, grant, has_pool=has_pool)
         nic.belong(opened, block, mac, mtu)
-        nic.grant = grant
         nic.link_block = nic.link_signal = None
         return nic
 
@@ -90,10 +85,18 @@ class VenetNic(Nic, Venet):
         await self._opened.call(wire.Function.FLUSHRX)
 
 
+def _capabilities(offloads: bool | Collection[str]) -> wire.Capability:
+    if offloads is True:
+        return _EVERYTHING
+    names = offloads_named(offloads)
+    bits = (bit for bit, name in wire.OFFLOADS.items() if name in names)
+    return functools.reduce(operator.or_, bits, wire.Capability.SG) if names else wire.Capability(0)
+
+
 class Granted(NamedTuple):
     """What a host granted, and whether descriptions of frames lie in a pool."""
 
-    grant: VenetGrant
+    grant: NicGrant
     has_pool: bool
 
 
@@ -104,8 +107,8 @@ class VenetDriver:
         slots: of each ring, a power of two; None chooses by the MTU.
         priority: of both signals, 0..7.
         offloads: ask for all that the host can grant: frames in several pieces, checksums and segments left to others,
-            both ways. False, the default: plain frames, no longer than the MTU, with their checksums. Or the bits of
-            ``wire.Capability`` to ask for.
+            both ways. False, the default: plain frames, no longer than the MTU, with their checksums. Or the names of
+            ``vbnet.net.offload.OFFLOADS``, or the bits of ``wire.Capability``, to ask for.
         link_in_memory: have the host keep the carrier in shared memory too, where a thread without the bus can look,
             and wait for ``nic.link_signal.call_fd``.
     """
@@ -117,13 +120,13 @@ class VenetDriver:
         slots: int | None = None,
         priority: int = 0,
         *,
-        offloads: bool | wire.Capability = False,
+        offloads: bool | wire.Capability | Collection[str] = False,
         link_in_memory: bool = False,
     ) -> None:
         self._link_in_memory = link_in_memory
         self._slots = slots
         self._priority = priority
-        self._wanted = _EVERYTHING if offloads is True else wire.Capability(int(offloads))
+        self._wanted = offloads if isinstance(offloads, wire.Capability) else _capabilities(offloads)
 
     @staticmethod
     def ram_bytes(mtu: int, slots: int) -> int:
@@ -159,13 +162,13 @@ class VenetDriver:
     async def _negotiate(self, opened: OpenDevice) -> Granted:
         """Ask for what is wanted; a driver that wants plain frames asks for nothing."""
         if not self._wanted:
-            return Granted(VenetGrant(), has_pool=False)
+            return Granted(NicGrant(), has_pool=False)
         bits: dict[wire.CapabilityGroup, wire.Capability] = {}
         for group in (wire.CapabilityGroup.SG, wire.CapabilityGroup.L4RO):
             answer = await opened.call(wire.Function.NEGCAP, wire.NEGCAP.pack(group, self._wanted))
             bits[group] = wire.Capability(*wire.NEGCAP_ANSWER.unpack(answer))
         sent, received = bits[wire.CapabilityGroup.SG], bits[wire.CapabilityGroup.L4RO]
-        grant = VenetGrant(
+        grant = NicGrant(
             [name for bit, name in wire.OFFLOADS.items() if bit in sent],
             [name for bit, name in wire.OFFLOADS.items() if bit in received],
             is_scattered=wire.Capability.SG in sent,

@@ -12,6 +12,8 @@ import enum
 import struct
 from typing import Final
 
+from vbnet.net.offload import REQUEST, REQUEST_LAYOUT, RequestFlag, RequestKind
+
 __all__ = [
     "ABI_TYPE",
     "CAPABILITIES",
@@ -163,33 +165,5 @@ EVENTS_BYTES: Final = 0x400
 """Of the region of events: its words, and its signal as far in as that of a ring."""
 LINK: Final = struct.Struct("<I")
 """The first word of that region: bit 0 is the carrier, the others count how often it was told, and wrap."""
-REQUEST: Final = struct.Struct("<BBHHHH")
-"""Flags, kind, bytes of headers, bytes of a segment, where the checksum begins, and where it belongs from there."""
-REQUEST_LAYOUT: Final[dict[str, tuple[int, int]]] = {
-    "flags": (0, 1),
-    "kind": (1, 1),
-    "header_bytes": (2, 2),
-    "segment_bytes": (4, 2),
-    "checksum_start": (6, 2),
-    "checksum_offset": (8, 2),
-}
-"""Its fields: offset and size, bytes."""
 REQUEST_BYTES: Final = 16
-"""In front of a frame; what is behind the fields is 0."""
-
-
-class RequestFlag(enum.IntFlag):
-    """What a request asks for beside segments."""
-
-    NEEDS_CSUM = 1 << 0
-    DATA_VALID = 1 << 1
-
-
-class RequestKind(enum.IntEnum):
-    """What a frame is to be cut into; ECN is added to the first two when CWR is set."""
-
-    NONE = 0
-    TCP4 = 1
-    TCP6 = 4
-    UDP = 5
-    ECN = 0x80
+"""A request (``vbnet.net.offload``) in front of a frame; what is behind its fields is 0."""

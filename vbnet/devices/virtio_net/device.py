@@ -75,6 +75,14 @@ class VirtioNetDevice(VirtioBase):
                     1,
                     is_locked_while_open=True,
                 ),
+                Attribute(
+                    "offloads",
+                    "whether drivers may leave checksums and segments to the host, and be left with them, 0 or 1",
+                    flag,
+                    default=True,
+                    format=flag_text,
+                    is_locked_while_open=True,
+                ),
                 Attribute("enabled", "carrier of the link, 0 or 1", flag, default=True, format=flag_text),
                 Attribute(
                     "burstthresh",
@@ -111,6 +119,7 @@ class VirtioNetDevice(VirtioBase):
             mac=str(attributes["mac"]),
             mtu=attributes["mtu"],
             pairs=attributes["pairs"],
+            has_offloads=attributes["offloads"],
             **how,
         )
 

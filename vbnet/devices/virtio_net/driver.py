@@ -8,7 +8,7 @@ Who writes what: the guest owns this memory; see ``rust/core/src/guest/virtio/ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final, Self
 
 from vbnet._native import FASTCALL_SLOT_BYTES, VirtioNet, virtio_net_bytes
@@ -18,6 +18,7 @@ from vbnet.guestnode.memory import Block
 from vbnet.guestnode.nic import Nic, default_slots
 from vbnet.guestnode.proxy import FastSlots, OpenDevice, ProxyDevice, SharedSignal
 from vbnet.net.mac import MacAddress
+from vbnet.net.offload import offloads_named
 
 if TYPE_CHECKING:
     from vbnet._native import FastSlot
@@ -34,13 +35,14 @@ class VirtioNetNic(Nic, VirtioNet):
 
     lent: FastSlots | None
 
-    def __new__(
+    def __new__(  # noqa: PLR0917 - what a card is made of
         cls,
         opened: OpenDevice,
         block: Block,
         share: Callable[[int, int, int, int], tuple[int, int]],
         slots: int,
         lent: FastSlots | None,
+        wanted: Collection[str] = (),
     ) -> Self:
         """Start the native driver in ``block`` of the guest's memory; not on the event loop's own thread."""
         fast: tuple[int, FastSlot, FastSlot] | None = None
@@ -48,7 +50,15 @@ class VirtioNetNic(Nic, VirtioNet):
             first, second = lent.slots
             fast = (lent.device, first, second)
         nic = VirtioNet.__new__(
-            cls, opened.device.ram, block.offset, block.length, opened.fastcall, share, slots=slots, fast=fast
+            cls,
+            opened.device.ram,
+            block.offset,
+            block.length,
+            opened.fastcall,
+            share,
+            slots=slots,
+            fast=fast,
+            wanted=list(wanted),
         )
         nic.belong(opened, block, MacAddress.parse(nic.hardware_address), nic.mtu_told)
         nic.lent = lent
@@ -66,12 +76,15 @@ class VirtioNetDriver:
 
     Args:
         slots: of each queue, a power of two, at most 1024; None chooses by the MTU.
+        offloads: ask for all that the host can grant, as of ``VenetDriver``, or for these of
+            ``vbnet.net.offload.OFFLOADS``; with any of them come frames in several pieces, both ways.
     """
 
     abi_type = wire.ABI_TYPE
 
-    def __init__(self, slots: int | None = None) -> None:
+    def __init__(self, slots: int | None = None, *, offloads: bool | Collection[str] = False) -> None:
         self._slots = slots
+        self._wanted = offloads_named(offloads)
 
     @staticmethod
     def ram_bytes(mtu: int, slots: int) -> int:
@@ -91,10 +104,12 @@ class VirtioNetDriver:
             answer = await opened.call(*wire.mtu_read(transport))
             mtu = int.from_bytes(answer[:2], "little")
             slots = self._slots or default_slots(mtu)
-            block = device.memory.allocate(virtio_net_bytes(mtu, slots), _PAGE_BYTES)
+            length = virtio_net_bytes(mtu, slots, has_offloads=bool(self._wanted))
+            block = device.memory.allocate(length, _PAGE_BYTES)
             lent = await opened.fast_slots(2) if transport else None
             signals: dict[int, SharedSignal] = {}
-            nic = await asyncio.to_thread(VirtioNetNic, opened, block, _sharing(opened, signals), slots, lent)
+            share = _sharing(opened, signals)
+            nic = await asyncio.to_thread(VirtioNetNic, opened, block, share, slots, lent, self._wanted)
         except BaseException:
             await opened.close()
             if lent is not None:

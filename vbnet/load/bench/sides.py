@@ -31,9 +31,9 @@ from vbnet._native import (
     BenchWindows,
     CounterFile,
     Fabric,
+    NicGrant,
     Ram,
     Venet,
-    VenetGrant,
     VenetLayout,
 )
 from vbnet.devices.venet.wire import OFFLOADS, REQUEST, RequestFlag, RequestKind
@@ -55,7 +55,7 @@ RARE_ETHERTYPE: Final = b"\x88\xb6"
 _TURN_FRAMES: Final = 64
 """Frames sent between two decisions whether there is room for more under way."""
 _TURNS_A_LOOK: Final = 16
-_EVERYTHING: Final = VenetGrant(list(OFFLOADS.values()), list(OFFLOADS.values()), is_scattered=True, is_merged=True)
+_EVERYTHING: Final = NicGrant(list(OFFLOADS.values()), list(OFFLOADS.values()), is_scattered=True, is_merged=True)
 _HEADERS: Final = 54
 _PLAIN_BYTES: Final = 1514
 _PLAIN_FRAMES: Final = 44

@@ -1,7 +1,7 @@
 //! The guest's side of the bus: code that runs in guest processes and trusts nobody's completions.
 //!
 //! * [`nic`]: a network card of any model, what everything else here sends and receives through; [`venet`] is the driver half
-//!   of a venet device, [`card`] are those of emulated cards.
+//!   of a venet device, [`card`] are those of emulated cards; [`pieces`] are frames that do not lie together.
 //! * [`intc`]: the serving half of an interrupt controller, and the outbox for signals to others.
 //! * [`stack`]: many small IP hosts on one thread, made of [`stack_host`] (one of them), [`stack_config`] (what it is
 //!   and counts), [`stack_device`] (how it reaches the driver), `stack_service`, [`stack_echo`] and [`http`] (what it
@@ -17,6 +17,7 @@ pub mod http;
 pub mod imix;
 pub mod intc;
 pub mod nic;
+pub mod pieces;
 pub mod row;
 pub mod sequence;
 pub mod stack;

@@ -14,9 +14,12 @@
 use std::time::{Duration, Instant};
 
 use super::card::{e1000, rtl8139};
+use super::pieces::Part;
 use super::venet;
 use super::virtio::net as virtio;
 use crate::error::Result;
+use crate::net::grant::Grant;
+use crate::net::offload::OFFLOAD_HEADER_BYTES;
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::CACHE_LINE;
 
@@ -236,6 +239,23 @@ impl Sender {
         self.stage_with(frame.len(), |room| copy_frame(room, frame))
     }
 
+    /// What was agreed on beyond plain frames.
+    #[must_use]
+    pub const fn grant(&self) -> &Grant {
+        each!(self, driver => driver.grant())
+    }
+
+    /// Stages one frame of several pieces, `request` (a `virtio_net_hdr`) with it. The host sees it after [`Self::flush`].
+    /// `false`: there is no room now, nothing happened. A card that was granted no pieces has them put together.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::error::Error::Usage`]: no frame has this length here, it has too many pieces, a place is outside the RAM, or
+    /// requests were not granted; [`crate::error::Error::Peer`]: the host broke the queue.
+    pub fn stage_long(&mut self, request: Option<&[u8; OFFLOAD_HEADER_BYTES]>, parts: &[Part<'_>]) -> Result<bool> {
+        each!(self, driver => driver.stage_long(request, parts))
+    }
+
     /// Says that frames are about to be staged and flushed, while there is still something else to do.
     #[inline]
     pub fn expect(&self) {
@@ -344,6 +364,16 @@ impl Receiver {
     #[inline]
     pub fn receive(&mut self, max: u32, each: impl FnMut(&[u8])) -> Result<u32> {
         each!(self, driver => driver.receive(max, each))
+    }
+
+    /// As [`Self::receive`], with the `virtio_net_hdr` of each frame: all zeroes unless something is left to be done.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::receive`].
+    #[inline]
+    pub fn receive_long(&mut self, max: u32, each: impl FnMut(&[u8], &[u8; OFFLOAD_HEADER_BYTES])) -> Result<u32> {
+        each!(self, driver => driver.receive_long(max, each))
     }
 
     /// Takes up to `max` waiting frames without copying them. Their buffers are the caller's until

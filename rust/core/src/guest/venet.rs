@@ -23,8 +23,9 @@ use crate::error::{Error, Fault, Result};
 use crate::guest::clock::monotonic_ns;
 pub use crate::guest::nic::{BURST_MAX, ETHERNET_HEADER, Held, MTU_MAX, MTU_MIN, Stage, Totals, VLAN_TAG, frame_limit};
 use crate::guest::nic::{copy_frame, look_for};
+use crate::guest::pieces::no_views;
 use crate::net::grant::{DESCRIPTION_BYTES, Grant, LONG_BYTES_MAX, REQUEST_BYTES};
-use crate::net::offload::OFFLOAD_HEADER_BYTES;
+use crate::net::offload::{Features, NO_REQUEST, OFFLOAD_HEADER_BYTES};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::{CACHE_LINE, LINE_PAIR, RAM_HEADER_BYTES, ring_bytes};
 use crate::shm::line;
@@ -34,7 +35,7 @@ use crate::shm::ring::{Descriptor, Producer, RingMemory};
 
 mod long;
 
-pub use long::Part;
+pub use crate::guest::pieces::Part;
 
 /// Most posted buffers that the host is not shown at once.
 const ANNOUNCE_MAX: u32 = 32;
@@ -43,8 +44,6 @@ const ANNOUNCE_MAX: u32 = 32;
 const ASK_AHEAD_BYTES: u32 = 512;
 /// Least length of buffers that one frame may fill several of.
 const MERGED_BUFFER_BYTES: u32 = 4096;
-/// What a request asks for that was none.
-const NO_REQUEST: [u8; OFFLOAD_HEADER_BYTES] = [0; OFFLOAD_HEADER_BYTES];
 
 /// Where the parts of one venet device lie in the guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +215,7 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
         posted: vec![0; layout.rx_slots as usize].into_boxed_slice(),
         broken: None,
         receive_flags: 0,
+        gives: Features::NONE,
         merged: Vec::new(),
         limit: buffer_bytes,
         bells: None,
@@ -667,6 +667,7 @@ pub struct Receiver {
     broken: Option<Fault>,
     /// Flags that the host may set, and where a frame that does not lie together is put together.
     receive_flags: u8,
+    gives: Features,
     merged: Vec<u8>,
     limit: u32,
     bells: Option<Bells>,
@@ -817,10 +818,7 @@ impl Receiver {
     /// As [`Self::receive`]; [`Error::Usage`]: frames may come in several buffers or with requests here.
     pub fn hold(&mut self, max: u32, held: &mut Vec<Held>) -> Result<u32> {
         if self.receive_flags != 0 {
-            return Err(Error::Usage(
-                "a frame of this device may lie in several buffers, or have a request: receive copies instead of views"
-                    .to_owned(),
-            ));
+            return Err(no_views());
         }
         let ready = self.ready()?.min(max);
         self.ring.answer(ready, monotonic_ns);

@@ -1,4 +1,4 @@
-//! What a venet driver and its host agreed on beyond plain frames, and how that looks in a ring.
+//! What a driver and its host agreed on beyond plain frames, and how that looks in a ring of venet.
 //!
 //! ```text
 //!   slot   ─ flags 0 ──────────▶ a frame
@@ -48,6 +48,10 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// Plain frames.
+    pub const NOTHING: Self =
+        Self { takes: Features::NONE, gives: Features::NONE, is_scattered: false, is_merged: false, pool: None };
+
     /// Flags that the guest may set.
     #[must_use]
     pub const fn transmit_flags(&self) -> u8 {

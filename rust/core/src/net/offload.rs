@@ -19,6 +19,8 @@ use super::frame::HEADER_BYTES as ETHERNET_BYTES;
 
 /// `virtio_net_hdr` without `num_buffers`.
 pub const OFFLOAD_HEADER_BYTES: usize = 10;
+/// What a header asks for that asks for nothing.
+pub const NO_REQUEST: [u8; OFFLOAD_HEADER_BYTES] = [0; OFFLOAD_HEADER_BYTES];
 /// Most segments of one frame: what the longest makes with the smallest segment size that TCP stacks use, 48 bytes.
 pub const SEGMENTS_MAX: u32 = 65535_u32.div_ceil(48);
 
@@ -117,6 +119,44 @@ impl Features {
     #[must_use]
     pub const fn cuts(self) -> bool {
         self.0 & (Self::TCP4.0 | Self::TCP6.0 | Self::UDP.0) != 0
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// It without what lacks its foundation: everything needs checksums, ECN needs segments of TCP.
+    #[must_use]
+    pub const fn founded(self) -> Self {
+        match self {
+            _ if !self.contains(Self::CHECKSUM) => Self::NONE,
+            _ if self.0 & (Self::TCP4.0 | Self::TCP6.0) == 0 => Self(self.0 & !Self::ECN.0),
+            _ => self,
+        }
+    }
+
+    /// It without frames that are longer than an MTU.
+    #[must_use]
+    pub const fn uncut(self) -> Self {
+        self.common(Self::CHECKSUM)
+    }
+
+    /// Whether a header, whatever frame it is in front of, asks for nothing but these: what a receiver may be given.
+    #[must_use]
+    pub const fn covers(self, header: &[u8; OFFLOAD_HEADER_BYTES]) -> bool {
+        let [flags, kind, ..] = *header;
+        let ecn = if kind & KIND_ECN == 0 { Self::NONE } else { Self::ECN };
+        let needed = match kind & !KIND_ECN {
+            KIND_NONE => Self::NONE,
+            KIND_TCP4 => Self::TCP4,
+            KIND_TCP6 => Self::TCP6,
+            KIND_UDP => Self::UDP,
+            _ => return false,
+        };
+        let checksum = if flags == 0 { Self::NONE } else { Self::CHECKSUM };
+        flags & !(NEEDS_CHECKSUM | DATA_VALID) == 0 && self.contains(needed.with(ecn).with(checksum))
     }
 
     /// Those of these names; a name that there is not is an `Err`.

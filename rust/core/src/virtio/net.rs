@@ -30,6 +30,7 @@ use super::memory::GuestMemory;
 use super::server::{Around, Model, QueueParts, Request};
 use crate::error::{Error, Result};
 use crate::net::frame::MacAddress;
+use crate::net::grant::Grant;
 use crate::net::offload::Features;
 use crate::port::PortId;
 use crate::port::virtqueues::{BusEnds, Ends, LONG_HEADER, Ring, Rings, SHORT_HEADER};
@@ -82,6 +83,30 @@ fn agreed(features: u64, table: &[(u64, Features)]) -> Features {
     let found = table.iter().filter(|(bits, _)| features & bits == *bits);
     let found = found.fold(Features::NONE, |all, &(_, feature)| all.with(feature));
     if found.contains(Features::CHECKSUM) { found } else { Features::NONE }
+}
+
+/// The bits of `table` under which these are agreed on.
+fn bits_of(wanted: Features, table: &[(u64, Features)]) -> u64 {
+    table.iter().filter(|&&(_, feature)| wanted.contains(feature)).fold(0, |all, &(bits, _)| all | bits)
+}
+
+/// What a driver that wants these, each way, takes of what a device offers: nothing without what it needs. Frames to the driver
+/// are left uncut only where they may fill several buffers.
+pub(crate) fn offload_bits(offered: u64, wanted: Features) -> u64 {
+    let mergeable = offered & if wanted.is_empty() { 0 } else { bit(VIRTIO_NET_F_MRG_RXBUF) };
+    let found = |table: &[(u64, Features)]| agreed(offered, table).common(wanted).founded();
+    let gives = if mergeable == 0 { found(&GIVES).uncut() } else { found(&GIVES) };
+    mergeable | bits_of(found(&TAKES), &TAKES) | bits_of(gives, &GIVES)
+}
+
+/// What a driver may do by these features beyond plain frames. Whether it has frames in pieces is its own affair.
+pub(crate) fn grant_of(features: u64) -> Grant {
+    Grant {
+        takes: agreed(features, &TAKES),
+        gives: agreed(features, &GIVES),
+        is_merged: features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0,
+        ..Grant::NOTHING
+    }
 }
 
 /// Rings without queues yet, for what was agreed on.
@@ -140,6 +165,8 @@ pub struct NetParams {
     pub mtu: u32,
     /// Pairs of queues that a driver may use, 1 to [`PAIRS_MAX`].
     pub pairs: usize,
+    /// Drivers may leave checksums and segments to the host, and be left with them.
+    pub has_offloads: bool,
 }
 
 /// A network card.
@@ -175,8 +202,8 @@ impl NetKind {
 
 impl Kind for NetKind {
     fn offer(&self) -> Offer {
-        let NetParams { mac, mtu, pairs } = self.params;
-        let mut features = OFFLOADS
+        let NetParams { mac, mtu, pairs, has_offloads } = self.params;
+        let mut features = if has_offloads { OFFLOADS } else { 0 }
             | bit(VIRTIO_NET_F_MAC)
             | bit(VIRTIO_NET_F_STATUS)
             | bit(VIRTIO_NET_F_MTU)

@@ -222,9 +222,14 @@ pub const LONG_PAYLOAD_BYTES: usize = 4000;
 
 /// A long packet of TCP, its checksum open, and the header that leaves it to others.
 pub fn long_frame(to: MacAddress, from: MacAddress) -> (Vec<u8>, Vec<u8>) {
+    long_frame_of(to, from, LONG_PAYLOAD_BYTES)
+}
+
+/// The same with another length of payload.
+pub fn long_frame_of(to: MacAddress, from: MacAddress, payload_bytes: usize) -> (Vec<u8>, Vec<u8>) {
     let mut header = vec![1, 1];
     header.extend([54u16, 1400, 34, 16].into_iter().flat_map(u16::to_le_bytes));
-    (header, tcp_frame(to, from, LONG_PAYLOAD_BYTES))
+    (header, tcp_frame(to, from, payload_bytes))
 }
 
 /// A packet of TCP whose checksum is open: its field holds the sum of the pseudo-header.

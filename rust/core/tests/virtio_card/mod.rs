@@ -16,6 +16,7 @@ use vbnet_core::guest::virtio::arena::Arena;
 use vbnet_core::guest::virtio::net::{self, block_bytes};
 use vbnet_core::guest::virtio::transport::Registers;
 use vbnet_core::net::frame::MacAddress;
+use vbnet_core::net::offload::Features;
 use vbnet_core::port::PortId;
 use vbnet_core::shm::counters::CounterFile;
 use vbnet_core::shm::region::Ram;
@@ -28,21 +29,24 @@ use crate::virtio_bench::{DEADLINE, Direct};
 pub const START: u32 = 0x2000;
 pub const SLOTS: u32 = 64;
 pub const MTU: u32 = 1500;
+pub const RAM_BYTES: u64 = 2 << 20;
 pub const SET_FEATURES: u32 = 2;
 pub const SET_STATUS: u32 = 4;
 pub const SET_VQ: u32 = 9;
 
 pub struct Lab {
+    pub counters: Arc<CounterFile>,
     pub fabric: Fabric,
     pub host: VirtioHost,
 }
 
 impl Lab {
     pub fn new() -> Self {
-        let fabric = Fabric::new(Arc::new(CounterFile::create(None, 1 << 20).unwrap()), 1).unwrap();
+        let counters = Arc::new(CounterFile::create(None, 1 << 20).unwrap());
+        let fabric = Fabric::new(counters.clone(), 1).unwrap();
         fabric.switch_create("lan", 300).unwrap();
         let host = VirtioHost::start(Arc::new(CounterFile::create(None, 1 << 20).unwrap())).unwrap();
-        Self { fabric, host }
+        Self { counters, fabric, host }
     }
 
     /// A card that nobody drives yet.
@@ -50,13 +54,22 @@ impl Lab {
         self.card_with(number, Params { transport, ..Params::default() }, pairs)
     }
 
+    /// The same; `has_offloads`: whether it offers any.
+    pub fn card_of(&self, number: u8, transport: Transport, pairs: usize, has_offloads: bool) -> Card {
+        self.make(number, Params { transport, ..Params::default() }, pairs, has_offloads)
+    }
+
     pub fn card_with(&self, number: u8, device: Params, pairs: usize) -> Card {
+        self.make(number, device, pairs, true)
+    }
+
+    fn make(&self, number: u8, device: Params, pairs: usize, has_offloads: bool) -> Card {
         let mac = MacAddress::new([2, 0, 0, 0, 0, number]);
         let params = VenetParams { mac, mtu: MTU, ..VenetParams::default() };
         let port = self.fabric.port_add_virtio_net("lan", &format!("g{number}.eth0"), "g", params).unwrap();
         let id = port.id();
-        let kind = NetKind::new(port, NetParams { mac, mtu: MTU, pairs }).unwrap();
-        let ram = Ram::create("guest", 2 << 20).unwrap();
+        let kind = NetKind::new(port, NetParams { mac, mtu: MTU, pairs, has_offloads }).unwrap();
+        let ram = Ram::create("guest", RAM_BYTES).unwrap();
         let device = Arc::new(self.host.open(Arc::new(kind), &ram, device, "eth0", "").unwrap());
         Card { bare: Bare { device, ram }, id, mac: mac.bytes() }
     }
@@ -82,10 +95,16 @@ impl Deref for Card {
 
 impl Card {
     pub fn start(&self) -> (Sender, Receiver) {
-        let arena = Arena::new(&self.ram, START, block_bytes(MTU, SLOTS).unwrap()).unwrap();
+        self.start_with(SLOTS, Features::NONE)
+    }
+
+    /// Starts a driver with so many slots that asks for these offloads.
+    pub fn start_with(&self, slots: u32, wanted: Features) -> (Sender, Receiver) {
+        let bytes = block_bytes(MTU, slots, !wanted.is_empty()).unwrap();
+        let arena = Arena::new(&self.ram, START, bytes).unwrap();
         let registers: Arc<dyn Registers> = Arc::new(Direct(self.device.clone()));
         let halves = [registers.clone(), registers.clone()];
-        let started = net::start(registers, halves, &arena, SLOTS).unwrap();
+        let started = net::start(registers, halves, &arena, slots, wanted).unwrap();
         assert_eq!((self.mac, MTU), (started.mac, started.mtu));
         (started.sender.into(), started.receiver.into())
     }

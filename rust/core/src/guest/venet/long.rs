@@ -14,42 +14,15 @@ use std::ops::Range;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ETHERNET_HEADER, Receiver, Sender};
+use super::{Receiver, Sender};
 use crate::error::{Error, Fault, Result};
+use crate::guest::pieces::{self, Part};
 use crate::net::grant::{
     DESCRIPTION_BYTES, FLAG_MORE, FLAG_POOLED, FLAG_REQUEST, Grant, LONG_BYTES_MAX, PIECE_BYTES, PIECES_MAX,
     REQUEST_BYTES, asked, request_header,
 };
 use crate::net::offload::OFFLOAD_HEADER_BYTES;
-use crate::shm::layout::RAM_HEADER_BYTES;
 use crate::shm::ring::Descriptor;
-
-/// One piece of a frame to be sent.
-#[derive(Clone, Copy, Debug)]
-pub enum Part<'a> {
-    /// Bytes that are copied into the device's memory.
-    Bytes(&'a [u8]),
-    /// Bytes of the guest's RAM, sent from there: not to be changed until the host has returned the frame.
-    Place {
-        /// Byte offset in the RAM.
-        offset: u32,
-        /// How many.
-        length: u32,
-    },
-}
-
-impl Part<'_> {
-    const fn length(&self) -> usize {
-        match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Place { length, .. } => *length as usize,
-        }
-    }
-
-    const fn is_copied(&self) -> bool {
-        matches!(self, Self::Bytes(_))
-    }
-}
 
 /// A frame that was put together.
 pub(super) struct Merged {
@@ -100,10 +73,10 @@ impl Sender {
     /// [`Error::Usage`]: no frame has this length here, it has too many pieces, a place is outside the RAM, or requests were not
     /// granted; [`Error::Peer`]: the host broke the ring.
     pub fn stage_long(&mut self, request: Option<&[u8; OFFLOAD_HEADER_BYTES]>, parts: &[Part<'_>]) -> Result<bool> {
-        self.check_long(request.is_some(), parts)?;
+        let length = pieces::check(parts, request.is_some(), &self.grant, self.limit, &self.ram)?;
         let header = request.map(request_header);
         let header_bytes = header.map_or(0, |header| header.len());
-        let total = parts.iter().map(Part::length).sum::<usize>() + header_bytes;
+        let total = length + header_bytes;
         let mut pieces = self.pieces_of(header_bytes, parts);
         let is_together = pieces.is_none();
         let copied = match &pieces {
@@ -134,31 +107,8 @@ impl Sender {
             }
         }
         self.totals.frames += 1;
-        self.totals.bytes += (total - header_bytes) as u64;
+        self.totals.bytes += length as u64;
         Ok(true)
-    }
-
-    fn check_long(&self, has_request: bool, parts: &[Part<'_>]) -> Result<()> {
-        let length = parts.iter().map(Part::length).sum::<usize>();
-        let limit = if has_request { self.grant.transmit_limit(self.limit) } else { self.limit };
-        if !(ETHERNET_HEADER as usize..=limit as usize).contains(&length) {
-            let message = format!("a frame here is {ETHERNET_HEADER} to {limit} bytes, header included; got {length}");
-            return Err(Error::Usage(message));
-        }
-        if has_request && self.grant.takes.is_empty() {
-            return Err(Error::Usage("the host granted this device no requests; send whole frames".to_owned()));
-        }
-        for part in parts {
-            if let Part::Place { offset, length } = *part {
-                if offset < RAM_HEADER_BYTES {
-                    return Err(Error::Usage(format!(
-                        "byte {offset} of the RAM belongs to its header, not to a frame"
-                    )));
-                }
-                self.ram.at(offset, length as usize).map_err(|fault| Error::Usage(fault.to_string()))?;
-            }
-        }
-        Ok(())
     }
 
     /// The pieces of a frame; those to be copied have offset 0, where nothing of a frame can be. `None`: it has to lie
@@ -214,12 +164,8 @@ impl Sender {
         };
         put(header.as_ptr(), header.len());
         for part in parts {
-            match *part {
-                Part::Bytes(bytes) => put(bytes.as_ptr(), bytes.len()),
-                Part::Place { offset, length } if is_together => {
-                    put(self.ram.at(offset, length as usize)?.as_ptr(), length as usize);
-                }
-                Part::Place { .. } => {}
+            if is_together || part.is_copied() {
+                put(part.start(&self.ram)?, part.length());
             }
         }
         Ok(())
@@ -248,6 +194,7 @@ impl Receiver {
     /// Lets the host do, from now on, what was granted.
     pub fn set_grant(&mut self, grant: &Grant) {
         self.receive_flags = grant.receive_flags();
+        self.gives = grant.gives;
         let room = if self.receive_flags == 0 { 0 } else { LONG_BYTES_MAX as usize };
         self.merged = vec![0; room];
     }
@@ -304,6 +251,10 @@ impl Receiver {
             self.refuse(first, self.ring.peek(ahead).offset);
             return None;
         };
+        if !self.gives.covers(&asked) {
+            self.broken = Some(Fault::UnknownFlags { flags: asked[0] | asked[1] });
+            return None;
+        }
         self.broken = None;
         Some(Merged { slots, asked, start, end })
     }

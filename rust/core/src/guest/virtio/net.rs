@@ -12,8 +12,9 @@
 //! for every frame it sends. Here a descriptor has its buffer for good, so a frame costs one length and one number, and a
 //! batch one index and one fence.
 //!
-//! A frame begins on a cache line, with its header right before it. Headers of TX buffers are zero and stay so: nothing is
-//! left to the device, and it does not write there.
+//! A frame begins on a cache line, with its header right before it. Headers of TX buffers are zero, and so they are again when
+//! a frame that left something to the device has come back: see [`long`], which has all that is not one plain frame in one
+//! buffer. Only a driver that asked for it gets there.
 //!
 //! Who writes what: the guest all of this memory but used rings and posted buffers, which are the device's. Used entries are
 //! checked against what was posted; a device that lies costs us the card, not our memory.
@@ -36,9 +37,18 @@ use super::disk::driver_error;
 use super::transport::{ALIVE, BusTransport, QueueEnds, Registers, Tally};
 use crate::error::{Error, Fault, Result};
 use crate::guest::nic::{ETHERNET_HEADER, Held, MTU_MAX, MTU_MIN, Stage, Totals, frame_limit, look_for};
+use crate::guest::pieces::no_views;
+use crate::net::frame::FRAME_BYTES_MAX;
+use crate::net::grant::Grant;
+use crate::net::offload::{Features, NO_REQUEST, OFFLOAD_HEADER_BYTES};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::CACHE_LINE;
 use crate::shm::line;
+use crate::virtio::net::{grant_of, offload_bits};
+
+mod long;
+
+use long::Merging;
 
 /// `virtio_net_hdr` as version 1 has it.
 const HEADER: u32 = 12;
@@ -61,9 +71,19 @@ const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_NET_F_MTU
     | 1 << VIRTIO_NET_F_STATUS;
 
-/// Bytes of one buffer for frames of this MTU.
-const fn stride(mtu: u32) -> u32 {
-    FRAME_AT + frame_limit(mtu).next_multiple_of(CACHE_LINE as u32)
+/// Least room of buffers that one frame may take several of: with what is before it, a page.
+const LONG_ROOM: u32 = PAGE_SIZE as u32 - FRAME_AT;
+
+/// Bytes of a frame that one buffer has room for. Half of the buffers of a driver that asks for offloads hold any frame.
+fn buffer_room(mtu: u32, slots: u32, has_offloads: bool) -> u32 {
+    let limit = frame_limit(mtu);
+    let half = FRAME_BYTES_MAX.div_ceil(slots / 2);
+    if has_offloads { limit.max(LONG_ROOM).max(half) } else { limit }
+}
+
+/// Bytes of one buffer with so much room.
+const fn stride(room: u32) -> u32 {
+    FRAME_AT + room.next_multiple_of(CACHE_LINE as u32)
 }
 
 /// Bytes of one queue: its rings, each from a page on, and room for its signal behind them.
@@ -72,19 +92,20 @@ const fn queue_bytes(slots: u32) -> u32 {
     (DESCRIPTOR * slots + 6 + 2 * slots).next_multiple_of(page) + (6 + 8 * slots + 512).next_multiple_of(page)
 }
 
-/// Bytes of a block for a card of this MTU, whole pages.
+/// Bytes of a block for a card of this MTU, whole pages; `has_offloads`: of a driver that asks for any.
 ///
 /// # Errors
 ///
 /// [`Error::Usage`]: MTU or slots cannot be, or they need 4 GiB.
-pub fn block_bytes(mtu: u32, slots: u32) -> Result<u32> {
+pub fn block_bytes(mtu: u32, slots: u32, has_offloads: bool) -> Result<u32> {
     if !(MTU_MIN..=MTU_MAX).contains(&mtu) {
         return Err(Error::Usage(format!("a network card's MTU is {MTU_MIN} to {MTU_MAX}; got {mtu}")));
     }
     if !slots.is_power_of_two() || !(2..=SLOTS_MAX).contains(&slots) {
         return Err(Error::Usage(format!("a virtqueue has a power of two of slots, 2 to {SLOTS_MAX}; got {slots}")));
     }
-    let buffers = (u64::from(slots) * u64::from(stride(mtu))).next_multiple_of(PAGE_SIZE as u64);
+    let stride = stride(buffer_room(mtu, slots, has_offloads));
+    let buffers = (u64::from(slots) * u64::from(stride)).next_multiple_of(PAGE_SIZE as u64);
     u32::try_from(2 * (buffers + u64::from(queue_bytes(slots))))
         .map_err(|_| Error::Usage(format!("MTU {mtu} with {slots} slots needs more than 4 GiB; take fewer slots")))
 }
@@ -108,7 +129,8 @@ pub struct Started {
 }
 
 /// Starts the driver of an open device, in an arena of its own, with `slots` entries in each queue. Each half reaches
-/// registers by its own way, for they may run on two threads.
+/// registers by its own way, for they may run on two threads. `wanted` is what the driver wants to leave to the device, and to
+/// be left with; with any of it come frames in pieces, each way.
 ///
 /// # Errors
 ///
@@ -119,13 +141,14 @@ pub fn start(
     halves: [Arc<dyn Registers>; 2],
     arena: &Arc<Arena>,
     slots: u32,
+    wanted: Features,
 ) -> Result<Started> {
     let mut transport = BusTransport::open(registers, arena)?;
     if transport.device_type() != DeviceType::Network {
         return Err(Error::Usage(format!("this is no network card but a {:?}", transport.device_type())));
     }
     let failure = transport.failure();
-    let features = transport.agree(WANTED)?;
+    let features = transport.agree_on(|offered| WANTED | offload_bits(offered, wanted))?;
     if transport.config_bytes() < HEADER as usize {
         let found = transport.config_bytes() as u64;
         return Err(Fault::BadSize { what: "configuration of a network card", found, limit: HEADER.into() }.into());
@@ -144,14 +167,16 @@ pub fn start(
             );
         }
     };
-    block_bytes(mtu, slots)?;
+    block_bytes(mtu, slots, !wanted.is_empty())?;
+    let room = buffer_room(mtu, slots, !wanted.is_empty());
+    let grant = Grant { is_scattered: !wanted.is_empty(), ..grant_of(features) };
     let has_event_index = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
     let mut rings = Vec::with_capacity(2);
     for queue in [RECEIVE, TRANSMIT] {
         rings.push(Ring::lay_out(arena, &mut transport, queue, slots, has_event_index)?);
         failure.take()?;
     }
-    let buffers = [Buffers::take(arena, mtu, slots)?, Buffers::take(arena, mtu, slots)?];
+    let buffers = [Buffers::take(arena, room, slots)?, Buffers::take(arena, room, slots)?];
     transport.set_status(DeviceStatus::from_bits_retain(ALIVE));
     failure.take()?;
     let tally = transport.tally();
@@ -168,9 +193,11 @@ pub fn start(
         ring: tx,
         buffers: tx_buffers,
         free: (0..slots as u16).rev().collect(),
-        is_lent: vec![false; slots as usize].into_boxed_slice(),
+        lent: vec![Lent::No; slots as usize].into_boxed_slice(),
+        chained: vec![None; slots as usize].into_boxed_slice(),
         under_way: 0,
         claimed: None,
+        grant,
         limit,
         limit_max: limit,
         ends: tx_ends,
@@ -182,7 +209,8 @@ pub fn start(
         buffers: rx_buffers,
         is_posted: vec![false; slots as usize].into_boxed_slice(),
         posted: 0,
-        limit,
+        room,
+        merging: Merging::new(&grant),
         ends: rx_ends,
         totals: Totals::default(),
     };
@@ -194,20 +222,22 @@ pub fn start(
 /// Where the buffers of one queue are, each at its number.
 #[derive(Debug)]
 struct Buffers {
-    _arena: Arc<Arena>,
+    arena: Arc<Arena>,
     place: NonNull<u8>,
     offset: u32,
+    /// Bytes of a frame that each has room for, and from one to the next.
+    room: u32,
     stride: u32,
 }
 
 impl Buffers {
-    fn take(arena: &Arc<Arena>, mtu: u32, slots: u32) -> Result<Self> {
-        let stride = stride(mtu);
+    fn take(arena: &Arc<Arena>, room: u32, slots: u32) -> Result<Self> {
+        let stride = stride(room);
         let bytes = stride * slots;
         let small = || Error::Usage("the block of memory for a network card's driver is too small".into());
         let offset = arena.allocate(bytes, CACHE_LINE as u32).ok_or_else(small)?;
         let place = arena.at(offset, bytes as usize).ok_or_else(small)?;
-        Ok(Self { _arena: arena.clone(), place, offset, stride })
+        Ok(Self { arena: arena.clone(), place, offset, room, stride })
     }
 
     /// Where the frame of a buffer is in the guest's memory.
@@ -301,8 +331,8 @@ impl Ring {
         unsafe { self.used.add(index).as_ref() }
     }
 
-    fn describe(&self, id: u16, address: u64, length: u32, flags: u16) {
-        let rest = u64::from(length) | u64::from(flags) << 32;
+    fn describe(&self, id: u16, address: u64, length: u32, flags: u16, next: u16) {
+        let rest = u64::from(length) | u64::from(flags) << 32 | u64::from(next) << 48;
         // SAFETY: `id` is less than `size`; the device was not shown this descriptor.
         unsafe { self.descriptors.add(usize::from(id)).write([address.to_le(), rest.to_le()]) };
     }
@@ -416,14 +446,29 @@ pub struct Sender {
     /// Descriptors that nobody has, the last one returned on top: its buffer is warm.
     free: Vec<u16>,
     /// Which the device has, or will have with the next flush.
-    is_lent: Box<[bool]>,
+    lent: Box<[Lent]>,
+    /// The next descriptor of the same chain: our own notes, which no device can change.
+    chained: Box<[Option<u16>]>,
     /// Shown and not returned, as last seen.
     under_way: u16,
     claimed: Option<u16>,
+    grant: Grant,
     limit: u32,
     limit_max: u32,
     ends: QueueEnds,
     totals: Totals,
+}
+
+/// What the device has of a descriptor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Lent {
+    /// Nothing, or it is no head.
+    #[default]
+    No,
+    /// A plain frame in its buffer.
+    Plain,
+    /// The head of a chain, or a header that asks for something.
+    Long,
 }
 
 /// How many frames ahead the lines of a buffer are asked for.
@@ -433,12 +478,17 @@ impl Sender {
     /// Describes every buffer for good.
     fn prepare(&mut self) {
         for id in 0..self.ring.size {
-            let address = u64::from(self.buffers.offset(id) - HEADER);
-            self.ring.describe(id, address, HEADER, 0);
-            // SAFETY: the header's bytes before a frame that lies in our buffers.
-            unsafe { self.buffers.frame(id).sub(HEADER as usize).write_bytes(0, HEADER as usize) };
+            self.restore(id);
         }
         self.ring.disarm();
+    }
+
+    /// Describes the buffer of a descriptor that the device does not have, with a header that asks for nothing.
+    fn restore(&self, id: u16) {
+        let address = u64::from(self.buffers.offset(id) - HEADER);
+        self.ring.describe(id, address, HEADER, 0, 0);
+        // SAFETY: the header's bytes before a frame that lies in our buffers.
+        unsafe { self.buffers.frame(id).sub(HEADER as usize).write_bytes(0, HEADER as usize) };
     }
 
     pub(crate) const fn limit(&self) -> u32 {
@@ -462,10 +512,11 @@ impl Sender {
         let ready = self.ring.ready(self.under_way)?;
         for _ in 0..ready {
             let (id, _) = self.ring.take()?;
-            if !std::mem::take(&mut self.is_lent[usize::from(id)]) {
-                return Err(Fault::IndexOutOfRange { index: id.into(), limit: self.ring.size.into() });
+            match std::mem::take(&mut self.lent[usize::from(id)]) {
+                Lent::Plain => self.free.push(id),
+                Lent::Long => self.unchain(id),
+                Lent::No => return Err(Fault::IndexOutOfRange { index: id.into(), limit: self.ring.size.into() }),
             }
-            self.free.push(id);
             self.under_way -= 1;
         }
         Ok(ready != 0)
@@ -483,7 +534,7 @@ impl Sender {
     fn put(&mut self, id: u16, length: u32) {
         self.ring.set_length(id, HEADER + length);
         self.ring.put(id);
-        self.is_lent[usize::from(id)] = true;
+        self.lent[usize::from(id)] = Lent::Plain;
         self.totals.frames += 1;
         self.totals.bytes += u64::from(length);
     }
@@ -617,7 +668,9 @@ pub struct Receiver {
     buffers: Buffers,
     is_posted: Box<[bool]>,
     posted: u16,
-    limit: u32,
+    /// Bytes that each buffer has room for behind a header.
+    room: u32,
+    merging: Merging,
     ends: QueueEnds,
     totals: Totals,
 }
@@ -627,7 +680,7 @@ impl Receiver {
     fn prepare(&mut self) {
         for id in 0..self.ring.size {
             let address = u64::from(self.buffers.offset(id) - HEADER);
-            self.ring.describe(id, address, HEADER + self.limit, WRITE);
+            self.ring.describe(id, address, HEADER + self.room, WRITE, 0);
             self.post(id);
         }
         self.ring.disarm();
@@ -639,18 +692,24 @@ impl Receiver {
         self.posted += 1;
     }
 
-    /// The next frame that came, checked against what was posted: its buffer and its bytes.
+    /// The next buffer that came back, checked against what was posted, and the bytes written to it.
     #[inline]
-    fn next(&mut self) -> std::result::Result<(u16, u32), Fault> {
+    fn used(&mut self) -> std::result::Result<(u16, u32), Fault> {
         let (id, written) = self.ring.take()?;
         if !std::mem::take(&mut self.is_posted[usize::from(id)]) {
             return Err(Fault::IndexOutOfRange { index: id.into(), limit: self.ring.size.into() });
         }
         self.posted -= 1;
-        let limit = HEADER + self.limit;
+        let limit = HEADER + self.room;
+        if written > limit { Err(Fault::TooLong { length: written, limit }) } else { Ok((id, written)) }
+    }
+
+    /// The next frame that came, or its beginning: its buffer, and its bytes behind a header.
+    #[inline]
+    fn next(&mut self) -> std::result::Result<(u16, u32), Fault> {
+        let (id, written) = self.used()?;
         match written.checked_sub(HEADER) {
-            Some(length) if length <= self.limit => Ok((id, length)),
-            Some(_) => Err(Fault::TooLong { length: written, limit }),
+            Some(length) => Ok((id, length)),
             None => Err(Fault::TooShort { length: written, limit: HEADER }),
         }
     }
@@ -671,6 +730,9 @@ impl Receiver {
 
     #[inline]
     pub(crate) fn receive(&mut self, max: u32, mut each: impl FnMut(&[u8])) -> Result<u32> {
+        if self.merging.is_on() {
+            return self.receive_merging(max, |frame, _| each(frame));
+        }
         let ready = u32::from(self.ring.ready(self.posted)?).min(max) as u16;
         if ready == 0 {
             return Ok(0);
@@ -693,7 +755,23 @@ impl Receiver {
         Ok(frames)
     }
 
+    /// As [`Self::receive`], with what is left to be done with each frame.
+    #[inline]
+    pub(crate) fn receive_long(
+        &mut self,
+        max: u32,
+        mut each: impl FnMut(&[u8], &[u8; OFFLOAD_HEADER_BYTES]),
+    ) -> Result<u32> {
+        if self.merging.is_on() {
+            return self.receive_merging(max, each);
+        }
+        self.receive(max, |frame| each(frame, &NO_REQUEST))
+    }
+
     pub(crate) fn hold(&mut self, max: u32, held: &mut Vec<Held>) -> Result<u32> {
+        if self.merging.is_on() {
+            return Err(no_views());
+        }
         let ready = u32::from(self.ring.ready(self.posted)?).min(max);
         let mut frames = 0;
         for _ in 0..ready {

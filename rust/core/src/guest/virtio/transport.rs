@@ -320,10 +320,20 @@ impl BusTransport {
     ///
     /// [`Error::Usage`]: the device does not agree. Otherwise what the registers ran into.
     pub(crate) fn agree(&mut self, wanted: u64) -> Result<u64> {
+        self.agree_on(|offered| offered & wanted)
+    }
+
+    /// As [`Self::agree`], on what `choose` takes of what is offered.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::agree`].
+    pub(crate) fn agree_on(&mut self, choose: impl FnOnce(u64) -> u64) -> Result<u64> {
         let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
         self.set_status(DeviceStatus::empty());
         self.set_status(known);
-        let features = self.read_device_features() & wanted;
+        let offered = self.read_device_features();
+        let features = offered & choose(offered);
         self.write_driver_features(features);
         self.set_status(known | DeviceStatus::FEATURES_OK);
         let status = self.get_status();

@@ -1,13 +1,20 @@
-"""Frames of python guests in several pieces, in several buffers, and with requests: what a driver asks for and gets."""
+"""Frames of python guests in several pieces, in several buffers, and with requests: what a driver asks for and gets.
+
+The same programs over each model of network card whose driver asks for offloads.
+"""
 
 import struct
+from typing import Any
 
 import pytest
 
 from tests.support.lab import Net, Station
 from tests.support.waiting import PATIENCE, eventually
-from vbnet.devices.venet.wire import REQUEST, Capability, RequestFlag, RequestKind
+from vbnet.devices.venet.driver import VenetDriver
+from vbnet.devices.venet.wire import Capability
+from vbnet.devices.virtio_net.driver import VirtioNetDriver
 from vbnet.errors import UsageError
+from vbnet.net.offload import REQUEST, RequestFlag, RequestKind
 
 SEGMENT = 1400
 HEADERS = 54
@@ -47,13 +54,31 @@ def own_memory(station: Station, data: bytes) -> memoryview:
     return view
 
 
+MODELS = {
+    "venet": {"kind": "venet"},
+    "virtio-net": {"kind": "virtio-net"},
+    "virtio-net-mmio": {"kind": "virtio-net", "transport": "mmio"},
+    "virtio-net-pci": {"kind": "virtio-net", "transport": "pci"},
+}
+"""Models whose drivers ask for offloads: how a station gets one."""
+
+
+@pytest.fixture(params=list(MODELS.values()), ids=list(MODELS))
+def model(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """One model after the other."""
+    found: dict[str, Any] = request.param
+    return found
+
+
 CUT = REQUEST.pack(RequestFlag.NEEDS_CSUM, RequestKind.TCP4, HEADERS, SEGMENT, 34, 16)
 
 
 @pytest.mark.parametrize("mtu", [1500, 9000, 65535])
-def test_long_request_crosses_whole_between_drivers_that_asked_for_it(net: Net, mtu: int) -> None:
+def test_long_request_crosses_whole_between_drivers_that_asked_for_it(
+    net: Net, model: dict[str, Any], mtu: int
+) -> None:
     """64 KiB from the guest's own memory arrive uncut, with what is left to be done, whatever the MTU."""
-    sender, receiver = (net.station(wants=True, mtu=mtu) for _ in range(2))
+    sender, receiver = (net.station(wants=True, mtu=mtu, **model) for _ in range(2))
     frame = tcp_frame(sender, receiver, bytes(range(250)) * 260)
     head, payload = frame[:HEADERS], own_memory(sender, frame[HEADERS:])
 
@@ -61,13 +86,13 @@ def test_long_request_crosses_whole_between_drivers_that_asked_for_it(net: Net, 
 
     assert [(frame, CUT)] == receiver.nic.recv_requests(4, PATIENCE)
     eventually(lambda: sender.nic.pending() == 0, "the sender has its memory back")
-    assert 1 == sender.counters["gathered_frames"] == sender.counters["transmit_offloads"]
-    assert 1 == receiver.counters["receive_offloads"]
+    assert 1 == sender.counters["transmit_offloads"] == receiver.counters["receive_offloads"]
 
 
-def test_long_request_is_cut_for_a_driver_that_asked_for_nothing(net: Net) -> None:
+@pytest.mark.parametrize("other", ["venet", "virtio-net"])
+def test_long_request_is_cut_for_a_driver_that_asked_for_nothing(net: Net, model: dict[str, Any], other: str) -> None:
     """Plain frames no longer than the MTU, in order, all checksums right."""
-    sender, receiver = net.station(wants=True), net.station()
+    sender, receiver = net.station(wants=True, **model), net.station(other)
     payload = bytes(range(250)) * 100
     count = -(-len(payload) // SEGMENT)
 
@@ -79,9 +104,21 @@ def test_long_request_is_cut_for_a_driver_that_asked_for_nothing(net: Net) -> No
     assert 1 == receiver.counters["segmented_frames"]
 
 
-def test_plain_driver_and_asking_driver_exchange_plain_frames(net: Net) -> None:
+@pytest.mark.parametrize(("one", "other"), [("venet", "virtio-net"), ("virtio-net", "venet")])
+def test_long_request_crosses_whole_between_models(net: Net, one: str, other: str) -> None:
+    """What one model's driver leaves undone, another's gets as it was."""
+    sender, receiver = net.station(one, wants=True), net.station(other, wants=True)
+    frame = tcp_frame(sender, receiver, bytes(range(250)) * 240)
+
+    assert sender.nic.send_pieces([frame[:HEADERS], frame[HEADERS:]], CUT, PATIENCE)
+
+    assert [(frame, CUT)] == receiver.nic.recv_requests(4, PATIENCE)
+    assert 1 == receiver.counters["receive_offloads"]
+
+
+def test_plain_driver_and_asking_driver_exchange_plain_frames(net: Net, model: dict[str, Any]) -> None:
     """``send`` and ``recv`` are what they were, on both ends."""
-    asking, plain = net.station(wants=True), net.station()
+    asking, plain = net.station(wants=True, **model), net.station()
 
     asking.nic.send([asking.to(plain, 1000, 1)])
     plain.nic.send([plain.to(asking, 1000, 2)])
@@ -99,21 +136,46 @@ def test_port_says_what_its_driver_can_be_left_with(net: Net) -> None:
     assert ["checksum", "tso4"] == some.nic.grant.takes == some.nic.grant.gives
 
 
-def test_card_that_grants_nothing_leaves_the_driver_plain_frames(net: Net) -> None:
-    """A driver that asks in vain goes on without; its pieces are put together before they are sent."""
-    sender, receiver = net.station(wants=True, offloads=0), net.station()
+def test_offloads_are_asked_for_by_name(net: Net, model: dict[str, Any]) -> None:
+    """Those and no others; a name that there is not is refused."""
+    some = net.station(wants=("checksum", "tso6", "ecn"), **model)
+
+    assert ["checksum", "tso6", "ecn"] == some.nic.grant.takes == some.nic.grant.gives
+    assert ["checksum", "tso6", "ecn"] == net.lab.ports()[some.port]["offloads"]
+    for driver in (VenetDriver, VirtioNetDriver):
+        with pytest.raises(UsageError, match="no offload 'tso5'"):
+            driver(offloads=["tso4", "tso5"])
+
+
+def test_card_that_grants_nothing_leaves_the_driver_whole_frames(net: Net, model: dict[str, Any]) -> None:
+    """A driver that asks in vain goes on without: its pieces arrive, requests are refused."""
+    sender, receiver = net.station(wants=True, offloads=0, **model), net.station()
     frame = sender.to(receiver, 500, 3)
 
     assert sender.nic.send_pieces([frame[:100], own_memory(sender, frame[100:])], None, PATIENCE)
 
     assert [frame] == receiver.gather(1)
-    assert 0 == sender.counters["gathered_frames"]
-    assert [] == net.lab.ports()[sender.port]["offloads"]
+    assert [] == sender.nic.grant.takes == net.lab.ports()[sender.port]["offloads"]
+    with pytest.raises(UsageError, match="no requests"):
+        sender.nic.send_pieces([frame], CUT)
 
 
-def test_what_cannot_be_sent_is_refused_before_anything_is(net: Net) -> None:
+@pytest.mark.parametrize("kind", ["venet", "virtio-net"])
+def test_driver_that_asked_for_nothing_puts_pieces_together(net: Net, kind: str) -> None:
+    """A plain driver sends a frame in pieces and tells that nothing is left to be done with what it gets."""
+    sender, receiver = net.station(kind), net.station()
+    frame = sender.to(receiver, 500, 3)
+
+    assert sender.nic.send_pieces([frame[:100], own_memory(sender, frame[100:])], None, PATIENCE)
+    receiver.nic.send([receiver.to(sender, 80, 4)])
+
+    assert [frame] == receiver.gather(1)
+    assert [(receiver.to(sender, 80, 4), b"")] == sender.nic.recv_requests(4, PATIENCE)
+
+
+def test_what_cannot_be_sent_is_refused_before_anything_is(net: Net, model: dict[str, Any]) -> None:
     """Requests of another length, requests that were not granted, frames too long or of too many pieces; and views."""
-    asking, plain = net.station(wants=True), net.station()
+    asking, plain = net.station(wants=True, **model), net.station(**model)
     frame = tcp_frame(asking, plain, bytes(3000))
     for nic, pieces, request in (
         (asking.nic, [frame], CUT[:-1]),
