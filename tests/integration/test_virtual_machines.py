@@ -1,6 +1,7 @@
 """Virtual machines on switches: QEMU's network card, driven by Linux in the machine, beside guests of every kind."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -169,6 +170,38 @@ def test_machines_survive_the_death_of_their_host_node(lab_root: Path) -> None:
             assert checksum == two.run("sha256sum </tmp/file").split()[0]
             drops = {name: value for name, value in lab.port_counters("one").items() if "fault" in name and value}
             assert {} == drops
+
+
+def test_machine_moves_while_it_is_pinged_and_serves(lab: RealLab, tmp_path: Path) -> None:
+    """To another QEMU at another port, in the middle of its traffic: pings go on there, and a file arrives whole."""
+    for name in ("here", "there"):
+        lab.vbnet("port", "add", "lan", name, "--vhost-user", "auto")
+    sockets = {row["name"]: row["device"] for row in lab.rows("port", "list")}
+    cards = {name: qemu_card(Path(sockets[name]), mac="02:00:00:00:00:0c") for name in ("here", "there")}
+    way = tmp_path / "way"
+    with (
+        VirtualMachine("here", cards["here"]) as here,
+        VirtualMachine("there", cards["there"], incoming=way) as there,
+    ):
+        up(here, "10.10.0.3")
+        assert reaches(here, "10.10.0.10")
+        checksum = serve_file(here, 1)
+        here.run("(ping -i 0.05 10.10.0.10 >/tmp/pings 2>&1 &)")
+
+        here.move(way)
+
+        def pings() -> int:
+            # QEMU's own words come by the same way.
+            (count,) = re.findall(r"pings=(\d+)", there.run("echo pings=$(grep -c seq= /tmp/pings)"))
+            return int(count)
+
+        before = pings()
+        eventually(lambda: pings() > before + 20, "pings go on", AT_ONCE)
+        told = there.run("kill -INT $(pidof ping); while pidof ping >/dev/null; do :; done; tail -2 /tmp/pings")
+        assert int(re.findall(r"(\d+)% packet loss", told)[0]) < 50
+        assert checksum in there.run("wget -q -O - http://127.0.0.1/file | sha256sum")
+        served = {port["name"]: port["is_served"] for port in lab.rows("port", "list")}
+        assert (False, True) == (served["here"], served["there"])
 
 
 # ---- what goes wrong when a machine is told something else ----------------------------------------------------------

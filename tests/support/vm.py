@@ -33,6 +33,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from tests.support.waiting import eventually
 from vbnet.cluster.qemu import card_arguments, memory_arguments, qemu_version
 from vbnet.errors import DeadlineError, PeerGone
 from vbnet.load.bench.program import Program
@@ -48,6 +49,7 @@ _MODULES: Final = (
 _BOOT_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = 8.0
 _ANSWER_SECONDS: Final = 30.0
+_MOVE_SECONDS: Final = 60.0
 _MEMORY: Final = "128M"
 _LOG_CHARS: Final = 1500
 _READY: Final = r"--ready--\n"
@@ -177,6 +179,7 @@ class VirtualMachine(Program):
             unless they are about memory.
         processors: it has.
         accelerator: ``kvm`` or ``tcg``; what works here by default.
+        incoming: a socket by which another machine comes here while it runs, see :meth:`move`.
     """
 
     def __init__(
@@ -186,6 +189,7 @@ class VirtualMachine(Program):
         *,
         processors: int = 1,
         accelerator: str | None = None,
+        incoming: Path | None = None,
     ) -> None:
         begin, variables = _started_as()
         chosen = accelerator or _accelerator()
@@ -193,7 +197,8 @@ class VirtualMachine(Program):
         self._folder = Path(tempfile.mkdtemp(prefix="vb-vm-"))
         self._log = self._folder / "kernel.log"
         self._qmp: socket.socket | None = None
-        self._is_up = False
+        # One that comes from elsewhere is up there already.
+        self._is_up = incoming is not None
         (self._folder / "initrd").write_bytes(_image())
         command = [*begin, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
         command += ["-name", f"vbnet-test-{name}", "-machine", "q35", "-smp", str(processors)]
@@ -204,6 +209,7 @@ class VirtualMachine(Program):
         command += ["-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on net.ifnames=0"]
         command += ["-serial", f"file:{self._log}", "-serial", "stdio"]
         command += ["-qmp", f"unix:{self._folder / 'qmp'},server=on,wait=off", *arguments]
+        command += [] if incoming is None else ["-incoming", f"unix:{incoming}"]
         try:
             super().__init__(command, None, variables)
         except BaseException:
@@ -254,6 +260,18 @@ class VirtualMachine(Program):
             if "event" not in reply:
                 assert "return" in reply, f"{self.name}: {command}: {reply}"
                 return reply["return"]
+
+    def move(self, incoming: Path) -> None:
+        """Go to the machine that waits at a socket, while running; returns when it is there."""
+        self.qmp("migrate", uri=f"unix:{incoming}")
+        how: dict[str, Any] = {}
+
+        def has_ended() -> bool:
+            how.update(self.qmp("query-migrate"))
+            return how["status"] in {"completed", "failed", "cancelled"}
+
+        eventually(has_ended, f"{self.name} has moved", _MOVE_SECONDS)
+        assert how["status"] == "completed", f"{self.name}: {how}"
 
     def kernel_log(self) -> str:
         """What its kernel said so far."""

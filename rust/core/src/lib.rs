@@ -55,6 +55,7 @@
 //! | `VQ-3 call or see` | our index or flags before the driver's wish / its wish before them | `complete` of both queues | the driver |
 //! | `VQ-4 kick or see` | our wish before the driver's index or flags / those before our wish | `arm` of both queues | the driver |
 //! | `VQ-5 trail beside ring` | descriptors shown before a position is settled | `Trail::note_packed` | `Trail::resume`, after a crash |
+//! | `VQ-6 written then dirty` | a page's bytes before its bit in a log | `DirtyLog::mark` | the front end |
 //! | `NC-1 descriptor done` | a card's buffer before its descriptor's state | `RamDma::publish` | `Ring::state` of a driver |
 //! | `SB-1 range whole` | a guarded range's end before its start | `Guarded::watch` | the SIGBUS handler |
 //! | `WD-1 ring or sleep` | a worker's note that it rings, before the watchdog sleeps | `Ringer::ring` | `Watchdog` |

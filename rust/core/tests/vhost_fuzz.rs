@@ -17,7 +17,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestRunner;
-use vhost_front::{EVENT_INDEX, FEATURES, GUEST, MEMORY, PACKED, USER, longs, words};
+use vhost_front::{EVENT_INDEX, FEATURES, GUEST, LOG_ALL, MEMORY, PACKED, USER, longs, words};
 use vhost_speaker::{Speech, Stage, Step};
 
 /// Numbers at which something changes.
@@ -49,10 +49,11 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..50_u32, select(vec![0_u32, 8, 4, 12]), body, files()).prop_map(|(request, flags, body, files)| Step::Say(request, flags, body, files)),
         1 => vec(any::<u8>(), 1..40).prop_map(Step::Noise),
-        2 => select(vec![FEATURES, FEATURES | PACKED, FEATURES | EVENT_INDEX, FEATURES | PACKED | EVENT_INDEX, 0]).prop_map(Step::Agree),
+        2 => select(vec![FEATURES, FEATURES | PACKED, FEATURES | EVENT_INDEX, FEATURES | PACKED | EVENT_INDEX, FEATURES | LOG_ALL, FEATURES | PACKED | LOG_ALL, 0]).prop_map(Step::Agree),
         2 => prop_oneof![3 => Just(MEMORY), 1 => 1..MEMORY + 2].prop_map(Step::Share),
         6 => (0..5_u32, select(vec![1_u32, 2, 4, 64, 256, 3]), prop_oneof![Just(0x8000_u32), Just(0), any::<u32>()], select(vec![0_u64, 0x2000, 0x4000, 0x1_0000])).prop_map(|(index, size, base, at)| Step::Queue(index, size, base, at)),
         2 => (0..5_u16, select(vec![0_u16, 1, 64, 256]), select(vec![0_u64, 64, 0x1000, 0x2_0000]), number()).prop_map(|(queues, size, bytes, offset)| Step::Track(queues, size, bytes, offset)),
+        2 => (prop_oneof![Just((GUEST + MEMORY) / 4096 / 8), number()], prop_oneof![Just(0), number()], 0..3_u32, number()).prop_map(|(bytes, offset, index, address)| Step::Log(bytes, offset, index, address)),
         8 => vec((0..0xd000_u64, ring_word()), 1..40).prop_map(Step::Write),
     ]
 }

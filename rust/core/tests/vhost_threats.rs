@@ -17,14 +17,11 @@ use vbnet_core::port::{PortCounter, PortPart};
 use vhost_front::verdict::{CONTENT, MESSAGE, assert_quarantined, assert_quarantined_of, assert_refused};
 use vhost_front::{
     Entry, FEATURES, FrontEnd, GET_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY,
-    MERGEABLE, NEXT, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR,
-    SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, counted, inflight, longs, memfd, table, wait_until_alone, words,
+    MERGEABLE, NEXT, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_NUM, SIZE,
+    USER, WRITE, Wire, add_port, counted, inflight, longs, memfd, table, wait_until_alone, words,
 };
 
-const SET_LOG_BASE: u32 = 6;
-const SET_LOG_FD: u32 = 7;
 const CHECK_DEVICE_STATE: u32 = 43;
-const LOG_ALL: u64 = 1 << 26;
 
 /// A frame of a front end still reaches a guest, and one of the guest the front end.
 fn assert_talks(front: &mut FrontEnd, lab: &mut Lab, seed: u8) {
@@ -38,18 +35,6 @@ fn assert_talks(front: &mut FrontEnd, lab: &mut Lab, seed: u8) {
 }
 
 // ---- messages ------------------------------------------------------------------------------------------------------
-
-/// 8, CVE-2026-86563: there is no log whose offset could be applied twice.
-#[test]
-fn log_base_with_an_offset_is_refused() {
-    let log = memfd(0x4000);
-    for (size, offset) in [(0x1000, 0x1000), (0x1000, 0x3000), (0x4000, 0), (0x1000, u64::MAX - 0xfff)] {
-        assert_refused(&format!("{size:#x} at {offset:#x}"), MESSAGE, |front| {
-            front.wire.send(SET_LOG_BASE, 0, &longs(&[size, offset]), &[log.as_fd()]);
-        });
-    }
-    assert_refused("descriptor of a log", MESSAGE, |front| front.wire.send(SET_LOG_FD, 0, &[], &[log.as_fd()]));
-}
 
 /// 8, CVE-2026-86563, where there are offsets: a region ends where its file does, and would be outside of it were its offset
 /// counted twice; positions are kept where the region for chains in flight begins.
@@ -166,20 +151,6 @@ fn answer_that_nobody_asked_for_is_refused_whatever_its_length() {
                 front.wire.raw(&words(&[request, 1 | 4, length, 0, 0]), &[]);
             });
         }
-    }
-}
-
-/// 21, CVE-2019-14835: no queue is logged, so that nothing can index a log by descriptors of length 0.
-#[test]
-fn queue_whose_writes_are_to_be_logged_is_refused() {
-    assert_refused("feature", CONTENT, |front| {
-        front.wire.send(SET_FEATURES, 0, &longs(&[FEATURES | LOG_ALL]), &[]);
-    });
-    for log in [0, GUEST, u64::MAX] {
-        assert_refused(&format!("flag, with a log at {log:#x}"), CONTENT, |front| {
-            let rings = longs(&[USER, USER + 0x1000, USER + 0x800, log]);
-            front.wire.send(SET_VRING_ADDR, 0, &[words(&[0, 1]), rings].concat(), &[]);
-        });
     }
 }
 

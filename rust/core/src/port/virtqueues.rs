@@ -33,6 +33,7 @@ use crate::shm::doorbell::Doorbell;
 use crate::shm::signal::{Listener, Notifier};
 use crate::signals::Caller;
 use crate::virtio::device::NEEDS_RESET;
+use crate::virtio::dirty::DirtyLog;
 use crate::virtio::memory::GuestMemory;
 use crate::virtio::queue::{Ahead, Chain, Direction, Queue, Segment, Used};
 use crate::virtio::server::QUEUE_INTERRUPT;
@@ -82,12 +83,26 @@ pub(crate) struct Ring {
     taken: usize,
     /// Of those, the ones that were filled and that the driver has not been shown.
     filled: Vec<Used>,
+    /// What of them was written, where that is to be marked.
+    written: Vec<Segment>,
 }
 
 impl Ring {
     pub(crate) fn new(index: usize, queue: Queue, kick: Arc<Doorbell>, ends: Ends) -> Self {
         let filled = Vec::with_capacity(queue.size() as usize);
-        Self { queue, kick, ends, index, fault: None, is_told: false, ahead: Ahead::default(), filled, taken: 0 }
+        let written = Vec::new();
+        Self {
+            queue,
+            kick,
+            ends,
+            index,
+            fault: None,
+            is_told: false,
+            ahead: Ahead::default(),
+            filled,
+            written,
+            taken: 0,
+        }
     }
 
     /// Whether it works still.
@@ -201,6 +216,8 @@ pub(crate) struct Rings {
     pub takes: Features,
     /// What we may leave to the driver.
     pub gives: Features,
+    /// Where pages of buffers are marked that we wrote.
+    pub log: Option<Arc<DirtyLog>>,
     /// How many pairs the driver uses; none: all there are.
     pub pairs: Option<Arc<AtomicU32>>,
     pub memory: Arc<GuestMemory>,
@@ -313,7 +330,7 @@ impl VirtqueuePort {
     #[inline]
     fn watch_memory(&mut self) {
         if let Some(rings) = &mut self.rings
-            && rings.memory.has_ended()
+            && (rings.memory.has_ended() || rings.log.as_ref().is_some_and(|log| log.has_ended()))
         {
             rings.rx.iter_mut().chain(&mut rings.tx).for_each(|ring| ring.end(Fault::MemoryGone));
         }
@@ -491,7 +508,7 @@ impl VirtqueuePort {
             return Err(Refusal::Oversize);
         }
         let asked = request.header();
-        let (header, is_mergeable) = (rings.header, rings.is_mergeable);
+        let (header, is_mergeable, is_logged) = (rings.header, rings.is_mergeable, rings.log.is_some());
         let number = if rings.rx.len() > 1 { flow(start) % rings.spread() } else { 0 };
         let Some(ring) = rings.rx.get_mut(number) else { return Err(Refusal::LinkDown) };
         let chain = ring.posted(0)?;
@@ -499,11 +516,16 @@ impl VirtqueuePort {
             // SAFETY: at least the header fits there, as just compared.
             unsafe { write_header(chain.place.as_ptr(), header, &asked) };
             ring.fill(&chain, header + piece.length);
+            if is_logged {
+                // Also of a shorter frame so much is written.
+                let bytes = header + piece.length.max(START_BYTES as u32);
+                ring.written.push(Segment { place: chain.place, bytes });
+            }
             // SAFETY: more bytes than the header lie there.
             unsafe { chain.place.add(header as usize) }.as_ptr()
         } else {
             // SAFETY: as promised by the caller.
-            unsafe { scatter(ring, (header, &asked), is_mergeable, (start, piece)) }?;
+            unsafe { scatter(ring, (header, &asked), (is_mergeable, is_logged), (start, piece)) }?;
             std::ptr::null_mut()
         };
         given.0 += 1;
@@ -521,7 +543,11 @@ impl VirtqueuePort {
         self.given = (0, 0);
         let Some(rings) = &mut self.rings else { return false };
         let mut is_called = false;
-        for ring in rings.rx.iter_mut().filter(|ring| !ring.filled.is_empty()) {
+        let Rings { rx, log, memory, .. } = &mut **rings;
+        for ring in rx.iter_mut().filter(|ring| !ring.filled.is_empty()) {
+            if let Some(log) = log {
+                mark_written(log, memory, &mut ring.written);
+            }
             if ring.queue.complete(ring.filled.drain(..)) {
                 is_called |= ring.ring(ringer);
             }
@@ -533,6 +559,25 @@ impl VirtqueuePort {
 impl fmt::Debug for VirtqueuePort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VirtqueuePort").field("rings", &self.rings).field("is_up", &self.is_up).finish_non_exhaustive()
+    }
+}
+
+/// Notes the first `left` bytes of these pieces, which were written.
+fn note_written(written: &mut Vec<Segment>, pieces: &[Segment], mut left: u32) {
+    for piece in pieces {
+        let bytes = piece.bytes.min(left);
+        left -= bytes;
+        written.push(Segment { bytes, ..*piece });
+    }
+}
+
+/// Marks what was written into buffers, now that all of it is there.
+#[cold]
+fn mark_written(log: &DirtyLog, memory: &GuestMemory, written: &mut Vec<Segment>) {
+    for Segment { place, bytes } in written.drain(..) {
+        if let Some(address) = memory.address_of(place) {
+            log.mark(address, bytes.into());
+        }
     }
 }
 
@@ -637,7 +682,7 @@ fn flow(start: &FrameStart) -> usize {
 unsafe fn scatter(
     ring: &mut Ring,
     (header, asked): (u32, &[u8; OFFLOAD_HEADER_BYTES]),
-    is_mergeable: bool,
+    (is_mergeable, is_logged): (bool, bool),
     (start, piece): (&FrameStart, &Piece),
 ) -> Result<(), Refusal> {
     let needed = u64::from(header) + u64::from(piece.length);
@@ -675,6 +720,9 @@ unsafe fn scatter(
         }
         let written = rest.min(chain.bytes.into());
         rest -= written;
+        if is_logged {
+            note_written(&mut ring.written, pieces, written as u32);
+        }
         ring.fill(&chain, written as u32);
     }
     Ok(())

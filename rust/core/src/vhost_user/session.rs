@@ -35,6 +35,7 @@ use crate::net::frame::MacAddress;
 use crate::port::PortId;
 use crate::port::virtqueues::{Ends, Ring};
 use crate::shm::doorbell::Doorbell;
+use crate::virtio::dirty::DirtyLog;
 use crate::virtio::inflight;
 use crate::virtio::memory::{GuestMemory, REGIONS_MAX, RegionAt};
 use crate::virtio::net::{self, OFFLOADS, PAIRS_MAX, bit};
@@ -52,6 +53,9 @@ const WAIT: Duration = Duration::from_millis(1);
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// `VHOST_F_LOG_ALL`: pages of buffers that we write are marked in a log.
+const LOG_ALL: u64 = 1 << 26;
+
 /// What every port offers; one with an address of its own tells it besides.
 const FEATURES: u64 = OFFLOADS
     | bit(VIRTIO_NET_F_MRG_RXBUF)
@@ -61,6 +65,7 @@ const FEATURES: u64 = OFFLOADS
     | bit(VIRTIO_F_RING_PACKED)
     | bit(VIRTIO_RING_F_INDIRECT_DESC)
     | bit(VIRTIO_RING_F_EVENT_IDX)
+    | LOG_ALL
     | PROTOCOL_FEATURES;
 
 /// What is agreed on about messages themselves.
@@ -71,6 +76,7 @@ fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        | VhostUserProtocolFeatures::LOG_SHMFD
 }
 
 /// What a front end said of one queue.
@@ -83,6 +89,8 @@ struct Queue {
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     is_enabled: bool,
+    /// Guest address by which what we write into its rings is marked in the log; none: it is not.
+    log: Option<u64>,
     /// Why it is not run again before it is set up anew.
     fault: Option<Fault>,
 }
@@ -93,6 +101,8 @@ struct State {
     protocol_features: u64,
     memory: Arc<GuestMemory>,
     inflight: Option<inflight::Region>,
+    /// Where written pages are marked, where that is wanted.
+    log: Option<Arc<DirtyLog>>,
     queues: [Queue; QUEUES],
     /// The worker has rings of this session.
     runs: bool,
@@ -123,6 +133,11 @@ impl Session {
     /// Whether it was agreed on that queues are switched on and off.
     pub(super) fn has_agreed(&self) -> bool {
         self.state().features & PROTOCOL_FEATURES != 0
+    }
+
+    /// Whether it was agreed on that written pages are marked in a log.
+    pub(super) fn logs(&self) -> bool {
+        self.state().protocol_features & VhostUserProtocolFeatures::LOG_SHMFD.bits() != 0
     }
 
     /// Whether every message is answered that asks for it.
@@ -176,9 +191,15 @@ impl Session {
         Ok(())
     }
 
-    /// Hands every queue that is ready over to the worker.
+    /// Hands every queue that is ready over to the worker. While pages are to be marked and nobody has said where, none is: what
+    /// was written then would be missing where the guest goes.
     fn run(&self, state: &mut State) -> Result<()> {
         let mut rings = net::rings_for(state.features, state.memory.clone());
+        if state.features & LOG_ALL != 0 {
+            let Some(log) = &state.log else { return Ok(()) };
+            log.check(state.memory.end())?;
+            rings.log = Some(log.clone());
+        }
         for index in 0..QUEUES {
             let Some(ring) = ready_ring(state, index)? else { continue };
             if index % 2 == 0 { rings.rx.push(ring) } else { rings.tx.push(ring) }
@@ -219,7 +240,11 @@ fn ready_ring(state: &State, index: usize) -> Result<Option<Ring>> {
         Some(region) => region.trail(index, at.size, at.is_packed)?,
         None => None,
     };
-    let made = queue::Queue::new(state.memory.clone(), &at, base_of(queue, at.is_packed), trail)?;
+    let mut made = queue::Queue::new(state.memory.clone(), &at, base_of(queue, at.is_packed), trail)?;
+    if let Some(used) = queue.log {
+        let Some(log) = &state.log else { return Ok(None) };
+        made.keep_log(log.clone(), used)?;
+    }
     let bell = |file: &OwnedFd| {
         let file = file.try_clone().map_err(|error| Error::machine("duplicate an eventfd", error))?;
         Ok::<_, Error>(Doorbell::from_fd(file))
@@ -305,6 +330,7 @@ impl VhostUserBackendReqHandler for Session {
         self.change(|state| {
             state.queues = Default::default();
             state.inflight = None;
+            state.log = None;
             state.features = 0;
             Ok(())
         })
@@ -408,16 +434,12 @@ impl VhostUserBackendReqHandler for Session {
         descriptors: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Answer<()> {
         self.change(|state| {
-            if !flags.is_empty() {
-                // Whoever has its writes logged must not believe that they are.
-                let (what, found) = ("flags of a queue, whose writes nobody logs,", u64::from(flags.bits()));
-                return Err(Fault::BadHeader { what, found, expected: 0 }.into());
-            }
             let queue = queue_of(state, index as usize)?;
             queue.addresses = Some((descriptors, used, available));
+            queue.log = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
             queue.fault = None;
             Ok(())
         })
@@ -535,8 +557,11 @@ impl VhostUserBackendReqHandler for Session {
         Err(NOT_OFFERED)
     }
 
-    fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Answer<()> {
-        Err(NOT_OFFERED)
+    fn set_log_base(&self, told: &VhostUserLog, file: File) -> Answer<()> {
+        self.change(|state| {
+            state.log = Some(Arc::new(DirtyLog::map(file, (told.mmap_offset, told.mmap_size))?));
+            Ok(())
+        })
     }
 }
 

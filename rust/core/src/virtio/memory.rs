@@ -18,7 +18,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::fs::{self, FileType, OFlags};
+use rustix::fs::{self, FileType, OFlags, SealFlags};
 use rustix::mm::{self, MapFlags, ProtFlags};
 
 use super::guard::{Guarded, gone_so_far};
@@ -157,6 +157,11 @@ fn check(at: RegionAt, file: &File) -> Result<u64> {
     if mode & OFlags::RWMODE != OFlags::RDWR {
         return Err(Fault::NotMemfd { detail: "it is not open for reading and writing" }.into());
     }
+    // A file system without seals has none.
+    let seals = fs::fcntl_get_seals(file).unwrap_or(SealFlags::empty());
+    if seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE) {
+        return Err(Fault::NotMemfd { detail: "it is sealed against writing" }.into());
+    }
     let limit = u64::try_from(status.st_size).unwrap_or(0);
     let end = at.offset.checked_add(at.size).filter(|&end| at.size != 0 && end <= limit);
     if end.is_none() {
@@ -274,6 +279,19 @@ impl GuestMemory {
         })
     }
 
+    /// One past the last guest address.
+    pub(crate) fn end(&self) -> u64 {
+        self.regions.iter().map(|region| region.at.guest + region.at.size).max().unwrap_or(0)
+    }
+
+    /// The guest address of a place that was found here.
+    pub(crate) fn address_of(&self, place: NonNull<u8>) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let inside = (place.as_ptr().addr() as u64).checked_sub(region.place.as_ptr().addr() as u64)?;
+            (inside < region.at.size).then_some(region.at.guest + inside)
+        })
+    }
+
     /// A region has ended since the last call, or before the first.
     pub(crate) fn has_ended(&self) -> bool {
         let gone = gone_so_far();
@@ -325,6 +343,8 @@ mod tests {
 
         assert_eq!((by_user, 16), (by_guest, follow));
         assert_eq!((64, 1), (other.1, hint));
+        assert_eq!([Some(0x13ff0), Some(0x4000)], [by_guest, other.0].map(|place| memory.address_of(place)));
+        assert_eq!((0x14000, None), (memory.end(), memory.address_of(NonNull::dangling())));
     }
 
     /// Addresses outside of all regions, and structures that run out of one, lead nowhere.

@@ -4,6 +4,7 @@
 //!   front end's files ──▶ memory: regions, each mapped, each address looked up ──▶ queue: one of either kind
 //!   guest's RAM ────────▶         guard: what happens when a file is cut short      split · packed
 //!                               inflight: where each queue is, for whoever is next     ▼
+//!                               dirty: which pages were written, for who moves a guest
 //!   registers (bus calls, or traps) ──▶ device: features, status, set-up ──▶ server: a thread ──▶ blk, …: a model
 //!                                                                          └▶ net: queues for a port of the switch
 //! ```
@@ -11,6 +12,7 @@
 pub mod blk;
 pub mod console;
 pub mod device;
+pub(crate) mod dirty;
 pub(crate) mod guard;
 pub(crate) mod inflight;
 pub(crate) mod memory;

@@ -120,6 +120,7 @@ pub(crate) fn rings_for(features: u64, memory: Arc<GuestMemory>) -> Rings {
         is_mergeable,
         takes: agreed(features, &TAKES),
         gives: agreed(features, &GIVES),
+        log: None,
         pairs: None,
         memory,
     }

@@ -25,6 +25,7 @@ use virtio_bindings::bindings::virtio_ring::{
     VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 
+use super::dirty::{DirtyLog, QueueLog};
 use super::inflight::Trail;
 use super::memory::GuestMemory;
 use super::queue::{
@@ -97,6 +98,8 @@ pub(crate) struct PackedQueue {
     chains: u16,
     /// Where the position is kept, if the front end wants that.
     trail: Option<Trail>,
+    /// Where what we write into the ring, and as our wish, is marked.
+    log: Option<QueueLog>,
 }
 
 // SAFETY: its places lie in the memory that `lookup` holds, which is mapped for as long as that is.
@@ -138,6 +141,7 @@ impl PackedQueue {
             looked: 0,
             chains: 0,
             trail: None,
+            log: None,
         };
         if let Some(trail) = trail {
             queue.next = trail.resume(queue.size, next, |place| queue.available(place).is_some())?;
@@ -145,6 +149,19 @@ impl PackedQueue {
             queue.trail = Some(trail);
         }
         Ok(queue)
+    }
+
+    /// Marks in a log, from now on, what is written: descriptors where they are, our wish at guest address `used`, as the front
+    /// end said it.
+    ///
+    /// # Errors
+    ///
+    /// The log is too short.
+    pub(crate) fn keep_log(&mut self, log: Arc<DirtyLog>, used: u64) -> Checked<()> {
+        let bytes = DESCRIPTOR_BYTES * u64::from(self.size);
+        let ring = self.lookup.address_of(self.ring).map(|address| (address, bytes));
+        self.log = Some(QueueLog::new(log, (used, 4), ring)?);
+        Ok(())
     }
 
     /// Entries.
@@ -324,9 +341,29 @@ impl PackedQueue {
         if let Some(trail) = &self.trail {
             trail.note_packed(self.next, self.next);
         }
+        if let Some(log) = &self.log {
+            self.mark(log, before.index, moved);
+        }
         // [VQ-3 call or see] our descriptors before the driver's wish; the driver's wish before its look at them.
         fence(Ordering::SeqCst);
         self.is_call_wanted(moved)
+    }
+
+    /// Marks `moved` descriptors from `first` on, of which at least the heads were written.
+    #[cold]
+    fn mark(&self, log: &QueueLog, first: u16, moved: u16) {
+        const BYTES: usize = DESCRIPTOR_BYTES as usize;
+        let until_end = moved.min(self.size - first);
+        log.mark_ring(BYTES * usize::from(first), BYTES * usize::from(until_end));
+        log.mark_ring(0, BYTES * usize::from(moved - until_end));
+    }
+
+    /// Writes our wish.
+    fn say(&self, wish: u32) {
+        self.wish(self.device_wish).store(wish.to_le(), Ordering::Relaxed);
+        if let Some(log) = &self.log {
+            log.mark_used(0, size_of::<u32>());
+        }
     }
 
     /// Whether the driver wants to hear of the last `moved` descriptors.
@@ -360,7 +397,7 @@ impl PackedQueue {
         } else {
             VRING_PACKED_EVENT_FLAG_ENABLE << 16
         };
-        self.wish(self.device_wish).store(wish.to_le(), Ordering::Relaxed);
+        self.say(wish);
         // [VQ-4 kick or see] our wish before we look at the driver's flags; the driver's flags before its look at our wish.
         fence(Ordering::SeqCst);
         self.available(self.next).is_none()
@@ -368,7 +405,7 @@ impl PackedQueue {
 
     /// No kicks wanted.
     pub(crate) fn disarm(&self) {
-        self.wish(self.device_wish).store((VRING_PACKED_EVENT_FLAG_DISABLE << 16).to_le(), Ordering::Relaxed);
+        self.say(VRING_PACKED_EVENT_FLAG_DISABLE << 16);
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
+use super::dirty::DirtyLog;
 use super::inflight::Trail;
 use super::memory::GuestMemory;
 use super::packed::PackedQueue;
@@ -74,6 +75,9 @@ pub(crate) struct Segment {
     pub place: NonNull<u8>,
     pub bytes: u32,
 }
+
+// SAFETY: a place and nothing more, good for as long as the memory that it was found in, on whatever thread.
+unsafe impl Send for Segment {}
 
 /// Which way a chain's buffers go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,6 +267,18 @@ impl Queue {
         }
     }
 
+    /// Marks in a log, from now on, what is written into its rings; the used ring, or our wish, is at guest address `used`.
+    ///
+    /// # Errors
+    ///
+    /// The log is too short.
+    pub(crate) fn keep_log(&mut self, log: Arc<DirtyLog>, used: u64) -> Checked<()> {
+        match self {
+            Self::Split(queue) => queue.keep_log(log, used),
+            Self::Packed(queue) => queue.keep_log(log, used),
+        }
+    }
+
     /// Asks the driver to kick when there is more. `true`: there is nothing now.
     ///
     /// # Errors
@@ -303,6 +319,11 @@ impl Lookup {
         }
         let limit = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.memory.structure(address, bytes).ok_or(Fault::OutsideMemory { address, length: limit })
+    }
+
+    /// Guest address of a ring that was found.
+    pub fn address_of(&self, ring: NonNull<u8>) -> Option<u64> {
+        self.memory.address_of(ring)
     }
 
     /// Where a buffer is that lies together.

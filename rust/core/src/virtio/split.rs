@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
+use super::dirty::{DirtyLog, QueueLog};
 use super::inflight::Trail;
 use super::memory::GuestMemory;
 use super::queue::{
@@ -46,6 +47,8 @@ pub(crate) struct SplitQueue {
     known: u16,
     /// Where the position is kept besides, if the front end wants that.
     trail: Option<Trail>,
+    /// Where what we write into the used ring is marked.
+    log: Option<QueueLog>,
 }
 
 // SAFETY: its places lie in the memory that `lookup` holds, which is mapped for as long as that is.
@@ -79,6 +82,7 @@ impl SplitQueue {
             seen: 0,
             known: 0,
             trail,
+            log: None,
             lookup,
         };
         queue.next = queue.used_index().load(Ordering::Relaxed);
@@ -88,6 +92,16 @@ impl SplitQueue {
             trail.begin_split(queue.size, queue.next);
         }
         Ok(queue)
+    }
+
+    /// Marks in a log, from now on, what is written into the used ring, which is at guest address `used`.
+    ///
+    /// # Errors
+    ///
+    /// The log is too short.
+    pub(crate) fn keep_log(&mut self, log: Arc<DirtyLog>, used: u64) -> Checked<()> {
+        self.log = Some(QueueLog::new(log, (used, 6 + 8 * u64::from(self.size)), None)?);
+        Ok(())
     }
 
     /// Entries.
@@ -313,6 +327,9 @@ impl SplitQueue {
         if let Some(trail) = &self.trail {
             trail.note_split(self.next);
         }
+        if let Some(log) = &self.log {
+            self.mark(log, before);
+        }
         // [VQ-3 call or see] our index before the driver's wish; the driver's wish before its look at our index.
         fence(Ordering::SeqCst);
         if !self.has_event_index {
@@ -322,6 +339,24 @@ impl SplitQueue {
         is_reached(event, before, self.next)
     }
 
+    /// Marks the used entries from `before` on, and our index.
+    #[cold]
+    fn mark(&self, log: &QueueLog, before: u16) {
+        let (first, count) = (self.index_of(before), usize::from(self.next.wrapping_sub(before)));
+        let until_end = count.min(usize::from(self.size) - first);
+        log.mark_used(4 + 8 * first, 8 * until_end);
+        log.mark_used(4, 8 * (count - until_end));
+        log.mark_used(2, 2);
+    }
+
+    /// Writes a word of the used ring that says when we want to hear.
+    fn wish(&self, word: usize, value: u16) {
+        self.used_word(word).store(value, Ordering::Relaxed);
+        if let Some(log) = &self.log {
+            log.mark_used(2 * word, 2);
+        }
+    }
+
     /// Asks the driver to kick when there is more. `true`: there is nothing now.
     ///
     /// # Errors
@@ -329,9 +364,9 @@ impl SplitQueue {
     /// As [`Self::refresh`].
     pub(crate) fn arm(&mut self) -> Checked<bool> {
         if self.has_event_index {
-            self.used_word(2 + 4 * usize::from(self.size)).store(self.next, Ordering::Relaxed);
+            self.wish(2 + 4 * usize::from(self.size), self.next);
         } else {
-            self.used_word(0).store(0, Ordering::Relaxed);
+            self.wish(0, 0);
         }
         // [VQ-4 kick or see] our wish before we look at the driver's index; the driver's index before its look at our wish.
         fence(Ordering::SeqCst);
@@ -341,7 +376,7 @@ impl SplitQueue {
     /// No kicks wanted. With an event index there is nothing to do: the one that was asked for is in the past soon.
     pub(crate) fn disarm(&self) {
         if !self.has_event_index {
-            self.used_word(0).store(VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
+            self.wish(0, VRING_USED_F_NO_NOTIFY as u16);
         }
     }
 }

@@ -28,6 +28,8 @@ pub const GET_FEATURES: u32 = 1;
 pub const SET_FEATURES: u32 = 2;
 pub const SET_OWNER: u32 = 3;
 pub const SET_MEM_TABLE: u32 = 5;
+pub const SET_LOG_BASE: u32 = 6;
+pub const SET_LOG_FD: u32 = 7;
 pub const SET_VRING_NUM: u32 = 8;
 pub const SET_VRING_ADDR: u32 = 9;
 pub const SET_VRING_BASE: u32 = 10;
@@ -47,6 +49,7 @@ pub const ADD_MEM_REG: u32 = 37;
 pub const REM_MEM_REG: u32 = 38;
 
 pub const MERGEABLE: u64 = 1 << 15;
+pub const LOG_ALL: u64 = 1 << 26;
 pub const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
 pub const EVENT_INDEX: u64 = 1 << 29;
 pub const PROTOCOL: u64 = 1 << 30;
@@ -463,7 +466,7 @@ impl FrontEnd {
         wire.send(SET_OWNER, 0, &[], &[]);
         assert_eq!(features, features & wire.ask_u64(GET_FEATURES));
         assert_eq!(8, 8 & wire.ask_u64(GET_PROTOCOL_FEATURES));
-        wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 | 8 | 0x200 | 0x1000 | 0x2000]), &[]);
+        wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[1 | 2 | 8 | 0x200 | 0x1000 | 0x2000]), &[]);
         wire.done(SET_FEATURES, &longs(&[features]), &[]);
         let [rx, tx] = [0, 1].map(|index| Queue::new(index, features));
         let front = Self { wire, memory: Memory::new(), features, rx, tx };
@@ -583,12 +586,17 @@ impl FrontEnd {
     }
 }
 
+/// The body of SET_VRING_ADDR; `log`: where writes to the used ring are to be marked.
+pub fn addresses(queue: &Queue, log: Option<u64>) -> Vec<u8> {
+    let rings = [USER + queue.descriptors(), USER + queue.used_ring(), USER + queue.available_ring(), log.unwrap_or(0)];
+    [words(&[queue.index, log.is_some().into()]), longs(&rings)].concat()
+}
+
 pub fn start_queue(wire: &mut Wire, queue: &Queue, features: u64) {
     let index = queue.index;
     wire.done(SET_VRING_NUM, &words(&[index, SIZE.into()]), &[]);
     wire.done(SET_VRING_BASE, &words(&[index, queue.base()]), &[]);
-    let rings = longs(&[USER + queue.descriptors(), USER + queue.used_ring(), USER + queue.available_ring(), 0]);
-    wire.done(SET_VRING_ADDR, &[words(&[index, 0]), rings].concat(), &[]);
+    wire.done(SET_VRING_ADDR, &addresses(queue, None), &[]);
     wire.done(SET_VRING_CALL, &longs(&[index.into()]), &[queue.call.as_fd()]);
     wire.done(SET_VRING_KICK, &longs(&[index.into()]), &[queue.kick.as_fd()]);
     if features & PROTOCOL != 0 {

@@ -17,7 +17,7 @@ use vbnet_core::shm::doorbell::Doorbell;
 
 use crate::switch_guest::{Lab, frame, mac};
 use crate::vhost_front::{
-    EVENT_INDEX, FEATURES, GUEST, MEMORY, Memory, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE,
+    EVENT_INDEX, FEATURES, GUEST, MEMORY, Memory, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_LOG_BASE, SET_MEM_TABLE,
     SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_KICK,
     SET_VRING_NUM, USER, Wire, add_port, inflight, longs, memfd, table, wait_until_alone, words,
 };
@@ -37,6 +37,8 @@ pub enum Step {
     /// A queue set up whole: index, size, base, where its rings are.
     Queue(u32, u32, u32, u64),
     Track(u16, u16, u64, u64),
+    /// A log for so many bytes from there on, and of one queue's rings by an address.
+    Log(u64, u64, u32, u64),
     /// Words written into the memory, wherever queues may be, then a kick.
     Write(Vec<(u64, u64)>),
 }
@@ -68,7 +70,7 @@ impl Speaker {
             }
             Step::Noise(bytes) => self.wire.raw(bytes, &[]),
             Step::Agree(features) => {
-                send(SET_PROTOCOL_FEATURES, &longs(&[1 | 8 | 0x200 | 0x1000 | 0x2000 | 0x8000]), &[]);
+                send(SET_PROTOCOL_FEATURES, &longs(&[1 | 2 | 8 | 0x200 | 0x1000 | 0x2000 | 0x8000]), &[]);
                 send(SET_FEATURES, &longs(&[*features]), &[]);
             }
             Step::Share(bytes) => send(SET_MEM_TABLE, &table(&[[GUEST, *bytes, USER, 0]]), &files[..1]),
@@ -83,6 +85,11 @@ impl Speaker {
             }
             Step::Track(queues, size, bytes, offset) => {
                 send(SET_INFLIGHT_FD, &inflight(*bytes, *offset, *queues, *size), &files[2..]);
+            }
+            Step::Log(bytes, offset, index, address) => {
+                send(SET_LOG_BASE, &longs(&[*bytes, *offset]), &files[2..]);
+                let rings = longs(&[USER, USER + 0x1800, USER + 0x1000, *address]);
+                send(SET_VRING_ADDR, &[words(&[*index, 1]), rings].concat(), &[]);
             }
             Step::Write(entries) => {
                 for &(at, word) in entries {
