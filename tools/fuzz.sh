@@ -42,6 +42,7 @@ mkdir -p "$folder/findings"
 for target in "${targets[@]}"; do
     mkdir -p "$folder/corpus/$target"
     echo "fuzz: $target for $seconds s"
-    "$(program "$target")" -max_total_time="$seconds" -timeout=30 -rss_limit_mb=4096 -print_final_stats=1 -verbosity=0 \
+    # Long inputs from the start: what is looked for takes many steps.
+    "$(program "$target")" -max_total_time="$seconds" -len_control=0 -timeout=30 -rss_limit_mb=4096 -print_final_stats=1 -verbosity=0 \
         -artifact_prefix="$folder/findings/$target-" "$folder/corpus/$target" "rust/fuzz/seeds/$target"
 done
