@@ -50,7 +50,7 @@ test-python: $(DEV) $(BUILT) ## Run the Python tests alone, without the slow one
 test-slow: $(DEV) $(BUILT) ## Run only the slow tests: wheel, long stress, many guests, virtual machines
 	@tools/system-packages.sh
 	@tools/vm-programs.sh
-	VBNET_HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest -m slow $(ARGS)
+	VBNET_HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest -m slow --durations=12 --durations-min=10 $(ARGS)
 
 test-all: test test-slow ## Run every test, the slow ones too
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(240)
 LOAD = "load: {guests: 2, flows: [{pattern: pairs, size: imix, poisson: 200}]}\n"
 QUICK = "warm-up: 500ms\ninterval: 200ms\nrest: 1s\n"
 ALL_KINDS = """
-for: 40s
+for: 2m
 seed: 3
 warm-up: 2s
 interval: 500ms
