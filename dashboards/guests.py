@@ -579,7 +579,7 @@ _DISKS: Final = Row(
                     f"{_GUEST} ended: {{{{reason}}}}",
                 ),
             ],
-            "Register accesses, those that trapped or were refused, resets done and put off, queues ended by a broken rule.",
+            "Register accesses; those trapped or refused; resets, done and put off; queues that broke a rule.",
             "Faults: the driver is wrong; `vbnet errors` names the rule. Many traps: use the transport `vbus`.",
             width=8,
             empty_until=_UNTIL_DISKS,
