@@ -26,10 +26,13 @@ def tool() -> Any:
     return module
 
 
-def test_tables_of_a_run_replace_those_of_the_page(tool: Any) -> None:
-    """What was measured is replaced, what was not stays, text between is left alone; JSON goes round unchanged."""
+def run_of(tool: Any, *names: str) -> Any:
+    """A run of these benches, through JSON and back."""
     samples = Summary(minimum=1.0, median=2.0, maximum=3.0, count=3)
-    row = Row.of("ring", {"frame_bytes": 64}, "s", samples, "near", baseline=("bare", samples), wanted=AtLeast(0.8))
+    rows = [
+        Row.of(name, {"frame_bytes": 64}, "s", samples, "near", baseline=("bare", samples), wanted=AtLeast(0.8))
+        for name in names
+    ]
     machine = {
         "processor": "Example",
         "cores": 2,
@@ -40,15 +43,33 @@ def test_tables_of_a_run_replace_those_of_the_page(tool: Any) -> None:
         "kernel": "6.1",
         "python": "3.11",
     }
-    run = msgspec.json.decode(msgspec.json.encode({"machine": machine, "rows": [row]}), type=tool.Run)
+    run = msgspec.json.decode(msgspec.json.encode({"machine": machine, "rows": rows}), type=tool.Run)
+    assert rows == run.rows
+    return run
+
+
+def test_tables_of_a_run_replace_those_of_the_page(tool: Any) -> None:
+    """What was measured is replaced, what was not stays, text between is left alone."""
     page = "a\n<!-- bench: ring -->\nold\n<!-- end -->\nb\n<!-- bench: idle -->\nkept\n<!-- end -->\n"
 
-    found = tool.filled_in(page, run)
+    found = tool.filled_in(page, run_of(tool, "ring"))
 
-    assert [row] == run.rows
     assert "old" not in found
     assert "| frame_bytes 64 | 2 s |" in found
     assert found.endswith("b\n<!-- bench: idle -->\nkept\n<!-- end -->\n")
+
+
+@pytest.mark.parametrize(("names", "is_whole"), [(("ring",), False), (("ring", "idle"), True)])
+def test_page_names_the_machine_of_every_table(tool: Any, names: tuple[str, ...], is_whole: bool) -> None:
+    """A part measured elsewhere does not pass for the whole."""
+    places = "".join(f"<!-- bench: {name} -->\nold\n<!-- end -->\n" for name in ("machine", "ring", "idle"))
+    run = run_of(tool, *names)
+
+    found = tool.filled_in(places, run)
+
+    assert is_whole == found.startswith(f"<!-- bench: machine -->\n{run.machine}\n")
+    assert is_whole != (f"Measured on another machine: {run.machine}." in found)
+    assert found == tool.filled_in(found, run)
 
 
 def test_the_page_has_a_place_for_every_bench() -> None:

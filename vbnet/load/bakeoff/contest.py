@@ -32,7 +32,10 @@ __all__ = ["ELSEWHERE", "QUICK", "Contest", "load_contest", "parse_contest"]
 
 ELSEWHERE: Final[Mapping[str, str]] = {
     "switch": "DPDK's vhost loop, and frames through this switch",
+    "vhost": "DPDK's vhost between two of its applications, and this switch between them",
     "ring": "DPDK's memif and bare rings, and this ring",
+    "rtt": "a bare ring's ping-pong, and a frame there and back through this switch",
+    "rtt.asleep": "two eventfds' ping-pong, and a frame there and back while guests and host sleep in between",
     "python": "pyzmq, iceoryx2 and Unix sockets, and Python objects through this switch",
     "netns.tcp": "the kernel's bridge between veth pairs, and TCP through this switch",
 }
