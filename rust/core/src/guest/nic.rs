@@ -14,12 +14,12 @@
 use std::time::{Duration, Instant};
 
 use super::card::{e1000, rtl8139};
-use super::pieces::Part;
+use super::pieces::{Part, stage_together};
 use super::venet;
 use super::virtio::net as virtio;
 use crate::error::Result;
 use crate::net::grant::Grant;
-use crate::net::offload::OFFLOAD_HEADER_BYTES;
+use crate::net::offload::{NO_REQUEST, OFFLOAD_HEADER_BYTES};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::CACHE_LINE;
 
@@ -140,7 +140,8 @@ pub enum Receiver {
     Rtl8139(Box<rtl8139::Receiver>),
 }
 
-/// Does the same with whichever driver a half is of. Every model is named here, once.
+/// Does the same with whichever driver a half is of. Models are named here, and below where cards that are granted nothing
+/// need nothing of their own.
 macro_rules! each {
     ($half:expr, $driver:ident => $work:expr) => {
         match $half {
@@ -242,7 +243,11 @@ impl Sender {
     /// What was agreed on beyond plain frames.
     #[must_use]
     pub const fn grant(&self) -> &Grant {
-        each!(self, driver => driver.grant())
+        match self {
+            Self::Venet(driver) => driver.grant(),
+            Self::Virtio(driver) => driver.grant(),
+            Self::E1000(_) | Self::Rtl8139(_) => &Grant::NOTHING,
+        }
     }
 
     /// Stages one frame of several pieces, `request` (a `virtio_net_hdr`) with it. The host sees it after [`Self::flush`].
@@ -253,7 +258,18 @@ impl Sender {
     /// [`crate::error::Error::Usage`]: no frame has this length here, it has too many pieces, a place is outside the RAM, or
     /// requests were not granted; [`crate::error::Error::Peer`]: the host broke the queue.
     pub fn stage_long(&mut self, request: Option<&[u8; OFFLOAD_HEADER_BYTES]>, parts: &[Part<'_>]) -> Result<bool> {
-        each!(self, driver => driver.stage_long(request, parts))
+        match self {
+            Self::Venet(driver) => driver.stage_long(request, parts),
+            Self::Virtio(driver) => driver.stage_long(request, parts),
+            Self::E1000(card) => {
+                let (limit, ram) = (card.limit(), card.ram().clone());
+                stage_together(card.as_mut(), request.is_some(), parts, limit, &ram)
+            }
+            Self::Rtl8139(card) => {
+                let (limit, ram) = (card.limit(), card.ram().clone());
+                stage_together(card.as_mut(), request.is_some(), parts, limit, &ram)
+            }
+        }
     }
 
     /// Says that frames are about to be staged and flushed, while there is still something else to do.
@@ -372,8 +388,13 @@ impl Receiver {
     ///
     /// As [`Self::receive`].
     #[inline]
-    pub fn receive_long(&mut self, max: u32, each: impl FnMut(&[u8], &[u8; OFFLOAD_HEADER_BYTES])) -> Result<u32> {
-        each!(self, driver => driver.receive_long(max, each))
+    pub fn receive_long(&mut self, max: u32, mut each: impl FnMut(&[u8], &[u8; OFFLOAD_HEADER_BYTES])) -> Result<u32> {
+        match self {
+            Self::Venet(driver) => driver.receive_long(max, each),
+            Self::Virtio(driver) => driver.receive_long(max, each),
+            Self::E1000(card) => card.receive(max, |frame| each(frame, &NO_REQUEST)),
+            Self::Rtl8139(card) => card.receive(max, |frame| each(frame, &NO_REQUEST)),
+        }
     }
 
     /// Takes up to `max` waiting frames without copying them. Their buffers are the caller's until

@@ -20,10 +20,7 @@ use std::time::Duration;
 use super::{Chip, Port, ROOM_SPIN, Registers};
 use crate::error::{Error, Fault, Result};
 use crate::guest::nic::{ETHERNET_HEADER, Held, MTU_MIN, Stage, Totals, frame_limit};
-use crate::guest::pieces::{Part, stage_together};
 use crate::net::frame::MacAddress;
-use crate::net::grant::Grant;
-use crate::net::offload::{NO_REQUEST, OFFLOAD_HEADER_BYTES};
 use crate::nic::CHECK_SEQUENCE_BYTES;
 use crate::nic::rtl8139::{
     CAPR_LAG, CR_BUFE, CR_RE, CR_RST, CR_TE, HEADER, RCR_AAP, RCR_AB, RCR_APM, RCR_LENGTH_SHIFT, RCR_WRAP,
@@ -256,20 +253,9 @@ impl Sender {
         work(self)
     }
 
-    /// Plain frames: nothing else was agreed on.
-    #[expect(clippy::unused_self, reason = "as every driver has it")]
-    pub(crate) const fn grant(&self) -> &Grant {
-        &Grant::NOTHING
-    }
-
-    /// Stages the pieces of one frame together; with a request, none. `false`: no room now.
-    pub(crate) fn stage_long(
-        &mut self,
-        request: Option<&[u8; OFFLOAD_HEADER_BYTES]>,
-        parts: &[Part<'_>],
-    ) -> Result<bool> {
-        let (limit, ram) = (self.limit, self.ram.clone());
-        stage_together(self, request.is_some(), parts, limit, &ram)
+    /// The guest's memory.
+    pub(crate) const fn ram(&self) -> &Arc<Ram> {
+        &self.ram
     }
 
     /// Says that frames are about to be staged: of no use here.
@@ -448,16 +434,6 @@ impl Receiver {
             self.consume(length)?;
         }
         Ok(frames)
-    }
-
-    /// As [`Self::receive`]; no frame asks for anything.
-    #[inline]
-    pub(crate) fn receive_long(
-        &mut self,
-        max: u32,
-        mut each: impl FnMut(&[u8], &[u8; OFFLOAD_HEADER_BYTES]),
-    ) -> Result<u32> {
-        self.receive(max, |frame| each(frame, &NO_REQUEST))
     }
 
     /// Takes up to `max` waiting frames out of the ring. Their buffers are the caller's until [`Self::give_back`].
