@@ -39,7 +39,7 @@ CATALOGUE: Catalogue = discover()
 SWITCH = "conformance"
 """Whatever class has an attribute ``switch`` is joined to the switch of this name."""
 TOLERANT = Limits(refusals_burst=1_000_000)
-"""Tests ask for more that is refused than a host answers by default."""
+"""Tests send more that is no request than a host answers by default."""
 
 T = TypeVar("T")
 

@@ -208,6 +208,17 @@ def test_refusals_themselves_are_bounded(host: HostProcess, peer: RawPeer) -> No
     assert counters(host)[DROPPED] - before.get(DROPPED, 0) > 800
 
 
+@pytest.mark.usefixtures("bystander")
+@pytest.mark.parametrize("verb", [[3, 4096, 1], [5, 1, 0, b"", 0]])
+def test_requests_are_refused_by_name_however_many(peer: RawPeer, verb: list[Any]) -> None:
+    """A guest that asks again and again, as one does that waits for another, is never left without an answer."""
+    peer.join(1, unique(), "lan")
+
+    answers = [peer.ask(1, 9, verb)[:2] for _ in range(300)]
+
+    assert [[peer.REFUSED, "ENOENT"]] * 300 == answers
+
+
 def test_strangers_cannot_use_up_what_a_guest_is_told(host: HostProcess, peer: RawPeer, bystander: RawPeer) -> None:
     """The allowance of refusals belongs to each process with a session."""
     before = refusals(host, "EPROTO")

@@ -27,7 +27,7 @@ from vbnet.errors import PeerGone
 from vbnet.telemetry.watch.viewer import Viewer
 
 GUESTS = 1000
-REFRESH_CPU_S = 0.1
+REFRESHES = 30
 
 
 @pytest.fixture(autouse=True)
@@ -77,17 +77,24 @@ def test_node_that_is_stopped_and_then_killed_is_still_shown(commands_find: Lab)
 
 
 @pytest.mark.slow
-def test_a_refresh_with_a_thousand_guests_takes_less_than_a_tenth_of_a_second(tmp_path: Path) -> None:
+def test_a_refresh_costs_no_more_a_guest_with_a_thousand_than_with_a_hundred(tmp_path: Path) -> None:
     """Looking, keeping, counting, sorting, drawing: all rows, though one sees forty. CPU time, the best of many."""
-    node = CountedNode(tmp_path / "run")
-    ports = [node.guest(f"guest-{number}") for number in range(GUESTS)]
+    few, many = (best_refresh_s(tmp_path / f"{guests}", guests) for guests in (GUESTS // 10, GUESTS))
+
+    assert many < 10 * few
+
+
+def best_refresh_s(folder: Path, guests: int) -> float:
+    """Return the processor time of the cheapest of several refreshes, every guest's counters moving in between."""
+    node = CountedNode(folder)
+    ports = [node.guest(f"guest-{number}") for number in range(guests)]
     viewer = Viewer(node.watcher, now_s=lambda: node.now_s)
     taken: list[float] = []
 
     async def main() -> None:
         app = TopApp(viewer, is_ticking=False)
         async with app.run_test(size=(120, 40)) as pilot:
-            for number in range(30):
+            for number in range(REFRESHES):
                 for place, port in enumerate(ports):
                     port.add("receive_frames", place + number)
                 node.now_s += 1
@@ -96,12 +103,12 @@ def test_a_refresh_with_a_thousand_guests_takes_less_than_a_tenth_of_a_second(tm
                 app.look()
                 await pilot.pause()
                 taken.append(time.process_time() - begin)
-            assert "guest-999" in app.grid.lines[1]
+            assert f"guest-{guests - 1}" in app.grid.lines[1]
 
     asyncio.run(main())
 
-    assert min(taken) < REFRESH_CPU_S
     assert viewer.history.bytes < 8 << 20
+    return min(taken)
 
 
 # --- in a terminal ------------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ class Limits:
         ram_bytes: largest memory a guest may hand over.
         gifts_per_session: descriptors given to the host and not yet taken by a device.
         lends_waiting: packets that may wait for a process before no descriptor is lent to its guests any more.
-        refusals_burst: refusals a connection gets at once before the rest is dropped and counted.
+        refusals_burst: refusals that no request waits for, which a connection gets at once before the rest is dropped
+            and counted.
         refusals_per_second: how fast that allowance grows back.
         token_lifetime_s: how long a guest may take from Welcome to Attach.
         heartbeat_s: how often a guest process says that it is alive.

@@ -89,7 +89,9 @@ REFUSED: Final = Labelled(
 EVENTS: Final = Labelled(_one("vbnet_bus_events_total", "events", "Events sent to guests, by event."), "event", _EVENTS)
 ENDED: Final = Labelled(_one("vbnet_guest_ended_total", "sessions", "Sessions that ended, by cause."), "cause", _CAUSES)
 SILENCED: Final = _one(
-    "vbnet_bus_refusal_drop_total", "messages", "Refusals not sent because that peer earned too many."
+    "vbnet_bus_refusal_drop_total",
+    "messages",
+    "Refusals that no request waited for, not sent as that peer earned too many.",
 )
 SESSIONS: Final = _one("vbnet_guest_sessions_total", "sessions", "Sessions that were opened.")
 SURPLUS_FDS: Final = _one("vbnet_attach_fd_drop_total", "descriptors", "Descriptors that came uninvited; closed.")

@@ -1,8 +1,9 @@
 """What guests may ask, and how they are answered: the host's end of the bus sockets.
 
 Each message is answered, or refused by name, or dropped and counted; none can stop the host or hurt another guest.
-Strangers (processes without a session) share one allowance of refusals, so garbage from new connections costs nothing
-to remember.
+What a guest that joined asks, and waits for, is always answered, well or not: a refusal costs no more than an answer.
+Refusals that nobody asked for have an allowance, which strangers (processes without a session) share, so garbage from
+new connections costs nothing to remember.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ __all__ = ["BusDesk"]
 
 _STRANGER = "a stranger"
 _PROBE_DELAY_NS = 100_000_000
+_TOLD = (messages.Alive, messages.Bye, messages.Signal)
+"""What has no answer when all is well."""
 Result = int | bytes | tuple[messages.Listed, ...] | None
 
 
@@ -75,18 +78,21 @@ class BusDesk:
         if peer is None:
             peer = self._stranger(routing_id)
         sid = seq = 0
+        is_awaited = False
         try:
             data = self._whole(parts, surplus)
             envelope = messages.decode_envelope(data)
             sid, seq = envelope.sid, envelope.seq
-            self._handle(peer, envelope, messages.decode_guest_body(envelope))
+            body = messages.decode_guest_body(envelope)
+            is_awaited = self._is_awaited(peer, sid, body)
+            self._handle(peer, envelope, body)
         except MessageFault as fault:
             self._refuse(peer, fault.sid or sid, fault.seq or seq, fault)
         except VbnetError as error:
-            self._refuse(peer, sid, seq, error)
+            self._refuse(peer, sid, seq, error, is_awaited=is_awaited)
         except Exception as error:  # no message may stop the host
             self._book.services.log.exception("request_failed")
-            self._refuse(peer, sid, seq, error)
+            self._refuse(peer, sid, seq, error, is_awaited=is_awaited)
 
     def probe_soon(self) -> None:
         """Somebody hung up, the socket does not say who: ask everyone a moment later, and so find out."""
@@ -119,6 +125,10 @@ class BusDesk:
         if len(parts[1]) > limit:
             raise TooLargeError(f"message of {len(parts[1])} bytes, at most {limit}", got=len(parts[1]), limit=limit)
         return parts[1]
+
+    def _is_awaited(self, peer: Peer, sid: int, body: GuestBody) -> bool:
+        session = peer.sessions.get(sid)
+        return session is not None and session.is_joined and not isinstance(body, _TOLD)
 
     def _handle(self, peer: Peer, envelope: Envelope, body: GuestBody) -> None:
         sid, seq = envelope.sid, envelope.seq
@@ -194,13 +204,13 @@ class BusDesk:
         if not session.is_joined:
             raise NotPermittedError("present the token on the attach socket first", guest=session.name)
 
-    def _refuse(self, peer: Peer, sid: int, seq: int, error: Exception) -> None:
+    def _refuse(self, peer: Peer, sid: int, seq: int, error: Exception, *, is_awaited: bool = False) -> None:
         code = refusal_name(error)
         tally = self._book.tally
         tally.add(metrics.REFUSED, code)
         session = peer.sessions.get(sid)
         self._book.services.refused("bus.refused", session.name if session is not None else _STRANGER, error)
-        if not peer.budget.spend():
+        if not is_awaited and not peer.budget.spend():
             tally.add(metrics.SILENCED)
             return
         message = str(error) if isinstance(error, VbnetError) else "a bug of the host; see its log"
