@@ -105,3 +105,16 @@ def test_each_permission_to_sleep_is_used() -> None:
     unused = [name for name in MAY_SLEEP if not (tree.ROOT / name).is_file() or not asleep(tree.ROOT / name)]
 
     assert [] == unused
+
+
+def test_every_file_of_rust_tests_is_run() -> None:
+    """None is found by itself: each is a program of its own in Cargo.toml, or a part of the common one."""
+    folder = tree.ROOT / "rust/core/tests"
+    programs = set(re.findall(r'^\[\[test\]\]\nname = "(\w+)"', (folder.parent / "Cargo.toml").read_text(), re.MULTILINE))
+    parts = set(re.findall(r"^mod (\w+);", (folder / "behaviour.rs").read_text(), re.MULTILINE))
+
+    files = {path.stem for path in folder.glob("*.rs")}
+
+    assert files == (programs | parts) & files
+    assert set() == programs & parts
+    assert set() == programs - files

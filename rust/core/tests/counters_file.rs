@@ -1,7 +1,7 @@
 //! The counters file: blocks change hands without ever lying about whose they are, and readers survive any content.
 //!
 //! The writer's bytes are read back by a decoder written here from `docs/wire/counters.md`.
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test counters_file` looks longer.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour counters_file` looks longer.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so by panicking")]
 

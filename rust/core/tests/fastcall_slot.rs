@@ -1,7 +1,7 @@
 //! A fastcall slot: what one end writes is what the other reads, and what cannot be is a fault of whoever wrote it.
 //!
 //! The peer is played by raw stores at the byte offsets of `docs/wire/fastcall.md`, written down here a second time.
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test fastcall_slot` looks longer.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour fastcall_slot` looks longer.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 

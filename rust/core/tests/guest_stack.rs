@@ -1,19 +1,17 @@
 //! Stack guests talk to each other through a fake host, under a clock that the test turns.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
 
-mod support;
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{FakeHost, mac};
 use crossbeam_channel::{Receiver as Answers, bounded};
 use proptest::prelude::*;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr,
 };
-use support::{FakeHost, mac};
 use vbnet_core::error::{Error, Result};
 use vbnet_core::guest::http::{self, HEAD_MAX, Parsed};
 use vbnet_core::guest::row::Row;

@@ -1,12 +1,10 @@
 //! Stack guests on their thread: a fake host on another moves their frames.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
 
-mod support;
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use support::{FakeHost, RunningHost, mac};
+use crate::support::{FakeHost, RunningHost, mac};
 use vbnet_core::error::Error;
 use vbnet_core::guest::stack::{
     ExchangeEnd, ExchangeRequest, PingRequest, StackConfig, StackGuests, StackOptions, StackStats, Transport,

@@ -1,15 +1,13 @@
 //! Generator, sink, reflector and requester, through a fake host that loses, repeats, swaps, changes and stalls.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
 
-mod support;
-
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::support::{FakeHost, mac};
 use proptest::prelude::*;
-use support::{FakeHost, mac};
 use vbnet_core::error::Error;
 use vbnet_core::guest::imix::{IMIX, Sizes};
 use vbnet_core::guest::row::Row;

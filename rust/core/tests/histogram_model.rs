@@ -1,6 +1,6 @@
 //! The log-bucket histogram against a sorted list of everything that was counted.
 //!
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test histogram_model` looks longer.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour histogram_model` looks longer.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 

@@ -1,7 +1,7 @@
 //! A level whose guest writes whatever it likes: the host's raises and takes end, stay in bounds, and ring once an arming.
 //!
 //! The guest is played by raw stores at the byte offsets of `docs/wire/intc.md`, written down here a second time.
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test intc_hostile` looks longer.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour intc_hostile` looks longer.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 

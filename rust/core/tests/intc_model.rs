@@ -1,7 +1,7 @@
 //! A level against an obvious model: sets of what is pending and masked, and whether the taker asked for its bell.
 //!
 //! It is driven with the same random steps on the heap and in guest RAM that one end formatted and the other attached.
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test intc_model` looks longer; failures leave seeds beside it.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour intc_model` looks longer; failures leave seeds beside it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 

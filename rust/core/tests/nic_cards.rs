@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
+use crate::switch_guest::{DEADLINE, Lab, SWITCH, Shape, eventually, frame, mac};
 use proptest::prelude::*;
-use switch_guest::{DEADLINE, Lab, SWITCH, Shape, eventually, frame, mac};
 use vbnet_core::error::{Error, Result};
 use vbnet_core::fabric::{NicParts, PortId, VenetParams};
 use vbnet_core::fastcall::FastHandler;

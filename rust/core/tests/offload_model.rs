@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod offload_harness;
-
-use offload_harness::{assert_harmless, cut};
+use crate::offload_harness::{assert_harmless, cut};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};

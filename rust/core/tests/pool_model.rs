@@ -1,6 +1,6 @@
 //! Where frames live: the send arena against a map of its cache lines, the buffer pool against a stack.
 //!
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test pool_model` looks longer.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour pool_model` looks longer.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 

@@ -4,14 +4,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so by panicking")]
 
-mod switch_guest;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::switch_guest::{DEADLINE, Lab, SWITCH, Shape, eventually, frame, mac};
 use proptest::prelude::*;
-use switch_guest::{DEADLINE, Lab, SWITCH, Shape, eventually, frame, mac};
 use vbnet_core::fabric::{Fabric, VenetParams, VenetQueues};
 use vbnet_core::guest::clock::monotonic_ns;
 use vbnet_core::guest::venet::{self, Bells, Receiver, Sender, VenetLayout};

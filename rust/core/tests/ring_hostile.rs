@@ -1,7 +1,7 @@
 //! A ring whose other end writes whatever it likes: every impossible index is a fault, for ever, and never "empty".
 //!
 //! The peer is played by raw stores at the byte offsets of `docs/wire/ring.md`, written down here a second time.
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test ring_hostile` looks longer.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour ring_hostile` looks longer.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 

@@ -3,7 +3,7 @@
 //! The model keeps four queues (staged, published, in hand, returned) and what each end has looked at. It is driven
 //! with the same random steps as a ring on the heap and a ring that one end formatted and the other attached in guest
 //! RAM, from any first index, the last before the 32-bit wrap-around included.
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test ring_model` looks longer; failures leave seeds beside it.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour ring_model` looks longer; failures leave seeds beside it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 

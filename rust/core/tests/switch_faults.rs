@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::switch_guest::{Guest, Lab, SWITCH, Shape, frame, mac};
 use proptest::prelude::*;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::write;
-use switch_guest::{Guest, Lab, SWITCH, Shape, frame, mac};
 use vbnet_core::error::{Error, Fault};
 use vbnet_core::fabric::{VenetParams, VenetQueues};
 use vbnet_core::net::frame::MacAddress;

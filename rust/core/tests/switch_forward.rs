@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-
-use switch_guest::{Guest, Lab, SWITCH, Shape, eventually, frame, mac};
+use crate::switch_guest::{Guest, Lab, SWITCH, Shape, eventually, frame, mac};
 use vbnet_core::fabric::{Param, VenetParams};
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::PortCounter;
@@ -236,7 +234,7 @@ fn sleeping_sender_is_called_when_its_slots_come_back() {
 
     guest.publish();
 
-    assert!(guest.tx_call.wait(Some(switch_guest::DEADLINE)).unwrap());
+    assert!(guest.tx_call.wait(Some(crate::switch_guest::DEADLINE)).unwrap());
     assert_eq!(32, guest.tx.completed().unwrap());
 }
 

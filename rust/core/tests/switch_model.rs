@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::switch_guest::{Guest, Lab, SWITCH, Shape, frame, mac};
 use proptest::prelude::*;
-use switch_guest::{Guest, Lab, SWITCH, Shape, frame, mac};
 use vbnet_core::fabric::VenetParams;
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::PortCounter;

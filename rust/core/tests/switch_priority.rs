@@ -6,14 +6,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
+use crate::switch_guest::{Guest, Lab, SWITCH, Shape, eventually, frame, mac};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::write;
-use switch_guest::{Guest, Lab, SWITCH, Shape, eventually, frame, mac};
 use vbnet_core::fabric::{Param, PortId, VenetParams};
 
 const FLOODERS: usize = 8;

@@ -4,8 +4,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-
 use std::fs::File;
 use std::io;
 use std::mem::{size_of_val, zeroed};
@@ -13,8 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 use std::time::Instant;
 
+use crate::switch_guest::{DEADLINE, Guest, LONG_PAYLOAD_BYTES, Lab, SWITCH, frame, long_frame, mac};
 use smoltcp::wire::{Ipv4Address, Ipv4Packet, TcpPacket};
-use switch_guest::{DEADLINE, Guest, LONG_PAYLOAD_BYTES, Lab, SWITCH, frame, long_frame, mac};
 use vbnet_core::error::Error;
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::port::latency::PortLatency;

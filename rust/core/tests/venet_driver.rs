@@ -2,7 +2,7 @@
 //!
 //! The host maps the region a second time, from its file, as a real one does. Descriptors, frames and places are made
 //! up and checked here; nothing of the host node's code takes part.
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test venet_driver` looks longer.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour venet_driver` looks longer.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says so by panicking")]
 

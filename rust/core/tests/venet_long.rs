@@ -1,16 +1,14 @@
 //! Frames of venet guests that are more than one plain slot: pieces, buffers, requests, and what a hostile guest makes of
 //! them. The cards of most tests are the driver's own halves; hostile ones write their rings by hand.
-//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test venet_long` looks longer.
+//! `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour venet_long` looks longer.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-
 use std::sync::Arc;
 
+use crate::switch_guest::{LONG_PAYLOAD_BYTES, Lab, SWITCH, Shape, eventually, frame, long_frame, mac};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use switch_guest::{LONG_PAYLOAD_BYTES, Lab, SWITCH, Shape, eventually, frame, long_frame, mac};
 use vbnet_core::error::{Error, Fault};
 use vbnet_core::fabric::{Fabric, VenetParams, VenetQueues};
 use vbnet_core::guest::venet::{self, Part, Receiver, Sender, VenetLayout};
@@ -320,7 +318,7 @@ fn driver_without_pieces_sends_them_together() {
 fn hostile_lab() -> Lab {
     const POOL: (u32, u32) = ((1 << 20) - 8192, 8192);
     let mut lab = Lab::new(2);
-    let mut hostile = switch_guest::Guest::new(Shape::SMALL);
+    let mut hostile = crate::switch_guest::Guest::new(Shape::SMALL);
     hostile.ram = Ram::create("hostile", 1 << 20).unwrap();
     let ring = |at: u32| vbnet_core::shm::ring::RingMemory::format(&hostile.ram, at, hostile.shape.slots).unwrap();
     hostile.tx = vbnet_core::shm::ring::Producer::new(ring(hostile.shape.tx_ring().0));
@@ -419,7 +417,7 @@ fn chain_of_more_pieces_than_there_may_be_ends_the_queue() {
     let fabric = Fabric::new(counters.clone(), 1).unwrap();
     fabric.switch_create(SWITCH, 300).unwrap();
     let shape = Shape { slots: 128, ..Shape::SMALL };
-    let mut guest = switch_guest::Guest::new(shape);
+    let mut guest = crate::switch_guest::Guest::new(shape);
     let params = VenetParams { grant: only_pieces(), ..VenetParams::default() };
     let id = fabric.port_add_venet(SWITCH, "g0", guest.queues(), params).unwrap();
     let lab = Lab { counters, fabric, guests: Vec::new(), ids: vec![id] };
@@ -462,7 +460,7 @@ fn request_for_more_than_was_granted_ends_the_queue() {
 fn pool_in_an_impossible_place_is_refused() {
     let lab = Lab::new(1);
     for pool in [(4, 4096), ((1 << 20) - 8, 4096), (u32::MAX - 7, 4096), (8192, 0)] {
-        let guest = switch_guest::Guest::new(Shape::SMALL);
+        let guest = crate::switch_guest::Guest::new(Shape::SMALL);
         let params = VenetParams { grant: Grant { pool: Some(pool), ..everything() }, ..VenetParams::default() };
 
         let answer = lab.fabric.port_add_venet(SWITCH, "wrong", guest.queues(), params);

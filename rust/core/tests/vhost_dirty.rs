@@ -3,26 +3,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-mod vhost_front;
-
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use switch_guest::{Lab, eventually, frame, mac};
-use vbnet_core::fabric::VhostUserCounter;
-use vbnet_core::net::frame::MacAddress;
-use vbnet_core::port::PortPart;
-use vbnet_core::shm::doorbell::Doorbell;
-use vhost_front::{
+use crate::switch_guest::{Lab, eventually, frame, mac};
+use crate::vhost_front::{
     EVENT_INDEX, FEATURES, FrontEnd, GET_FEATURES, GUEST, KINDS, LOG_ALL, MEMORY, NEXT, PACKED, SET_FEATURES,
     SET_LOG_BASE, SET_LOG_FD, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, WRITE, Wire, add_port, addresses, counted, longs,
     memfd, wait_until_alone,
 };
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use vbnet_core::fabric::VhostUserCounter;
+use vbnet_core::net::frame::MacAddress;
+use vbnet_core::port::PortPart;
+use vbnet_core::shm::doorbell::Doorbell;
 
 const PAGE: u64 = 4096;
 /// A bit for each page up to the end of the memory.
@@ -114,7 +111,7 @@ fn marked(lab: &Lab, front: &FrontEnd, log: &Log) -> BTreeSet<u64> {
 }
 
 /// The page that used entries of a queue are written to.
-fn ring_page(queue: &vhost_front::Queue) -> u64 {
+fn ring_page(queue: &crate::vhost_front::Queue) -> u64 {
     if queue.packed.is_some() { queue.descriptors() } else { queue.used_ring() }
 }
 

@@ -2,22 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-mod vhost_front;
-
 use std::sync::atomic::Ordering;
 
-use switch_guest::{DEADLINE, Lab, Shape, eventually, frame, long_frame, mac};
+use crate::switch_guest::{DEADLINE, Lab, Shape, eventually, frame, long_frame, mac};
+use crate::vhost_front::{
+    EVENT_INDEX, FEATURES, FrontEnd, GUEST, HEADER, INDIRECT, KINDS, MERGEABLE, NEXT, PACKED, Queue, SET_VRING_ENABLE,
+    SIZE, WRITE, add_port, start_queue, words,
+};
 use vbnet_core::fabric::{Param, VenetParams};
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::net::grant::{FLAG_REQUEST, Grant};
 use vbnet_core::net::offload::Features;
 use vbnet_core::port::PortCounter;
 use vbnet_core::shm::ring::Descriptor;
-use vhost_front::{
-    EVENT_INDEX, FEATURES, FrontEnd, GUEST, HEADER, INDIRECT, KINDS, MERGEABLE, NEXT, PACKED, Queue, SET_VRING_ENABLE,
-    SIZE, WRITE, add_port, start_queue, words,
-};
 
 /// Two front ends on the switch; the first has told where it is.
 fn pair(lab: &Lab, features: u64) -> (FrontEnd, FrontEnd) {

@@ -1,24 +1,20 @@
 //! Whatever a front end says, in whatever order, and whatever lies in its queues: others are served on.
 //!
 //! Messages are made of what the protocol has, of values at which something changes, and of noise; rings are filled with such
-//! values while they run. `PROPTEST_CASES=20000 cargo test -p vbnet-core --test vhost_fuzz` (or `make fuzz`) looks longer.
+//! values while they run. `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour vhost_fuzz` (or `make fuzz`) looks longer.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod switch_guest;
-mod vhost_front;
-mod vhost_speaker;
 
 use std::cell::RefCell;
 use std::fs;
 
+use crate::vhost_front::{EVENT_INDEX, FEATURES, GUEST, LOG_ALL, MEMORY, PACKED, USER, longs, words};
+use crate::vhost_speaker::{Speech, Stage, Step};
 use arbitrary::{Arbitrary, Unstructured};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestRunner;
-use vhost_front::{EVENT_INDEX, FEATURES, GUEST, LOG_ALL, MEMORY, PACKED, USER, longs, words};
-use vhost_speaker::{Speech, Stage, Step};
 
 /// Numbers at which something changes.
 fn number() -> impl Strategy<Value = u64> {

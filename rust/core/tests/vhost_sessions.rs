@@ -4,30 +4,27 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-mod vhost_front;
-
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use rustix::fs::{OFlags, fcntl_setfl, ftruncate};
-use switch_guest::{Lab, SWITCH, eventually, frame, mac};
-use vbnet_core::error::Error;
-use vbnet_core::fabric::{VenetParams, VhostUserCounter};
-use vbnet_core::net::frame::MacAddress;
-use vbnet_core::port::{PortCounter, PortPart};
-use vbnet_core::shm::doorbell::Doorbell;
-use vhost_front::verdict::{CONTENT, MESSAGE, assert_quarantined, assert_quarantined_of, assert_refused, told};
-use vhost_front::{
+use crate::switch_guest::{Lab, SWITCH, eventually, frame, mac};
+use crate::vhost_front::verdict::{CONTENT, MESSAGE, assert_quarantined, assert_quarantined_of, assert_refused, told};
+use crate::vhost_front::{
     ADD_MEM_REG, Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_PROTOCOL_FEATURES,
     GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, REM_MEM_REG,
     RESET_DEVICE, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE,
     SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port,
     counted, describe, inflight, longs, memfd, socket_path, table, wait_until_alone, words,
 };
+use rustix::fs::{OFlags, fcntl_setfl, ftruncate};
+use vbnet_core::error::Error;
+use vbnet_core::fabric::{VenetParams, VhostUserCounter};
+use vbnet_core::net::frame::MacAddress;
+use vbnet_core::port::{PortCounter, PortPart};
+use vbnet_core::shm::doorbell::Doorbell;
 
 // ---- coming and going ----------------------------------------------------------------------------------------------
 
@@ -817,7 +814,7 @@ fn queues_without_memory_are_refused_and_the_reason_says_what_helps() {
     let mut front = FrontEnd::agree(Wire::connect(&add_port(&lab, "vm")), FEATURES);
     front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[8 | 0x8000]), &[]);
     front.wire.done(REM_MEM_REG, &longs(&[0, GUEST, MEMORY, USER, 0]), &[]);
-    let vhost_front::Queue { index, kick, .. } = &front.rx;
+    let crate::vhost_front::Queue { index, kick, .. } = &front.rx;
     front.wire.done(SET_VRING_NUM, &words(&[*index, SIZE.into()]), &[]);
     front.wire.done(SET_VRING_ADDR, &[words(&[*index, 0]), longs(&[USER, USER, USER, 0])].concat(), &[]);
     front.wire.done(SET_VRING_ENABLE, &words(&[*index, 1]), &[]);

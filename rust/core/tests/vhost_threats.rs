@@ -3,23 +3,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-mod vhost_front;
-
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use switch_guest::{Lab, eventually, frame, long_frame, mac, tcp_frame};
-use vbnet_core::fabric::VhostUserCounter;
-use vbnet_core::net::frame::MacAddress;
-use vbnet_core::port::{PortCounter, PortPart};
-use vhost_front::verdict::{CONTENT, MESSAGE, assert_quarantined, assert_quarantined_of, assert_refused};
-use vhost_front::{
+use crate::switch_guest::{Lab, eventually, frame, long_frame, mac, tcp_frame};
+use crate::vhost_front::verdict::{CONTENT, MESSAGE, assert_quarantined, assert_quarantined_of, assert_refused};
+use crate::vhost_front::{
     Entry, FEATURES, FrontEnd, GET_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY,
     MERGEABLE, NEXT, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_NUM, SIZE,
     USER, WRITE, Wire, add_port, counted, inflight, longs, memfd, table, wait_until_alone, words,
 };
+use vbnet_core::fabric::VhostUserCounter;
+use vbnet_core::net::frame::MacAddress;
+use vbnet_core::port::{PortCounter, PortPart};
 
 const CHECK_DEVICE_STATE: u32 = 43;
 
@@ -352,7 +349,7 @@ fn assert_dropped(reason: PortCounter, headers: &[Vec<u8>]) {
 /// 41, CVE-2024-11614.
 #[test]
 fn checksum_that_begins_beyond_the_packet_drops_the_frame() {
-    let length = 54 + switch_guest::LONG_PAYLOAD_BYTES as u16;
+    let length = 54 + crate::switch_guest::LONG_PAYLOAD_BYTES as u16;
     let places =
         [(length, 0), (length - 1, 0), (length + 1, 16), (34, length - 34 - 1), (0xffff, 0xffff), (0xffff, 16)];
     let headers: Vec<_> = places.iter().map(|&(start, place)| asking(1, 0, [0, 0, start, place])).collect();
@@ -434,7 +431,7 @@ fn segments_shorter_than_their_headers_are_cut_all_the_same() {
 /// 43, CVE-2026-100236: headers that are said to be longer than the whole frame.
 #[test]
 fn header_length_beyond_the_frame_drops_it() {
-    let length = 54 + switch_guest::LONG_PAYLOAD_BYTES as u16;
+    let length = 54 + crate::switch_guest::LONG_PAYLOAD_BYTES as u16;
     let headers = [length + 1, 0xffff].map(|claimed| asking(1, 1, [claimed, 1400, 34, 16]));
     assert_dropped(PortCounter::TransmitDropOffloadSize, &headers);
 }

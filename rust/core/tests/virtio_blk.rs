@@ -2,16 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod virtio_bench;
-
 use std::os::unix::fs::FileExt;
 
+use crate::virtio_bench::{Bench, patience};
 use vbnet_core::error::Error;
 use vbnet_core::guest::virtio::arena::RamHal;
 use vbnet_core::guest::virtio::disk::Disk;
 use vbnet_core::guest::virtio::transport::BusTransport;
 use vbnet_core::virtio::device::Transport;
-use virtio_bench::{Bench, patience};
 use virtio_drivers::device::blk::VirtIOBlk;
 use virtio_drivers::transport::Transport as _;
 

@@ -3,16 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod virtio_bench;
-
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Instant;
 
+use crate::virtio_bench::{Bench, DEADLINE, Direct};
 use vbnet_core::error::{Error, Fault};
 use vbnet_core::guest::virtio::transport::Registers;
 use vbnet_core::virtio::device::{COMMON_FEATURES, Transport};
-use virtio_bench::{Bench, DEADLINE, Direct};
 
 const BYTES: usize = 1 << 20;
 const SIZE: u16 = 16;
@@ -300,7 +298,7 @@ fn queue_that_breaks_a_rule_is_ended_under_its_name() {
     type Break = fn(&mut Hostile);
     let rules: [(&str, &str, Break); 11] = [
         ("CVE-2018-1059 buffer behind the end", "outside_memory", |hostile| {
-            hostile.describe(0, virtio_bench::RAM_BYTES - 8, 16, 0, 0);
+            hostile.describe(0, crate::virtio_bench::RAM_BYTES - 8, 16, 0, 0);
             hostile.offer(0);
         }),
         ("buffer in the RAM's header", "outside_memory", |hostile| {
@@ -334,7 +332,7 @@ fn queue_that_breaks_a_rule_is_ended_under_its_name() {
             hostile.offer(0);
         }),
         ("indirect table behind the end", "outside_memory", |hostile| {
-            hostile.describe(0, virtio_bench::RAM_BYTES - 8, 16, INDIRECT, 0);
+            hostile.describe(0, crate::virtio_bench::RAM_BYTES - 8, 16, INDIRECT, 0);
             hostile.offer(0);
         }),
         ("vm-virtio #196 available index that jumps", "tail_out_of_range", |hostile| {

@@ -1,17 +1,14 @@
 //! Frames of a virtio network card's driver that are more than one plain buffer: chains, merged buffers, requests, and what a
-//! device that lies makes of them. `PROPTEST_CASES=20000 cargo test -p vbnet-core --test virtio_long` looks longer.
+//! device that lies makes of them. `PROPTEST_CASES=20000 cargo test -p vbnet-core --test behaviour virtio_long` looks longer.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-mod virtio_bench;
-mod virtio_card;
-
 use std::sync::atomic::Ordering;
 
+use crate::switch_guest::{LONG_PAYLOAD_BYTES, long_frame, long_frame_of};
+use crate::virtio_card::{Card, Lab, RAM_BYTES, SLOTS, START, frame, until};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use switch_guest::{LONG_PAYLOAD_BYTES, long_frame, long_frame_of};
 use vbnet_core::error::{Error, Fault};
 use vbnet_core::guest::nic::{Receiver, Sender};
 use vbnet_core::guest::pieces::Part;
@@ -20,7 +17,6 @@ use vbnet_core::net::grant::Grant;
 use vbnet_core::net::offload::{Features, NO_REQUEST, OFFLOAD_HEADER_BYTES};
 use vbnet_core::port::PortCounter;
 use vbnet_core::virtio::device::Transport;
-use virtio_card::{Card, Lab, RAM_BYTES, SLOTS, START, frame, until};
 
 type Asked = [u8; OFFLOAD_HEADER_BYTES];
 /// What a device that lies writes of one buffer: its number, its bytes, and its header.

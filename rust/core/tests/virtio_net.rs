@@ -3,15 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod virtio_bench;
-mod virtio_card;
-
 use std::sync::atomic::Ordering;
 
+use crate::virtio_bench::DEADLINE;
+use crate::virtio_card::{Lab, SET_STATUS, SLOTS, START, frame, receive, until};
 use vbnet_core::error::{Error, Fault};
 use vbnet_core::virtio::device::{COMMON_FEATURES, Transport};
-use virtio_bench::DEADLINE;
-use virtio_card::{Lab, SET_STATUS, SLOTS, START, frame, receive, until};
 
 const NEEDS_RESET: u32 = 64;
 const PACKED: u64 = 1 << 34;

@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod virtio_bench;
-mod virtio_card;
-
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
+use crate::virtio_bench::DEADLINE;
+use crate::virtio_card::{
+    Bare, Card, Lab, SET_FEATURES, SET_STATUS, SET_VQ, SLOTS, START, frame, receive, set_vq, until,
+};
 use rustix::fd::OwnedFd;
 use vbnet_core::error::{Error, Result};
 use vbnet_core::fastcall::FastHandler;
@@ -17,8 +18,6 @@ use vbnet_core::shm::region::Ram;
 use vbnet_core::virtio::device::{COMMON_FEATURES, Kind, Model, Offer, Params, Transport, VirtioCounter};
 use vbnet_core::virtio::net::{NetKind, NetParams};
 use vbnet_core::virtio::server::Request;
-use virtio_bench::DEADLINE;
-use virtio_card::{Bare, Card, Lab, SET_FEATURES, SET_STATUS, SET_VQ, SLOTS, START, frame, receive, set_vq, until};
 
 const GET_STATUS: u32 = 3;
 const TRAP_WRITE: u32 = 12;

@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod switch_guest;
-
-use switch_guest::{Guest, Lab, SWITCH, Shape, eventually, frame, mac};
+use crate::switch_guest::{Guest, Lab, SWITCH, Shape, eventually, frame, mac};
 use vbnet_core::error::Error;
 use vbnet_core::fabric::{Fabric, VenetParams, WatchEnds, WatchId, WatchParams};
 use vbnet_core::net::frame::MacAddress;

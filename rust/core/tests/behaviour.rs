@@ -1,0 +1,53 @@
+//! What vbnet-core does, seen from outside: one program, as it links in seconds where half a hundred took minutes.
+//!
+//! Tests that look at their whole process (what is open, mapped or allocated) or start others are programs of their own;
+//! so are models for loom, which is told which to run.
+
+mod bpf_model;
+mod counters_file;
+mod doorbell;
+mod fastcall_service;
+mod fastcall_slot;
+mod guest_stack;
+mod guest_stack_threads;
+mod guest_traffic;
+mod histogram_model;
+mod intc_hostile;
+mod intc_model;
+mod nic_cards;
+mod offload_harness;
+mod offload_model;
+mod pool_model;
+mod port_latency;
+mod ring_hostile;
+mod ring_model;
+mod signals_table;
+mod state_page;
+mod support;
+mod switch_faults;
+mod switch_forward;
+mod switch_guest;
+mod switch_model;
+mod switch_priority;
+mod switch_tap;
+mod timer_hostile;
+mod timer_model;
+mod timer_threads;
+mod venet_driver;
+mod venet_long;
+mod vhost_dirty;
+mod vhost_frames;
+mod vhost_front;
+mod vhost_fuzz;
+mod vhost_sessions;
+mod vhost_speaker;
+mod vhost_threats;
+mod virtio_bench;
+mod virtio_blk;
+mod virtio_card;
+mod virtio_hostile;
+mod virtio_lies;
+mod virtio_long;
+mod virtio_net;
+mod virtio_threats;
+mod watch_port;
