@@ -24,8 +24,10 @@ FUZZ_SECONDS ?= 60
 # A whole run is shared out to workers; a narrowed one stays in one process, where -s and --pdb work.
 SHARED_OUT := $(if $(ARGS),,-n auto --dist worksteal)
 
-# Rust's tests run optimised, with overflow checks and debug assertions on.
-CARGO_TEST := CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_DEV_OPT_LEVEL=2 cargo test --workspace --exclude vbnet-native
+# Rust's tests run optimised, as far as is quickly compiled, with overflow checks and debug assertions on.
+CARGO_TEST := CARGO_PROFILE_TEST_OPT_LEVEL=1 CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test --workspace --exclude vbnet-native
+
+SLOW_TEST := VBNET_HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest --durations=12 --durations-min=10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -50,7 +52,12 @@ test-python: $(DEV) $(BUILT) ## Run the Python tests alone, without the slow one
 test-slow: $(DEV) $(BUILT) ## Run only the slow tests: wheel, long stress, many guests, virtual machines
 	@tools/system-packages.sh
 	@tools/vm-programs.sh
-	VBNET_HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest -m slow --durations=12 --durations-min=10 $(ARGS)
+ifeq ($(ARGS),)
+	$(SLOW_TEST) -m "slow and not alone" $(SHARED_OUT)
+	$(SLOW_TEST) -m "slow and alone"
+else
+	$(SLOW_TEST) -m slow $(ARGS)
+endif
 
 test-all: test test-slow ## Run every test, the slow ones too
 

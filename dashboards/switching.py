@@ -155,6 +155,19 @@ _LOSSES: Final = Row(
     "Losses",
     [
         Panel(
+            "Senders held up, by receiver",
+            [Query(HERE.rate(PORT.values["receive_held_nanoseconds"], "lab", "guest", "device"), _PORT)],
+            "The share of time for which frames for a guest waited in their senders' rings, as it had no room.",
+            "Nothing by itself: without it they were lost. Much of it: that guest is slower than its senders, and "
+            "frames for others wait behind its own; `vbnet device set DEVICE hold=0` drops them instead.",
+        ),
+        Panel(
+            "Holds, by receiver",
+            [Query(HERE.rate(PORT.values["receive_holds"], "lab", "guest", "device"), _PORT)],
+            "How often senders began to wait for a guest, a second.",
+            "Nothing by itself. Many short ones: the guest is nearly fast enough, and a longer ring would spare them.",
+        ),
+        Panel(
             "Not given to guests, by reason",
             [Query(HERE.rate(_LOST_IN, "lab", "device", "reason"), "{{lab}} {{device}}: {{reason}}")],
             "Frames for a guest that it did not get.",

@@ -4,13 +4,14 @@
     python tools/bench_tables.py bench.json docs/performance.md
 
     vbnet bakeoff -o report
-    python tools/bench_tables.py report/result.json README.md
+    cp report/result.json report/report.md docs/bakeoff/
+    python tools/bench_tables.py docs/bakeoff/result.json README.md docs/bakeoff.md
 
-Between ``<!-- bench: NAME -->`` and ``<!-- end -->`` a page gets the rows of that bench, and between
-``<!-- bench: machine -->`` and ``<!-- end -->`` the machine they were measured on; ``<!-- bench: wanted -->`` gets
-every row that has to reach something, of all benches; ``<!-- bench: models -->`` gets every model in every workload of
-a bake-off. What the run did not measure stays. A run that measured a part of the page on another machine says so below
-each of its tables.
+Between ``<!-- bench: NAME -->`` and ``<!-- end -->`` a page gets the rows of that bench, and between ``<!-- bench:
+machine -->`` and ``<!-- end -->`` the machine they were measured on; ``<!-- bench: wanted -->`` gets every row that
+has to reach something, of all benches. Of a bake-off, ``<!-- bench: models -->`` gets every model in every workload,
+and ``<!-- bench: contest -->`` the one figure of each that matters most. What the run did not measure stays. A run
+that measured a part of the page on another machine says so below each of its tables.
 """
 
 import re
@@ -19,15 +20,17 @@ from pathlib import Path
 
 import msgspec
 
+from vbnet.load.bakeoff.figures import FIGURES
 from vbnet.load.bakeoff.record import Record, cells
 from vbnet.load.bakeoff.report import result_rows
+from vbnet.load.bakeoff.workloads import WORKLOADS
 from vbnet.load.bench.machine import Machine
 from vbnet.load.bench.report import as_markdown
 from vbnet.load.bench.row import Row
 from vbnet.load.page import markdown_table
 
 PLACE = re.compile(r"(<!-- bench: ([a-z.-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-OF_MANY = {"machine", "wanted", "models"}
+OF_MANY = {"machine", "wanted", "models", "contest"}
 """Places that are not of one bench."""
 
 
@@ -55,6 +58,25 @@ def models(record: Record) -> str:
     return "\n".join(markdown_table(list(rows[0]), [list(row.values()) for row in rows])) + "\n"
 
 
+def contest(record: Record) -> str:
+    """Return one row a model with what judges it in each workload, medians."""
+    judges = {name: workload.judged_by for name, workload in WORKLOADS.items()}
+    found: dict[str, dict[str, str]] = {}
+    for cell in cells(record.readings):
+        if not cell.without:
+            figure = judges[cell.workload]
+            said = FIGURES[figure].say(cell.figures[figure].median) if figure in cell.figures else "-"
+            found.setdefault(cell.workload, {})[cell.model] = said
+    workloads = [name for name in judges if name in found]
+    head = ["model", *(f"{name}, {judges[name]}" for name in workloads)]
+    rows = [[model, *(found[name].get(model, "-") for name in workloads)] for model in record.contest["models"]]
+    return "\n".join(markdown_table(head, rows)) + "\n"
+
+
+OF_RECORDS = {"models": models, "contest": contest}
+"""Tables of a whole bake-off."""
+
+
 def filled_in(page: str, run: Run) -> str:
     """Return the page with every table that the run has figures for."""
     places = {place[2]: place[3].strip() for place in PLACE.finditer(page)}
@@ -65,8 +87,8 @@ def filled_in(page: str, run: Run) -> str:
         name = place[2]
         if name == "machine":
             return f"{place[1]}{run.machine}\n{place[4]}" if is_whole else place[0]
-        if name == "models":
-            return f"{place[1]}\n{models(run.record)}\n{place[4]}" if run.record else place[0]
+        if name in OF_RECORDS:
+            return f"{place[1]}\n{OF_RECORDS[name](run.record)}\n{place[4]}" if run.record else place[0]
         rows = [row for row in run.rows if row.name == name or (name == "wanted" and row.wanted is not None)]
         if not rows:
             return place[0]

@@ -134,6 +134,7 @@ def test_the_plan_is_what_the_seed_makes_of_it(soak: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_every_kind_of_fault_is_done_and_everything_holds(soak: Run, tmp_path: Path, run_dir: Path) -> None:
     """Guests that were killed take part again, what was lost is the faults', and nothing is left."""
     (tmp_path / "p.yaml").write_text(ALL_KINDS)

@@ -343,7 +343,12 @@ def test_port_is_shown_while_the_link_has_one(net: Net) -> None:
 
 @pytest.mark.parametrize(
     ("attribute", "key"),
-    [("txmitigation", "tx_mitigation"), ("burstthresh", "burst_threshold_us"), ("budget", "budget")],
+    [
+        ("txmitigation", "tx_mitigation"),
+        ("burstthresh", "burst_threshold_us"),
+        ("budget", "budget"),
+        ("hold", "hold_us"),
+    ],
 )
 def test_how_a_port_is_served_can_change_while_it_runs(net: Net, attribute: str, key: str) -> None:
     """The attribute reaches the running port, traffic goes on, and the next open starts with it."""

@@ -110,7 +110,8 @@ def test_each_permission_to_sleep_is_used() -> None:
 def test_every_file_of_rust_tests_is_run() -> None:
     """None is found by itself: each is a program of its own in Cargo.toml, or a part of the common one."""
     folder = tree.ROOT / "rust/core/tests"
-    programs = set(re.findall(r'^\[\[test\]\]\nname = "(\w+)"', (folder.parent / "Cargo.toml").read_text(), re.MULTILINE))
+    manifest = (folder.parent / "Cargo.toml").read_text()
+    programs = set(re.findall(r'^\[\[test\]\]\nname = "(\w+)"', manifest, re.MULTILINE))
     parts = set(re.findall(r"^mod (\w+);", (folder / "behaviour.rs").read_text(), re.MULTILINE))
 
     files = {path.stem for path in folder.glob("*.rs")}

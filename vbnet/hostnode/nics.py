@@ -9,12 +9,16 @@ from vbnet.hostnode.device import Attribute
 from vbnet.hostnode.values import flag, flag_text, within
 from vbnet.net.mac import MacAddress
 
-__all__ = ["MTU_MIN", "SWITCH", "turn_attributes", "wire_attributes"]
+__all__ = ["MTU_MIN", "SWITCH", "TURN_PARAMETERS", "turn_attributes", "wire_attributes"]
 
 MTU_MIN: Final = 68
 """What IPv4 demands, in bytes."""
 
 SWITCH: Final = Attribute("switch", "switch this card is joined to", str, "", is_locked_while_open=True)
+
+
+TURN_PARAMETERS: Final = {"burstthresh": "burst_threshold_us", "budget": "budget", "hold": "hold_us"}
+"""What the fabric calls what ``turn_attributes`` says of a card's port."""
 
 
 def wire_attributes(mtu_max: int) -> tuple[Attribute[Any], ...]:
@@ -47,4 +51,10 @@ def turn_attributes() -> tuple[Attribute[Any], ...]:
             50,
         ),
         Attribute("budget", "frames taken from this card at a turn, 1..4096", within(1, 4096), 256),
+        Attribute(
+            "hold",
+            "µs that its senders wait at most while it has no room, 0..10000; 0: frames are dropped at once",
+            within(0, 10_000),
+            500,
+        ),
     )

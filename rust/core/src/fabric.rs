@@ -27,7 +27,7 @@ use crate::net::switch::{Switch, SwitchCounter};
 use crate::port::latency::{Latencies, PortLatency};
 use crate::port::nic::NicPort;
 use crate::port::tap::{self, TapPort};
-use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_mtu, check_priority};
+use crate::port::venet::{VenetPort, check_budget, check_burst_threshold, check_hold, check_mtu, check_priority};
 use crate::port::virtqueues::VirtqueuePort;
 use crate::port::{PortCounter, PortKind, PortPart, PortStatus};
 use crate::shm::capture::CaptureRing;
@@ -81,6 +81,8 @@ pub struct PortInfo {
     pub budget: u32,
     /// See [`VenetParams::priority`].
     pub priority: u32,
+    /// See [`VenetParams::hold_us`].
+    pub hold_us: u32,
     /// The link is up.
     pub is_up: bool,
     /// Why nothing is taken from it any more, one of [`crate::error::Fault::REASONS`].
@@ -439,6 +441,7 @@ impl Fabric {
         port.budget = params.budget;
         port.priority = params.priority;
         port.parking.set_threshold(params.burst_threshold_us);
+        port.hold.set_threshold(params.hold_us);
         let status = port.status.clone();
         let added = registry.ask(worker, |reply| Command::AddPort(port, params.mac, reply)).and_then(|added| added);
         if let Err(error) = added {
@@ -467,6 +470,7 @@ impl Fabric {
             burst_threshold_us: params.burst_threshold_us,
             budget: params.budget,
             priority: params.priority,
+            hold_us: params.hold_us,
             is_up: true,
             transmit_fault: None,
             receive_fault: None,
@@ -511,6 +515,7 @@ impl Fabric {
             Param::Budget(budget) => check_budget(budget)?,
             Param::Priority(priority) => check_priority(priority)?,
             Param::BurstThresholdUs(burst_threshold_us) => check_burst_threshold(burst_threshold_us)?,
+            Param::HoldUs(threshold_us) => check_hold(threshold_us)?,
             Param::TxMitigation(_) | Param::Parks(_) => {}
         }
         let mut registry = self.open()?;
@@ -523,6 +528,7 @@ impl Fabric {
                 Param::BurstThresholdUs(burst_threshold_us) => info.burst_threshold_us = burst_threshold_us,
                 Param::Budget(budget) => info.budget = budget,
                 Param::Priority(priority) => info.priority = priority,
+                Param::HoldUs(hold_us) => info.hold_us = hold_us,
                 Param::Parks(_) => {}
             }
         }

@@ -42,6 +42,7 @@ use crate::watch::{Watch, WatchId};
 pub mod bellman;
 pub(crate) mod brake;
 pub(crate) mod forward;
+pub(crate) mod hold;
 pub(crate) mod offloaded;
 pub(crate) mod parking;
 pub(crate) mod watchdog;
@@ -98,6 +99,8 @@ pub enum Param {
     Priority(u32),
     /// Whether the port sleeps while it has nothing to do; if not, its worker never sleeps.
     Parks(bool),
+    /// How long at most the port holds up whoever sends to it while its guest has no room, in µs; 0 = never.
+    HoldUs(u32),
 }
 
 /// What a worker is asked to do; each answers exactly once, or drops the answer when there is no such thing.
@@ -687,5 +690,6 @@ fn set_param(port: &mut Port, param: Param) {
         (Param::Budget(budget), _) => port.budget = budget,
         (Param::Priority(priority), _) => port.priority = priority,
         (Param::Parks(does_park), _) => port.does_park = does_park,
+        (Param::HoldUs(threshold_us), _) => port.hold.set_threshold(threshold_us),
     }
 }

@@ -97,6 +97,73 @@ fn receiver_without_buffers_loses_frames_and_goes_on_when_it_posts_some() {
     assert_eq!(9, lab.count(1, PortCounter::ReceiveFrames));
 }
 
+/// Two guests, the second of which is known and has taken enough to hold its senders up for as long as is allowed.
+fn lab_of_a_reliable_receiver(hold_us: u32) -> Lab {
+    let mut lab = Lab::with(2, Shape::SMALL, VenetParams { hold_us, ..VenetParams::default() });
+    lab.guests[1].send(&frame(mac(1), mac(2), 64, 0));
+    lab.settle();
+    for _ in 0..5_000_u32.div_ceil(Shape::SMALL.slots) {
+        for _ in 0..Shape::SMALL.slots {
+            lab.guests[0].send(&frame(mac(2), mac(1), 64, 1));
+        }
+        lab.settle();
+        lab.guests[1].refill();
+    }
+    lab
+}
+
+#[test]
+fn receiver_without_room_holds_its_sender_up_and_loses_nothing_when_it_makes_some() {
+    let mut lab = lab_of_a_reliable_receiver(10_000);
+    let slots = u64::from(Shape::SMALL.slots);
+
+    // A thread that slept meanwhile has made room too late; one time it does not.
+    eventually(|| {
+        lab.settle();
+        lab.guests[1].refill();
+        let counted = [PortCounter::ReceiveHolds, PortCounter::ReceiveDropNoRoom, PortCounter::ReceiveFrames];
+        let [holds, drops, frames] = counted.map(|counter| lab.count(1, counter));
+        for index in 0..slots + 8 {
+            lab.guests[0].send(&frame(mac(2), mac(1), 64, index as u8));
+        }
+        eventually(|| lab.count(1, PortCounter::ReceiveHolds) > holds || lab.count(1, counted[1]) > drops);
+        lab.guests[1].refill();
+        lab.settle();
+        let lost = lab.count(1, PortCounter::ReceiveDropNoRoom) - drops;
+        assert_eq!(slots + 8, lab.count(1, PortCounter::ReceiveFrames) - frames + lost);
+        lost == 0
+    });
+}
+
+#[test]
+fn receiver_that_makes_no_room_holds_its_sender_up_no_longer_than_it_may() {
+    let mut lab = lab_of_a_reliable_receiver(10_000);
+
+    for index in 0..Shape::SMALL.slots + 8 {
+        lab.guests[0].send(&frame(mac(2), mac(1), 64, index as u8));
+    }
+    lab.settle();
+
+    assert_eq!(8, lab.count(1, PortCounter::ReceiveDropNoRoom));
+    assert!(lab.count(1, PortCounter::ReceiveHolds) != 0);
+    assert!(lab.count(1, PortCounter::ReceiveHeldNanoseconds) < 10_000_000);
+}
+
+#[test]
+fn receiver_that_may_hold_nobody_up_loses_frames_at_once() {
+    let mut lab = lab_of_a_reliable_receiver(10_000);
+    lab.fabric.port_set(lab.ids[1], Param::HoldUs(0)).unwrap();
+
+    for index in 0..Shape::SMALL.slots + 8 {
+        lab.guests[0].send(&frame(mac(2), mac(1), 64, index as u8));
+    }
+    lab.settle();
+
+    assert_eq!(8, lab.count(1, PortCounter::ReceiveDropNoRoom));
+    assert_eq!(0, lab.count(1, PortCounter::ReceiveHolds));
+    assert!(lab.fabric.port_set(lab.ids[1], Param::HoldUs(10_001)).is_err());
+}
+
 #[test]
 fn frame_beyond_the_senders_mtu_is_dropped_and_counted() {
     let mut lab = Lab::with(2, JUMBO, VenetParams { mtu: 1500, ..VenetParams::default() });

@@ -145,7 +145,16 @@ impl Fabric {
         };
         let mac = parse_mac(mac).or_raise(py)?;
         let grant = grant.map(|grant| grant.inner).unwrap_or_default();
-        let params = core::VenetParams { mac, mtu, tx_mitigation, burst_threshold_us, budget, priority, grant };
+        let params = core::VenetParams {
+            mac,
+            mtu,
+            tx_mitigation,
+            burst_threshold_us,
+            budget,
+            priority,
+            grant,
+            ..core::VenetParams::default()
+        };
         let port = py.detach(|| {
             if switch.is_empty() {
                 self.inner.port_add_loopback(name, queues, params)
@@ -247,8 +256,8 @@ impl Fabric {
         py.detach(|| self.inner.port_remove(core::PortId(port))).or_raise(py)
     }
 
-    /// Changes `mtu`, `tx_mitigation`, `burst_threshold_us`, `budget`, `priority`, `parks` or `link` (0 or 1) of a running
-    /// port.
+    /// Changes `mtu`, `tx_mitigation`, `burst_threshold_us`, `budget`, `priority`, `hold_us`, `parks` or `link` (0 or 1) of a
+    /// running port.
     fn port_set(&self, py: Python<'_>, port: u64, key: &str, value: &str) -> PyResult<()> {
         let number = parse_number(key, value).or_raise(py)?;
         let port = core::PortId(port);
@@ -259,9 +268,10 @@ impl Fabric {
             "burst_threshold_us" => core::Param::BurstThresholdUs(number),
             "budget" => core::Param::Budget(number),
             "priority" => core::Param::Priority(number),
+            "hold_us" => core::Param::HoldUs(number),
             "parks" if number <= 1 => core::Param::Parks(number == 1),
             _ => {
-                let known = "mtu, tx_mitigation, burst_threshold_us, budget, priority, parks, link (0 or 1)";
+                let known = "mtu, tx_mitigation, burst_threshold_us, budget, priority, hold_us, parks, link (0 or 1)";
                 let message = format!("a port has no {key} = {value}; there are {known}");
                 return Err(raise_plain(py, "UsageError", &message));
             }
@@ -292,6 +302,7 @@ impl Fabric {
                 row.set_item("burst_threshold_us", port.burst_threshold_us)?;
                 row.set_item("budget", port.budget)?;
                 row.set_item("priority", port.priority)?;
+                row.set_item("hold_us", port.hold_us)?;
                 row.set_item("is_up", port.is_up)?;
                 row.set_item("transmit_fault", port.transmit_fault)?;
                 row.set_item("receive_fault", port.receive_fault)?;

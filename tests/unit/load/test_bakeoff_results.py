@@ -3,51 +3,18 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.bakeoff_records import readings, record_of
 from vbnet.errors import ResourceError, UsageError
-from vbnet.load.bakeoff.contest import parse_contest, settings
 from vbnet.load.bakeoff.figures import FIGURES, figures
-from vbnet.load.bakeoff.record import Median, Reading, Record, cells, load_record
+from vbnet.load.bakeoff.record import Median, cells, load_record
 from vbnet.load.bakeoff.report import headline, html_page, markdown, worth_rows
 from vbnet.load.bakeoff.usage import Usage, read_usage
 from vbnet.load.bakeoff.verdict import changes, comparisons, worths
-from vbnet.load.bench.machine import describe
 from vbnet.load.counting import Counts, Latency
 from vbnet.load.store import as_json
-
-
-def readings(subject: str, workload: str, *rates: float, p99: float = 1000, wakeups: float = 0.1) -> list[Reading]:
-    """One reading a rate."""
-    model, _, without = subject.partition(" without ")
-    return [
-        Reading(
-            subject=subject,
-            model=model,
-            without=without,
-            workload=workload,
-            turn=turn,
-            figures={"rate": rate, "p99": p99, "wakeups": wakeups},
-        )
-        for turn, rate in enumerate(rates)
-    ]
-
-
-def record_of(found: list[Reading], **over: Any) -> Record:
-    """A record of these."""
-    fields: dict[str, Any] = {
-        "contest": settings(parse_contest("{}")),
-        "began": "2026-01-01T00:00:00+00:00",
-        "seconds": 60.0,
-        "vbnet": "1",
-        "machine": describe(),
-        "placement": ("near", "near"),
-        "state": "finished",
-        "readings": found,
-    }
-    return Record(**{**fields, **over})
 
 
 def test_figures_are_a_frame_of_all_that_arrived() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.support.bakeoff_records import readings, record_of
 from vbnet.load.bench.registry import BENCHES
 from vbnet.load.bench.row import Row
 from vbnet.load.bench.summary import AtLeast, Summary
@@ -70,6 +71,28 @@ def test_page_names_the_machine_of_every_table(tool: Any, names: tuple[str, ...]
     assert is_whole == found.startswith(f"<!-- bench: machine -->\n{run.machine}\n")
     assert is_whole != (f"Measured on another machine: {run.machine}." in found)
     assert found == tool.filled_in(found, run)
+
+
+def test_tables_of_a_bake_off_are_of_models_as_they_are(tool: Any) -> None:
+    """One line a model with what judges it, and one a model in each workload; none of what was switched off."""
+    found = [
+        *readings("venet", "flood", 2e6, 3e6, 4e6),
+        *readings("e1000", "flood", 4e5),
+        *readings("venet without parking", "flood", 1e6),
+        *readings("venet", "requests", 30e3, p99=90_000),
+    ]
+    record = record_of(found, contest={"models": ["venet", "e1000"]})
+    run = tool.Run(record.machine, [], record)
+    page = "<!-- bench: contest -->\n<!-- end -->\n<!-- bench: models -->\n<!-- end -->\n"
+
+    made = tool.filled_in(page, run)
+
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in made.splitlines() if line.startswith("|")]
+    assert [["model", "flood, rate", "requests, p99"], ["venet", "3 M/s", "90 µs"], ["e1000", "400 k/s", "-"]] == [
+        *rows[:1],
+        *rows[2:4],
+    ]
+    assert [["flood", "venet"], ["flood", "e1000"], ["requests", "venet"]] == [row[:2] for row in rows[6:]]
 
 
 def test_the_page_has_a_place_for_every_bench() -> None:

@@ -25,7 +25,7 @@ from vbnet.hostnode.device import (
     SharedRegion,
 )
 from vbnet.hostnode.fastcalls import SlotParams
-from vbnet.hostnode.nics import SWITCH, turn_attributes, wire_attributes
+from vbnet.hostnode.nics import SWITCH, TURN_PARAMETERS, turn_attributes, wire_attributes
 from vbnet.hostnode.values import within
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ __all__ = ["CardDevice", "E1000Class", "Rtl8139Class"]
 _INTERRUPTS_MAX: Final = 1_000_000
 _SPIN_US_MAX: Final = 100_000
 _TRAP_NS_MAX: Final = 1_000_000
-_PORT_PARAMETERS: Final = {"burstthresh": "burst_threshold_us", "budget": "budget"}
 
 
 class E1000Class(DeviceClass):
@@ -127,8 +126,8 @@ class CardDevice(OneBusDevice):
             return
         if name == "enabled":
             connection.carrier(is_up=value)
-        elif name in _PORT_PARAMETERS:
-            connection.set_parameter(_PORT_PARAMETERS[name], value)
+        elif name in TURN_PARAMETERS:
+            connection.set_parameter(TURN_PARAMETERS[name], value)
         elif name in {"trap_cost_ns", "spin_us"}:
             connection.serve_slots(self.slot_params)
 
@@ -239,6 +238,7 @@ class CardConnection(Connection):
             guest=self._opener.guest,
         )
         attributes.publish("port", self._port)
+        self.set_parameter("hold_us", attributes["hold"])
         self.carrier(is_up=attributes["enabled"])
 
     def carrier(self, *, is_up: bool) -> None:

@@ -24,7 +24,7 @@ from vbnet.hostnode.device import (
     Opener,
     SharedRegion,
 )
-from vbnet.hostnode.nics import SWITCH, turn_attributes, wire_attributes
+from vbnet.hostnode.nics import SWITCH, TURN_PARAMETERS, turn_attributes, wire_attributes
 from vbnet.hostnode.values import flag, flag_text, within
 
 __all__ = ["LoopbackClass", "VenetClass", "VenetDevice"]
@@ -297,6 +297,7 @@ class VenetConnection(Connection):
             )
         self._port = port
         self.prioritise(attributes["priority"])
+        self.set_parameter("hold_us", attributes["hold"])
         if not attributes["parking"]:
             self.set_parameter("parks", 0)
         return port
@@ -361,7 +362,7 @@ class VenetConnection(Connection):
 
 
 _BY_DRIVER = "driver"
-_PORT_PARAMETERS = {"txmitigation": "tx_mitigation", "burstthresh": "burst_threshold_us", "budget": "budget"}
+_PORT_PARAMETERS = {"txmitigation": "tx_mitigation", **TURN_PARAMETERS}
 
 
 def _priority(text: str) -> int | None:

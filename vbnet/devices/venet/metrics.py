@@ -91,6 +91,10 @@ PORT: Final = MetricBlock(
         ),
         "merged_frames": _port("receive_merged", "packets", "Frames given to the guest in several of its buffers."),
         "merged_buffers": _port("receive_merged_buffers", "buffers", "Those buffers."),
+        "receive_holds": _port("receive_holds", "holds", "Times senders had to wait, because the guest had no room."),
+        "receive_held_nanoseconds": Metric(
+            "vbnet_device_receive_held_seconds_total", "seconds", "How long they waited.", per_unit=SECOND_NS
+        ),
         "kicks": _port("kicks", "signals", "Doorbells heard from the guest."),
         "calls_rung": _port("signals_sent", "signals", "Doorbells rung for the guest."),
         "calls_suppressed": _port("signals_suppressed", "signals", "Doorbells spared because the guest was awake."),

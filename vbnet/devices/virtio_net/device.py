@@ -8,17 +8,16 @@ on, its port is there as long, and takes frames once the driver says DRIVER_OK.
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vbnet.bus.limits import MAX_PRIORITY
 from vbnet.devices.virtio.device import Share, VirtioBase, VirtioClass, VirtioConnection
 from vbnet.devices.virtio_net import wire
 from vbnet.errors import UsageError, VbnetError
 from vbnet.hostnode.device import Attribute, Connection, Opener
+from vbnet.hostnode.nics import SWITCH, TURN_PARAMETERS, turn_attributes, wire_attributes
 from vbnet.hostnode.values import flag, flag_text, within
-from vbnet.net.mac import MacAddress
 
 if TYPE_CHECKING:
     from vbnet._native import NetPort, VirtioDevice
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VirtioNetClass", "VirtioNetDevice"]
 
-_MTU_MIN, _MTU_MAX = 68, 65535
-_PORT_PARAMETERS = {"burstthresh": "burst_threshold_us", "budget": "budget", "priority": "priority"}
+_MTU_MAX: Final = 65535
+_PORT_PARAMETERS: Final = {"priority": "priority", **TURN_PARAMETERS}
 
 
 class VirtioNetClass(VirtioClass):
@@ -51,23 +50,13 @@ class VirtioNetDevice(VirtioBase):
 
     def __init__(self, share: Share, name: str) -> None:
         self.connection: VirtioNetConnection | None = None
-        own = MacAddress.random_local(secrets.token_bytes(6))
         super().__init__(
             share,
             name,
             wire.ABI_TYPE,
             (
-                Attribute("switch", "switch this card is joined to", str, "", is_locked_while_open=True),
-                Attribute(
-                    "mac", "address of the guest's end", MacAddress.parse_station, own, is_locked_while_open=True
-                ),
-                Attribute(
-                    "mtu",
-                    f"largest packet in bytes, {_MTU_MIN}..{_MTU_MAX}",
-                    within(_MTU_MIN, _MTU_MAX),
-                    1500,
-                    is_locked_while_open=True,
-                ),
+                SWITCH,
+                *wire_attributes(_MTU_MAX),
                 Attribute(
                     "pairs",
                     f"pairs of queues that a driver may use, 1..{wire.PAIRS_MAX}",
@@ -83,14 +72,7 @@ class VirtioNetDevice(VirtioBase):
                     format=flag_text,
                     is_locked_while_open=True,
                 ),
-                Attribute("enabled", "carrier of the link, 0 or 1", flag, default=True, format=flag_text),
-                Attribute(
-                    "burstthresh",
-                    "µs the port stays awake after kicks in close succession, 0..100000",
-                    within(0, 100_000),
-                    50,
-                ),
-                Attribute("budget", "frames taken from this card at a turn, 1..4096", within(1, 4096), 256),
+                *turn_attributes(),
                 Attribute("priority", "of its port, 0..7, 7 the most urgent", within(0, MAX_PRIORITY), 0),
                 Attribute("port", "number of the port while the card is open", int, 0, is_read_only=True),
             ),
@@ -150,6 +132,7 @@ class VirtioNetConnection(VirtioConnection):
             self._remove_port()
             raise
         attributes.publish("port", self.port.id)
+        self.set_parameter("hold_us", attributes["hold"])
         self.carrier(is_up=attributes["enabled"])
 
     def carrier(self, *, is_up: bool) -> None:

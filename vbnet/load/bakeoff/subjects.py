@@ -66,6 +66,7 @@ MECHANISMS: Final[Mapping[str, Mechanism]] = {
         Mechanism("priorities", "urgent cards are served before others", off={"priority": "0"}),
         Mechanism("interrupt-controller", "raising and ending an interrupt are stores to shared memory", is_aside=True),
         Mechanism("zero-copy", "frames are made and read where they lie", manner=Manner(does_copy=True)),
+        Mechanism("flow-control", "a full card holds its senders up, for a moment at most", off={"hold": "0"}),
         Mechanism("parking", "cards with nothing to do are not looked at", off={"parking": "0"}),
         Mechanism(
             "batching",

@@ -130,6 +130,10 @@ counters! {
         MergedFrames = "merged_frames",
         /// Those buffers.
         MergedBuffers = "merged_buffers",
+        /// Times whoever sent to the guest was held up, because it had no room.
+        ReceiveHolds = "receive_holds",
+        /// How long that was.
+        ReceiveHeldNanoseconds = "receive_held_nanoseconds",
         /// Doorbells heard from the guest.
         Kicks = "kicks",
         /// Doorbells rung for the guest.

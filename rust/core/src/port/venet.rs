@@ -77,6 +77,8 @@ pub struct VenetParams {
     pub budget: u32,
     /// 0 to 7: ports of a higher priority get a turn before each turn of one with a lower.
     pub priority: u32,
+    /// How long at most the port holds up whoever sends to it while its guest has no room, in µs; 0 = never.
+    pub hold_us: u32,
     /// What was agreed on with the driver beyond plain frames; only of venet.
     pub grant: Grant,
 }
@@ -90,6 +92,7 @@ impl Default for VenetParams {
             burst_threshold_us: 50,
             budget: 128,
             priority: 0,
+            hold_us: 500,
             grant: Grant::default(),
         }
     }
@@ -108,6 +111,7 @@ impl VenetParams {
         check_mtu(self.mtu)?;
         check_budget(self.budget)?;
         check_priority(self.priority)?;
+        check_hold(self.hold_us)?;
         check_burst_threshold(self.burst_threshold_us)
     }
 }
@@ -133,6 +137,13 @@ pub(crate) fn check_budget(budget: u32) -> Result<()> {
     Err(Error::Usage(format!("a port's budget is 1 to {BUDGET_MAX} frames a turn; got {budget}")))
 }
 
+pub(crate) fn check_hold(hold_us: u32) -> Result<()> {
+    if hold_us <= HOLD_MAX_US {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("a port holds its senders up for at most {HOLD_MAX_US} µs; got {hold_us}")))
+}
+
 pub(crate) fn check_burst_threshold(burst_threshold_us: u32) -> Result<()> {
     if burst_threshold_us <= BURST_THRESHOLD_MAX_US {
         return Ok(());
@@ -142,6 +153,8 @@ pub(crate) fn check_burst_threshold(burst_threshold_us: u32) -> Result<()> {
 
 /// Most frames a turn may take.
 pub const BUDGET_MAX: u32 = 4096;
+/// Longest a port may hold up whoever sends to it.
+pub const HOLD_MAX_US: u32 = 10_000;
 /// Longest a port may be polled after its last frame.
 pub const BURST_THRESHOLD_MAX_US: u32 = 100_000;
 

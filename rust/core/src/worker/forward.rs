@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
+use super::hold::Hold;
 use super::offloaded::{Scratch, give, scratch};
 use super::parking::Parking;
 use super::watchdog::Ringer;
@@ -80,6 +81,7 @@ pub(crate) struct Port {
     pub end: End,
     pub block: Block,
     pub latencies: Latencies,
+    pub hold: Hold,
     cache: RouteCache,
     /// It was given frames that it has not been told of.
     is_touched: bool,
@@ -110,6 +112,7 @@ impl Port {
             end,
             block,
             latencies: Latencies::default(),
+            hold: Hold::new(0),
             cache: RouteCache::default(),
             is_touched: false,
             is_tx_reported: false,
@@ -121,6 +124,15 @@ impl Port {
     #[inline]
     pub(crate) fn count<const COUNTS: bool>(&self, counter: PortCounter, amount: u64) {
         tally::<COUNTS>(&self.block, counter, amount);
+    }
+
+    /// Its guest has no room: whether frames for it may wait where they are.
+    #[cold]
+    pub(super) fn holds<const COUNTS: bool>(&mut self) -> bool {
+        let Some(waited_ns) = self.hold.wait(monotonic_ns) else { return false };
+        self.count::<COUNTS>(PortCounter::ReceiveHeldNanoseconds, waited_ns);
+        self.count::<COUNTS>(PortCounter::ReceiveHolds, u64::from(waited_ns == 0));
+        true
     }
 
     pub(crate) fn set_up(&mut self, is_up: bool) {
@@ -230,6 +242,8 @@ pub(crate) struct Plane<const COUNTS: bool> {
     /// Few ports are busy: whoever is given a lonely frame is told at once, not when the round is over.
     pub tells_early: bool,
     pub(super) batch: Box<Batch>,
+    /// Frames of the port whose turn it is can be left where they are.
+    pub(super) can_wait: bool,
     pub(super) scratch: Box<Scratch>,
     /// Ports that were given frames since the last [`Self::flush`].
     pub(super) touched: Vec<PortSlot>,
@@ -261,6 +275,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             watches: Watches::default(),
             tells_early: false,
             batch: Batch::new(),
+            can_wait: true,
             scratch: scratch(),
             touched: Vec::new(),
             timed: None,
@@ -364,6 +379,9 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             let Some(port) = port_at(&mut self.ports, slot) else { break };
             let End::Venet(venet) = &mut port.end else { break };
             wants_call |= venet.give_back(done);
+            if done < loaded as u32 {
+                break;
+            }
         }
         self.end_turn(slot, turn, bytes, budget, wants_call);
         turn
@@ -444,6 +462,9 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             if queues.give_back(done) && queues.call_tx(&self.ringer) {
                 tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
             }
+            if done < loaded as u32 {
+                break;
+            }
         }
         self.end_turn(slot, turn, bytes, budget, false);
         let Some(port) = port_at(&mut self.ports, slot) else { return turn };
@@ -476,6 +497,9 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             let Some(port) = port_at(&mut self.ports, slot) else { break };
             let End::Nic(nic) = &mut port.end else { break };
             nic.give_back(done);
+            if done < loaded as u32 {
+                break;
+            }
         }
         self.end_turn(slot, turn, bytes, budget, false);
         let Some(port) = port_at(&mut self.ports, slot) else { return turn };
@@ -548,7 +572,9 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             if self.batch.has_requests {
                 port.count::<COUNTS>(PortCounter::TransmitOffloads, 1);
             }
+            self.can_wait = false;
             let (_, cost) = self.move_on(slot, 1, u32::MAX);
+            self.can_wait = true;
             self.batch.has_requests = false;
             turn.frames += 1;
             turn.cost += cost;
@@ -613,11 +639,14 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                 cost += self.flood(slot, done);
                 done += 1;
             } else {
-                let end = (done + 1..loaded).find(|&index| self.floods(index)).unwrap_or(loaded);
-                cost += self.claim_any(slot, done, end);
+                let wanted = (done + 1..loaded).find(|&index| self.floods(index)).unwrap_or(loaded);
+                let (end, more) = self.claim_any(slot, done, wanted);
                 self.copy(done, end);
-                cost += (end - done) as u32;
+                cost += more + (end - done) as u32;
                 done = end;
+                if end != wanted {
+                    break;
+                }
             }
         }
         (done, cost)
@@ -628,22 +657,22 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         self.batch.verdicts[index] == Verdict::Flood && self.batch.pieces[index].length != 0
     }
 
-    /// Finds a buffer for every frame from `start` to `end`, or does what is requested: the copies that this took beyond one
-    /// a frame.
+    /// Finds a buffer for every frame from `start` to `end`, or does what is requested: up to which frame, as one may have to
+    /// wait, and the copies that this took beyond one a frame.
     #[inline(always)]
-    pub(super) fn claim_any(&mut self, slot: PortSlot, start: usize, end: usize) -> u32 {
+    pub(super) fn claim_any(&mut self, slot: PortSlot, start: usize, end: usize) -> (usize, u32) {
         if self.batch.has_requests {
             return self.claim_requested(slot, start, end);
         }
-        self.claim(slot, start, end);
-        0
+        (self.claim(slot, start, end), 0)
     }
 
-    /// Finds a buffer for every frame from `start` to `end`.
+    /// Finds a buffer for every frame from `start` to `end`, or to the first whose receiver has no room and may be waited
+    /// for: its number.
     // Not in line: what surrounds it would cost its loop registers.
     #[inline(never)]
-    fn claim(&mut self, slot: PortSlot, start: usize, end: usize) {
-        let Self { ports, batch, touched, .. } = self;
+    fn claim(&mut self, slot: PortSlot, start: usize, end: usize) -> usize {
+        let Self { ports, batch, touched, can_wait, .. } = self;
         let mut current = PortSlot::MAX;
         let mut receiver: Option<&mut Port> = None;
         for index in start..end {
@@ -676,12 +705,14 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                     ask_for(target, piece.length.min(FIRST_LINES));
                     piece.target = target;
                 }
+                Err(Refusal::NoRoom) if *can_wait && port.holds::<COUNTS>() => return index,
                 Err(refusal) => {
                     port.count::<COUNTS>(refusal.counter(), 1);
                     batch.reasons[index] = refusal.counter().reason();
                 }
             }
         }
+        end
     }
 
     #[inline]
@@ -749,6 +780,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                         if self.watches.is_on() {
                             self.watches.told(slot, Stage::Published);
                         }
+                        port.hold.earn(frames);
                         tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
                         tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
                         let [_, (_, posted)] = venet.occupancy();
@@ -777,6 +809,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                     let (frames, bytes) = queues.given();
                     if frames != 0 {
                         let is_called = queues.release(&self.ringer);
+                        port.hold.earn(frames);
                         tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
                         tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
                         let [_, (_, posted)] = queues.occupancy();

@@ -28,10 +28,10 @@ pub(super) fn scratch() -> Box<Scratch> {
 }
 
 impl<const COUNTS: bool> Plane<COUNTS> {
-    /// As [`Plane::claim`], for a batch with requests: how many copies it cost beyond one a frame.
+    /// As [`Plane::claim`], for a batch with requests: also how many copies it cost beyond one a frame.
     #[cold]
     #[inline(never)]
-    pub(super) fn claim_requested(&mut self, slot: PortSlot, start: usize, end: usize) -> u32 {
+    pub(super) fn claim_requested(&mut self, slot: PortSlot, start: usize, end: usize) -> (usize, u32) {
         let Self { ports, batch, touched, scratch, .. } = self;
         let mut more = 0;
         for index in start..end {
@@ -58,7 +58,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                 Err(refusal) => batch.reasons[index] = refusal.counter().reason(),
             }
         }
-        more
+        (end, more)
     }
 }
 

@@ -43,20 +43,30 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                 done += 1;
                 continue;
             }
-            let end = match taken_ns {
+            let wanted = match taken_ns {
                 Some(_) => done + 1,
                 None => (done + 1..loaded).find(|&index| self.floods(index)).unwrap_or(loaded),
             };
-            self.batch.reasons[done..end].fill(0);
-            cost += self.claim_any(slot, done, end);
+            self.batch.reasons[done..wanted].fill(0);
+            // What is followed goes on: its way is not told twice.
+            let can_wait = self.can_wait;
+            self.can_wait &= followed.is_none();
+            let (end, more) = self.claim_any(slot, done, wanted);
+            self.can_wait = can_wait;
+            cost += more;
             let claimed_ns = followed.map(|_| moment_ns());
             self.copy(done, end);
-            self.show_stretch(slot, done, end);
+            if end != done {
+                self.show_stretch(slot, done, end);
+            }
             if let (Some(followed), Some(claimed_ns)) = (followed, claimed_ns) {
                 self.went(followed, slot, done, claimed_ns);
             }
             cost += (end - done) as u32;
             done = end;
+            if end != wanted {
+                break;
+            }
         }
         (done, cost)
     }
