@@ -53,7 +53,7 @@ test-slow: $(DEV) $(BUILT) ## Run only the slow tests: wheel, long stress, many 
 	@tools/system-packages.sh
 	@tools/vm-programs.sh
 ifeq ($(ARGS),)
-	$(SLOW_TEST) -m "slow and not alone" $(SHARED_OUT)
+	$(SLOW_TEST) -m "slow and not alone" -n "$$(nproc)" --dist worksteal
 	$(SLOW_TEST) -m "slow and alone"
 else
 	$(SLOW_TEST) -m slow $(ARGS)

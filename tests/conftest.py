@@ -34,6 +34,7 @@ pytest_plugins = ["tests.support.fixtures"]
 MARK = uuid.uuid4().hex
 # How long a test's processes may take to end after it; less where a leak is made on purpose.
 GRACE_SECONDS = float(os.environ.get("VBNET_TEST_GRACE_SECONDS", "5"))
+SLOW_SECONDS = 240
 # Helpers of Python's own process pools; they live as long as pytest does and end with it.
 POOL_HELPERS = ("resource_tracker", "forkserver", "semaphore_tracker")
 
@@ -56,6 +57,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 # --- a skip is a failure where everything can be installed ---------------------------------------------------------
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests that set themselves no limit a longer one than others have: several may run at once."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 def pytest_collection_finish() -> None:

@@ -111,7 +111,7 @@ def soaked(lab: RealLab) -> RunFigures:
 def promtool(program: Callable[[str], str], *arguments: str, text: str = "") -> str:
     """Run promtool; what it finds wrong fails the test."""
     finished = subprocess.run(
-        [program("promtool"), *arguments], input=text, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [program("promtool"), *arguments], input=text, capture_output=True, text=True, timeout=4 * PATIENCE, check=False
     )
     assert 0 == finished.returncode, finished.stdout + finished.stderr
     return finished.stdout + finished.stderr

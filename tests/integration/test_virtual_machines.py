@@ -204,6 +204,32 @@ def test_machine_moves_while_it_is_pinged_and_serves(lab: RealLab, tmp_path: Pat
         assert (False, True) == (served["here"], served["there"])
 
 
+def test_machine_that_says_nothing_is_found_where_it_has_moved_to(lab: RealLab, tmp_path: Path) -> None:
+    """QEMU has it announced: its address is behind the new port before a frame of its own is."""
+    station = "02:00:00:00:00:0d"
+    for name in ("left", "right"):
+        lab.vbnet("port", "add", "lan", name, "--vhost-user", "auto")
+    sockets = {row["name"]: row["device"] for row in lab.rows("port", "list")}
+    cards = {name: qemu_card(Path(sockets[name]), mac=station) for name in ("left", "right")}
+
+    def place() -> str:
+        """The port behind which the switch knows the station."""
+        return next((row["name"] for row in lab.rows("switch", "macs", "lan") if row["mac"] == station), "")
+
+    with (
+        VirtualMachine("left", cards["left"]) as left,
+        VirtualMachine("right", cards["right"], incoming=tmp_path / "way"),
+    ):
+        left.run("sysctl -w net.ipv6.conf.all.disable_ipv6=1 >/dev/null || true")
+        up(left, "10.10.0.4")
+        assert reaches(left, "10.10.0.10")
+        assert "left" == place()
+
+        left.move(tmp_path / "way")
+
+        eventually(lambda: "right" == place(), "the switch knows where it is", AT_ONCE)
+
+
 # ---- what goes wrong when a machine is told something else ----------------------------------------------------------
 
 

@@ -114,6 +114,8 @@ pub(crate) enum Command {
     FlushRx(PortId, Sender<u32>),
     /// Other rings for a front end, or none; answers with those that ran until now.
     SetRings(PortId, Option<Box<Rings>>, Sender<Result<Option<Box<Rings>>>>),
+    /// Says in a station's name that it is behind this port.
+    Announce(PortId, MacAddress, Sender<()>),
     SetAgeing(u32, u32, Sender<()>),
     Macs(u32, Sender<Vec<(TableEntry, PortId)>>),
     /// Answers with a watch that the port has no room for.
@@ -525,6 +527,12 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             }
             Command::FlushRx(id, reply) => answer(&reply, self.flush_rx(id)),
             Command::SetRings(id, rings, reply) => answer(&reply, self.set_rings(id, rings)),
+            Command::Announce(id, station, reply) => {
+                if let Some(&slot) = self.slots.get(&id) {
+                    self.plane.announce(slot, station);
+                }
+                answer(&reply, ());
+            }
             Command::SetAgeing(slot, ageing_s, reply) => {
                 if let Some(switch) = self.plane.switch(slot) {
                     switch.table_mut().set_ageing(ageing_s);

@@ -10,14 +10,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use crate::switch_guest::{Lab, SWITCH, eventually, frame, mac};
+use crate::switch_guest::{Guest, Lab, SWITCH, Shape, eventually, frame, mac};
 use crate::vhost_front::verdict::{CONTENT, MESSAGE, assert_quarantined, assert_quarantined_of, assert_refused, told};
 use crate::vhost_front::{
     ADD_MEM_REG, Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_PROTOCOL_FEATURES,
     GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, REM_MEM_REG,
-    RESET_DEVICE, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE,
-    SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port,
-    counted, describe, inflight, longs, memfd, socket_path, table, wait_until_alone, words,
+    RESET_DEVICE, SEND_RARP, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR,
+    SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE,
+    Wire, add_port, counted, describe, inflight, longs, memfd, socket_path, table, wait_until_alone, words,
 };
 use rustix::fs::{OFlags, fcntl_setfl, ftruncate};
 use vbnet_core::error::Error;
@@ -780,6 +780,64 @@ fn early_switching_that_cannot_be_is_refused() {
         wire.assert_hung_up();
         assert_eq!(reason, told(&lab, PortPart::Control).reason, "{name}");
     }
+}
+
+/// The body of the message that announces a machine.
+fn announced(station: MacAddress) -> Vec<u8> {
+    [&station.bytes()[..], &[0; 2]].concat()
+}
+
+#[test]
+fn machine_that_has_moved_is_announced_to_everybody_and_found_where_it_is() {
+    let mut lab = Lab::new(2);
+    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
+    front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[4 | 8]), &[]);
+    lab.guests[1].send(&frame(MacAddress::BROADCAST, mac(9), 64, 1));
+    lab.settle();
+    lab.guests[0].refill();
+
+    front.wire.done(SEND_RARP, &announced(mac(9)), &[]);
+    let told = lab.guests[0].receive();
+    let sent = frame(mac(9), mac(1), 64, 2);
+    lab.guests[0].send(&sent);
+
+    assert_eq!([MacAddress::BROADCAST.bytes(), mac(9).bytes()].concat(), told[..12]);
+    assert_eq!([0x80, 0x35], told[12..14]);
+    // What the station said where it was before comes first.
+    while front.receive() != sent {}
+}
+
+#[test]
+fn announcement_in_the_name_of_another_port_changes_nothing() {
+    let mut lab = Lab::new(1);
+    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
+    front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[4 | 8]), &[]);
+    let own = VenetParams { mac: mac(9), ..VenetParams::default() };
+    let mut owner = Guest::new(Shape::SMALL);
+    owner.post(8);
+    lab.fabric.port_add_venet(SWITCH, "owner", owner.queues(), own).unwrap();
+
+    front.wire.done(SEND_RARP, &announced(mac(9)), &[]);
+    let sent = frame(mac(9), mac(1), 64, 2);
+    lab.guests[0].send(&sent);
+
+    assert_eq!(sent, owner.receive());
+    assert_eq!(1, lab.count_of("vm", PortCounter::TransmitDropForgedSource));
+}
+
+#[test]
+fn announcement_that_cannot_be_is_refused() {
+    for station in [MacAddress::BROADCAST, MacAddress::default(), MacAddress::new([1, 0, 0x5e, 0, 0, 1])] {
+        assert_refused(&format!("{station}"), CONTENT, |front| {
+            front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[4 | 8]), &[]);
+            front.wire.send(SEND_RARP, 0, &announced(station), &[]);
+        });
+    }
+    assert_refused("never agreed on", MESSAGE, |front| front.wire.send(SEND_RARP, 0, &announced(mac(9)), &[]));
+    assert_refused("without an address", MESSAGE, |front| {
+        front.wire.send(SET_PROTOCOL_FEATURES, 0, &longs(&[4 | 8]), &[]);
+        front.wire.send(SEND_RARP, 0, &[], &[]);
+    });
 }
 
 /// QEMU 7.2 says each change of its memory once for every pair of queues.

@@ -8,4 +8,5 @@ pub mod frame;
 pub mod grant;
 pub mod mac_table;
 pub mod offload;
+pub(crate) mod rarp;
 pub mod switch;

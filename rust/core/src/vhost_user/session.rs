@@ -77,6 +77,7 @@ fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::INFLIGHT_SHMFD
         | VhostUserProtocolFeatures::LOG_SHMFD
+        | VhostUserProtocolFeatures::RARP
 }
 
 /// What a front end said of one queue.
@@ -138,6 +139,21 @@ impl Session {
     /// Whether it was agreed on that written pages are marked in a log.
     pub(super) fn logs(&self) -> bool {
         self.state().protocol_features & VhostUserProtocolFeatures::LOG_SHMFD.bits() != 0
+    }
+
+    /// Whether it was agreed on that a machine which has moved is announced.
+    pub(super) fn announces(&self) -> bool {
+        self.state().protocol_features & VhostUserProtocolFeatures::RARP.bits() != 0
+    }
+
+    /// Announces a machine that has moved here.
+    pub(super) fn announce(&self, station: MacAddress) -> Answer<()> {
+        let outcome = if station.is_station() {
+            self.door.ask(|reply| Command::Announce(self.port, station, reply))
+        } else {
+            Err(Error::Usage(format!("{station} is no address of a machine that could have moved")))
+        };
+        outcome.map_err(|error| refuse(&mut self.state(), error))
     }
 
     /// Whether every message is answered that asks for it.

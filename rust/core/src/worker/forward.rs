@@ -26,9 +26,10 @@ use super::parking::Parking;
 use super::watchdog::Ringer;
 use super::watched::show_flooded;
 use crate::guest::clock::monotonic_ns;
-use crate::net::frame::{FrameStart, START_BYTES};
+use crate::net::frame::{FrameStart, MacAddress, START_BYTES};
 use crate::net::mac_table::{PortSlot, Tick};
 use crate::net::offload::{Features, Request};
+use crate::net::rarp;
 use crate::net::switch::{RouteCache, Switch, Verdict};
 use crate::nic::card::Settled;
 use crate::port::batch::{BATCH, Batch, Piece};
@@ -585,6 +586,19 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             self.report(slot);
         }
         turn
+    }
+
+    /// Has everybody on the switch learn that a station is behind this port, by a frame that it did not send itself. Another
+    /// port's own address stays where it is, and the frame is counted as forged.
+    pub(crate) fn announce(&mut self, slot: PortSlot, station: MacAddress) {
+        let frame = rarp::announcement(station);
+        self.batch.pieces[0].source = frame.as_ptr();
+        self.batch.pieces[0].length = frame.len() as u32;
+        self.batch.has_requests = false;
+        self.can_wait = false;
+        self.move_on(slot, 1, u32::MAX);
+        self.can_wait = true;
+        self.flush();
     }
 
     /// Counts a frame of a device that is not taken on, and shows it to whoever looks.
