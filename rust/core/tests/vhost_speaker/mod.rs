@@ -17,9 +17,9 @@ use vbnet_core::shm::doorbell::Doorbell;
 
 use crate::switch_guest::{Lab, frame, mac};
 use crate::vhost_front::{
-    EVENT_INDEX, FEATURES, GUEST, MEMORY, Memory, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_LOG_BASE, SET_MEM_TABLE,
-    SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_KICK,
-    SET_VRING_NUM, USER, Wire, add_port, inflight, longs, memfd, table, wait_until_alone, words,
+    EVENT_INDEX, FEATURES, GUEST, LOG_ALL, MEMORY, Memory, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_LOG_BASE,
+    SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE,
+    SET_VRING_KICK, SET_VRING_NUM, USER, Wire, add_port, inflight, longs, memfd, table, wait_until_alone, words,
 };
 
 /// Most steps that are made of bytes.
@@ -70,7 +70,7 @@ impl Speaker {
             }
             Step::Noise(bytes) => self.wire.raw(bytes, &[]),
             Step::Agree(features) => {
-                send(SET_PROTOCOL_FEATURES, &longs(&[1 | 2 | 8 | 0x200 | 0x1000 | 0x2000 | 0x8000]), &[]);
+                send(SET_PROTOCOL_FEATURES, &longs(&[1 | 2 | 4 | 8 | 0x200 | 0x1000 | 0x2000 | 0x8000]), &[]);
                 send(SET_FEATURES, &longs(&[*features]), &[]);
             }
             Step::Share(bytes) => send(SET_MEM_TABLE, &table(&[[GUEST, *bytes, USER, 0]]), &files[..1]),
@@ -155,7 +155,7 @@ impl<'a> Arbitrary<'a> for Speech {
 
 impl<'a> Arbitrary<'a> for Step {
     fn arbitrary(bytes: &mut Unstructured<'a>) -> Result<Self> {
-        Ok(match bytes.int_in_range(0..=9_u8)? {
+        Ok(match bytes.int_in_range(0..=10_u8)? {
             0 | 1 => {
                 let request = bytes.int_in_range(0..=49)?;
                 let flags = *bytes.choose(&[0, 8, 4, 12])?;
@@ -173,7 +173,7 @@ impl<'a> Arbitrary<'a> for Step {
             }
             3 => {
                 let kinds = [FEATURES, FEATURES | PACKED, FEATURES | EVENT_INDEX, FEATURES | PACKED | EVENT_INDEX, 0];
-                Self::Agree(*bytes.choose(&kinds)?)
+                Self::Agree(*bytes.choose(&kinds)? | *bytes.choose(&[0, LOG_ALL])?)
             }
             4 => Self::Share(if bytes.arbitrary()? { MEMORY } else { bytes.int_in_range(1..=MEMORY + 1)? }),
             5 | 6 => Self::Queue(
@@ -187,6 +187,12 @@ impl<'a> Arbitrary<'a> for Step {
                 *bytes.choose(&[0, 1, 64, 256])?,
                 *bytes.choose(&[0, 64, 0x1000, 0x2_0000])?,
                 number(bytes)?,
+            ),
+            8 => Self::Log(
+                *bytes.choose(&[0, 1, 0x1000, 0x2_0000, 0x2_0001])?,
+                number(bytes)?,
+                bytes.int_in_range(0..=4)?,
+                if bytes.arbitrary()? { GUEST } else { number(bytes)? },
             ),
             _ => {
                 let count = bytes.int_in_range(1..=16_usize)?;
