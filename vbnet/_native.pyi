@@ -53,7 +53,6 @@ __all__ = [
     "ConsoleTerminal",
     "CounterBlock",
     "CounterFile",
-    "CounterScan",
     "DiskImage",
     "EmulatedCard",
     "Exposition",
@@ -232,12 +231,6 @@ class CounterBlock:
     def close(self) -> None: ...
 
 @final
-class CounterScan:
-    def __new__(cls, paths: Sequence[str | PathLike[str]]) -> Self: ...
-    @property
-    def files(self) -> list[tuple[int, int, str]]: ...
-
-@final
 class Exposition:
     def __new__(
         cls,
@@ -250,7 +243,9 @@ class Exposition:
             ]
         ],
     ) -> Self: ...
-    def render(self, scan: CounterScan, form: str) -> list[ExpositionPiece]: ...
+    def render(
+        self, paths: Sequence[str | PathLike[str]], form: str
+    ) -> tuple[list[ExpositionPiece], list[tuple[int, int, str]]]: ...
 
 @final
 class ExpositionPiece:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from vbnet._native import CounterFile, CounterScan, counter_labels
+from vbnet._native import CounterFile, counter_labels
 from vbnet.devices.venet.metrics import PORT
 from vbnet.metric import MetricCatalogue
 from vbnet.sharedmem.snapshot import parse_labels
@@ -57,8 +57,8 @@ def test_names_come_through_the_text_to_a_parser(owners: list[tuple[str, str, st
         blocks = [file.allocate(PORT.kind, text, PORT.words) for text in texts]
         native = compile_catalogue(MetricCatalogue([PORT]))
         paths = [Path(folder) / "x.counters"]
-        text = b"".join(native.render(CounterScan(paths), "text"))
-        openmetrics = b"".join([*native.render(CounterScan(paths), "openmetrics"), b"# EOF\n"])
+        text = b"".join(native.render(paths, "text")[0])
+        openmetrics = b"".join([*native.render(paths, "openmetrics")[0], b"# EOF\n"])
 
     wanted = {tuple(parse_labels(text).values()) for text in texts}
     for families in (parse_text(text.decode()), parse_openmetrics(openmetrics.decode())):

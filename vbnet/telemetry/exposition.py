@@ -37,6 +37,7 @@ class Format(enum.StrEnum):
     PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 
 
+_NATIVE_FORMS: Final = {Format.TEXT: "text", Format.OPENMETRICS: "openmetrics", Format.PROTOBUF: "protobuf"}
 _END: Final = b"# EOF\n"
 _TEXT_KINDS: Final = {MetricKind.INFO: "gauge", MetricKind.STATE: "gauge"}
 _OPENMETRICS_KINDS: Final = {MetricKind.STATE: "gauge"}
@@ -74,8 +75,8 @@ class Exposition:
         """
         facts = read_facts(self._run_dir)
         paths = counters_files(self._run_dir)
-        scan = _native.CounterScan(list(paths))
-        files = [FileFacts(path.name, *found) for path, found in zip(paths, scan.files, strict=True)]
+        pieces, found = self._native.render(paths, _NATIVE_FORMS[wanted])
+        files = [FileFacts(path.name, *facts) for path, facts in zip(paths, found, strict=True)]
         self._errors.update(file.skipped for file in files if file.skipped)
         programs = read_programs(self._run_dir)
         self._program_drops.update(programs.drops)
@@ -83,13 +84,12 @@ class Exposition:
         own = [*said, *program_families(programs)]
         match wanted:
             case Format.PROTOBUF:
-                before = _native.protobuf_families([_plain(family) for family in own])
-                return [before, *self._native.render(scan, "protobuf")]
+                return [_native.protobuf_families([_plain(family) for family in own]), *pieces]
             case Format.OPENMETRICS:
                 made: bytes = openmetrics_format.generate_latest(_Own(own))  # type: ignore[no-untyped-call]
-                return [made.removesuffix(_END), *self._native.render(scan, "openmetrics"), _END]
+                return [made.removesuffix(_END), *pieces, _END]
             case Format.TEXT:
-                return [text_format.generate_latest(_Own(own)), *self._native.render(scan, "text")]
+                return [text_format.generate_latest(_Own(own)), *pieces]
 
 
 def _plain(family: PrometheusFamily) -> tuple[str, str, str, str, list[tuple[list[tuple[str, str]], float]]]:

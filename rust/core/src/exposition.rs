@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   catalogue   family ◀── value ── block kind          (compiled once, from the declarations)
-//!   blocks      kind · labels · words                   (copied from counters files)
+//!   blocks      kind · labels · words                   (shown by readers of counters files, kept as rows)
 //!   text        # HELP … # TYPE … name{labels} value    (one piece a family)
 //!   protobuf    MetricFamily, each behind its length    (the same, with native histograms)
 //! ```
@@ -14,6 +14,7 @@
 //! Source: the text formats of Prometheus (0.0.4) and OpenMetrics (1.0), Prometheus' client data model (protobuf).
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indexmap::IndexMap;
@@ -21,11 +22,12 @@ use indexmap::map::Entry;
 
 pub use self::buckets::Buckets;
 pub use self::protobuf::{Plain, encode_plain};
-use crate::shm::counters::BlockSnapshot;
+use crate::shm::counters::BlockView;
 use crate::shm::{histogram, labels};
 
 mod buckets;
 mod protobuf;
+mod rows;
 mod text;
 
 /// In which form metrics are told.
@@ -121,14 +123,33 @@ pub struct Exposition {
     plans: Vec<Plan>,
     by_kind: HashMap<String, usize>,
     /// Memory of what was told before: pages that are fresh from the system cost as much as what is written there.
-    spare: Mutex<Vec<Vec<u8>>>,
+    spare: Mutex<Vec<Piece>>,
 }
 
 /// What is told, a piece a family, in order. Its memory goes back to where it was told.
 #[derive(Debug)]
 pub struct Pieces {
     exposition: Arc<Exposition>,
-    families: Vec<Vec<u8>>,
+    families: Vec<Piece>,
+}
+
+/// What is told of a family.
+#[derive(Clone, Debug, Default)]
+struct Piece {
+    memory: Vec<u8>,
+    /// Where in the memory it begins.
+    start: usize,
+}
+
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        self.memory.get(self.start..).unwrap_or_default()
+    }
+
+    fn clear(&mut self) {
+        self.memory.clear();
+        self.start = 0;
+    }
 }
 
 impl Pieces {
@@ -141,73 +162,60 @@ impl Pieces {
     /// The one at `place`; nothing where there is none.
     #[must_use]
     pub fn get(&self, place: usize) -> &[u8] {
-        self.families.get(place).map(Vec::as_slice).unwrap_or_default()
+        self.families.get(place).map(Piece::bytes).unwrap_or_default()
     }
 
     /// All of them in one.
     #[must_use]
     pub fn concat(&self) -> Vec<u8> {
-        self.families.concat()
+        self.families.iter().map(Piece::bytes).collect::<Vec<_>>().concat()
     }
 }
 
 impl Drop for Pieces {
     fn drop(&mut self) {
-        self.families.iter_mut().for_each(Vec::clear);
+        self.families.iter_mut().for_each(Piece::clear);
         *self.exposition.spare.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.families);
     }
+}
+
+/// Blocks that are read to be told, in the order of the first of each.
+#[derive(Debug)]
+pub struct Gathering {
+    exposition: Arc<Exposition>,
+    format: Format,
+    /// By their kind's plan and the labels that are shown, as the format writes them.
+    blocks: IndexMap<(usize, Vec<u8>), Row>,
+    rows: Vec<u64>,
+}
+
+/// Where a block's words are.
+#[derive(Debug)]
+enum Row {
+    /// Among the rows.
+    Kept(Range<usize>),
+    /// Of several blocks, added up: here, so that one more costs no more than its own words.
+    Sum(Vec<u64>),
 }
 
 #[derive(Debug)]
 struct Plan {
     block: BlockPlan,
     /// For each value, what a form writes for it whatever block it is of.
-    said: Vec<[Said; 2]>,
+    text: Vec<text::Said>,
+    protobuf: Vec<protobuf::Said>,
 }
-
-/// Labels that are always the same, written once: as text, or as protocol buffers.
-#[derive(Debug, Default)]
-struct Said {
-    /// Those that a value adds to its block's.
-    fixed: Vec<u8>,
-    /// Of a value with states, that of each.
-    states: Vec<Vec<u8>>,
-}
-
-impl Said {
-    fn of(value: &Value, write: Write) -> Self {
-        let written = |name: &str, value: &str| {
-            let mut labels = Vec::new();
-            write(&mut labels, name, value);
-            labels
-        };
-        let mut fixed = Vec::new();
-        value.fixed.iter().for_each(|(name, value)| write(&mut fixed, name, value));
-        let states = match &value.shape {
-            Shape::States(name, states) => states.iter().map(|state| written(name, state)).collect(),
-            _ => Vec::new(),
-        };
-        Self { fixed, states }
-    }
-}
-
-/// Puts a label behind others.
-type Write = fn(&mut Vec<u8>, &str, &str);
-/// Blocks that are shown as one: their kind's plan and the labels that are shown, as a form writes them; and the sums.
-type Merged = IndexMap<(usize, Vec<u8>), Vec<u64>>;
 
 impl Exposition {
     /// Compiles; values of families that are not there are left out.
     #[must_use]
     pub fn new(families: Vec<Family>, blocks: Vec<BlockPlan>) -> Self {
+        let name = |value: &Value| families.get(value.family).map_or("", |family| &family.name);
         let plans: Vec<Plan> = blocks
             .into_iter()
             .map(|block| Plan {
-                said: block
-                    .values
-                    .iter()
-                    .map(|value| [text::push_label, protobuf::push_label].map(|write| Said::of(value, write)))
-                    .collect(),
+                text: block.values.iter().map(|value| text::Said::of(name(value), &block.labels, value)).collect(),
+                protobuf: block.values.iter().map(protobuf::Said::of).collect(),
                 block,
             })
             .collect();
@@ -215,64 +223,84 @@ impl Exposition {
         Self { families, plans, by_kind, spare: Mutex::default() }
     }
 
-    /// What `blocks` count.
+    /// Begins to tell: of no block yet.
     #[must_use]
-    pub fn render(self: &Arc<Self>, blocks: Vec<BlockSnapshot>, format: Format) -> Pieces {
-        let mut families = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
-        families.resize(self.families.len(), Vec::new());
-        match format {
-            Format::Text => self.text(blocks, 0, &mut families),
-            Format::OpenMetrics => self.text(blocks, 1, &mut families),
-            Format::Protobuf => self.protobuf(blocks, &mut families),
-        }
-        Pieces { exposition: self.clone(), families }
-    }
-
-    /// What is shown of `blocks`, in the order of the first of each.
-    fn merge(&self, blocks: Vec<BlockSnapshot>, write: Write) -> Merged {
-        let mut merged = Merged::with_capacity(blocks.len());
-        for block in blocks {
-            let Some(&plan) = self.by_kind.get(&block.kind) else { continue };
-            let shown = shown_labels(&self.plans[plan].block.labels, &block.labels, write);
-            match merged.entry((plan, shown)) {
-                Entry::Occupied(mut words) => self.add(plan, words.get_mut(), &block.values),
-                Entry::Vacant(place) => {
-                    place.insert(block.values);
-                }
-            }
-        }
-        merged
-    }
-
-    fn add(&self, plan: usize, words: &mut Vec<u64>, more: &[u64]) {
-        let shared = words.len().min(more.len());
-        let mut place = 0;
-        for Value { shape, .. } in &self.plans[plan].block.values {
-            let end = (place + shape.words()).min(shared);
-            for at in place.min(end)..end {
-                words[at] = if shape.is_sum() { words[at].wrapping_add(more[at]) } else { more[at] };
-            }
-            place += shape.words();
-        }
-        words.extend_from_slice(&more[shared..]);
+    pub fn gather(self: &Arc<Self>, format: Format) -> Gathering {
+        Gathering { exposition: self.clone(), format, blocks: IndexMap::new(), rows: Vec::new() }
     }
 }
 
-impl Plan {
-    /// Each value with what a form says of it and its words, as far as there are any.
-    fn shown<'a>(&'a self, form: usize, words: &'a [u64]) -> impl Iterator<Item = (&'a Value, &'a Said, &'a [u64])> {
-        let mut rest = words;
-        self.block.values.iter().zip(&self.said).map_while(move |(value, said)| {
-            let (own, behind) = rest.split_at_checked(value.shape.words())?;
-            rest = behind;
-            Some((value, &said[form], own))
+impl Gathering {
+    /// Keeps what `block` counts.
+    pub fn add(&mut self, block: &BlockView<'_>) {
+        let Some(&kind) = self.exposition.by_kind.get(block.kind) else { return };
+        let BlockPlan { labels, values, .. } = &self.exposition.plans[kind].block;
+        let write = if self.format == Format::Protobuf { protobuf::push_label } else { text::push_label };
+        match self.blocks.entry((kind, shown_labels(labels, block.labels, write))) {
+            Entry::Vacant(place) => {
+                place.insert(Row::Kept(rows::push(values, block.values, &mut self.rows)));
+            }
+            Entry::Occupied(mut row) => {
+                if let Row::Kept(row_of_first) = row.get() {
+                    let words = rows::words(values, &self.rows[row_of_first.clone()]);
+                    row.insert(Row::Sum(words));
+                }
+                if let Row::Sum(words) = row.get_mut() {
+                    add(values, words, block.values);
+                }
+            }
+        }
+    }
+
+    /// What the blocks count.
+    #[must_use]
+    pub fn render(mut self) -> Pieces {
+        self.keep_sums();
+        let exposition = self.exposition.clone();
+        let mut families = std::mem::take(&mut *exposition.spare.lock().unwrap_or_else(PoisonError::into_inner));
+        families.resize(exposition.families.len(), Piece::default());
+        match self.format {
+            Format::Text => self.text(0, &mut families),
+            Format::OpenMetrics => self.text(1, &mut families),
+            Format::Protobuf => self.protobuf(&mut families),
+        }
+        Pieces { exposition, families }
+    }
+
+    fn keep_sums(&mut self) {
+        for ((plan, _), row) in &mut self.blocks {
+            if let Row::Sum(words) = row {
+                *row = Row::Kept(rows::push(&self.exposition.plans[*plan].block.values, words, &mut self.rows));
+            }
+        }
+    }
+
+    /// Each block's plan, its labels and its row.
+    fn told(&self) -> impl Iterator<Item = (&Plan, &[u8], &[u64])> {
+        self.blocks.iter().filter_map(|((plan, labels), row)| match row {
+            Row::Kept(row) => Some((&self.exposition.plans[*plan], labels.as_slice(), &self.rows[row.clone()])),
+            Row::Sum(_) => None,
         })
     }
 }
 
+/// Adds the words of another block of the same labels to those of the first.
+fn add(values: &[Value], words: &mut Vec<u64>, more: &[u64]) {
+    let shared = words.len().min(more.len());
+    let mut place = 0;
+    for Value { shape, .. } in values {
+        let end = (place + shape.words()).min(shared);
+        for at in place.min(end)..end {
+            words[at] = if shape.is_sum() { words[at].wrapping_add(more[at]) } else { more[at] };
+        }
+        place += shape.words();
+    }
+    words.extend_from_slice(&more[shared..]);
+}
+
 /// The labels of a block that are shown, in their order; one that it does not have is empty, of two of a name the last one
 /// counts.
-fn shown_labels(shown: &[String], text: &str, write: Write) -> Vec<u8> {
+fn shown_labels(shown: &[String], text: &str, write: fn(&mut Vec<u8>, &str, &str)) -> Vec<u8> {
     let found = labels::parse(text);
     let mut written = Vec::with_capacity(2 * text.len());
     for name in shown {
@@ -317,12 +345,14 @@ mod tests {
         Arc::new(Exposition::new(families, vec![plan("nic", &["guest"], nic), plan("late", &[], vec![late])]))
     }
 
-    fn block(kind: &str, labels: &str, values: &[u64]) -> BlockSnapshot {
-        BlockSnapshot { kind: kind.into(), labels: labels.into(), generation: 1, values: values.to_vec() }
+    const fn block<'a>(kind: &'a str, labels: &'a str, values: &'a [u64]) -> BlockView<'a> {
+        BlockView { kind, labels, generation: 1, values }
     }
 
-    fn text(blocks: &[BlockSnapshot]) -> String {
-        String::from_utf8(exposition().render(blocks.to_vec(), Format::Text).concat()).unwrap()
+    fn text(blocks: &[BlockView<'_>]) -> String {
+        let mut gathering = exposition().gather(Format::Text);
+        blocks.iter().for_each(|block| gathering.add(block));
+        String::from_utf8(gathering.render().concat()).unwrap()
     }
 
     #[test]
@@ -345,6 +375,19 @@ mod tests {
             assert!(found.contains(line), "{line} in {found}");
         }
         assert!(found.ends_with("# info\ninfo{guest=\"a\",priority=\"6\"} 1\n"), "{found}");
+    }
+
+    #[test]
+    fn histograms_of_the_same_labels_are_added_up_however_many_words_they_have() {
+        let mut words = vec![0; histogram::WORDS + 1];
+        (words[1], words[4 + 2], words[4 + 8]) = (10, 1, 1);
+        let mut more = vec![0; 4 + 3];
+        (more[1], more[4 + 1], more[4 + 2]) = (3, 1, 1);
+
+        let found = text(&[block("late", "", &words), block("late", "", &more), block("late", "", &words)]);
+
+        let wanted = "# late\nlate_bucket{le=\"8\"} 4\nlate_bucket{le=\"+Inf\"} 6\nlate_count 6\nlate_sum 23\n";
+        assert_eq!(wanted, found);
     }
 
     #[test]

@@ -311,7 +311,7 @@ fn concurrent_reader_sees_whole_blocks_only() {
 }
 
 /// The same for who copies the file: the copies take longer than most owners last, and none of what is seen is mixed,
-/// neither of blocks that are copied with their neighbours nor of those that are copied alone.
+/// neither of blocks that a window has whole nor of one that goes on behind it.
 #[test]
 fn concurrent_reader_by_path_sees_whole_blocks_only() {
     for values in [16, 400] {

@@ -1,7 +1,7 @@
 //! Counters in shared memory: written by their owner, read by anybody.
 
 use std::ffi::c_int;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::ffi;
@@ -15,8 +15,13 @@ use crate::memory::{fill_buffer, place_length};
 
 type Snapshot = (String, String, u64, Vec<u64>);
 
-fn plain(blocks: Vec<counters::BlockSnapshot>) -> Vec<Snapshot> {
-    blocks.into_iter().map(|block| (block.kind, block.labels, block.generation, block.values)).collect()
+/// What a reader finds, and how full its file is.
+fn read(reader: &counters::CounterReader) -> (Vec<Snapshot>, counters::Extent) {
+    let mut blocks = Vec::new();
+    let extent = reader.each(|block| {
+        blocks.push((block.kind.into(), block.labels.into(), block.generation, block.values.into()));
+    });
+    (blocks, extent)
 }
 
 /// A file of counter blocks, made by this process.
@@ -40,7 +45,7 @@ impl CounterFile {
     }
 
     fn read(&self) -> Vec<Snapshot> {
-        plain(self.inner.reader().blocks())
+        read(&self.inner.reader()).0
     }
 }
 
@@ -80,7 +85,7 @@ impl CounterBlock {
 /// Every live block in the counters file at `path`.
 #[pyfunction]
 pub(crate) fn read_counters(py: Python<'_>, path: PathBuf) -> PyResult<Vec<Snapshot>> {
-    py.detach(|| counters::CounterFile::open(&path).map(|reader| plain(reader.blocks()))).or_raise(py)
+    py.detach(|| counters::CounterFile::open(&path).map(|reader| read(&reader).0)).or_raise(py)
 }
 
 /// Labels as the text of a counters block.
@@ -115,8 +120,8 @@ pub(crate) fn histogram_bounds() -> Vec<u64> {
 pub(crate) fn scan_counters(py: Python<'_>, path: PathBuf) -> (Vec<Snapshot>, u64, u64, &'static str) {
     py.detach(|| match counters::CounterFile::open(&path) {
         Ok(reader) => {
-            let scan = reader.scan();
-            (plain(scan.blocks), scan.bytes, scan.used_bytes, "")
+            let (blocks, extent) = read(&reader);
+            (blocks, extent.bytes, extent.used_bytes, "")
         }
         Err(error) => (Vec::new(), 0, 0, counters::SkipReason::from(&error).word()),
     })
@@ -158,17 +163,28 @@ impl Exposition {
         Ok(Self { inner: Arc::new(exposition::Exposition::new(families, plans)) })
     }
 
-    /// `scan` in a form, `text`, `openmetrics` or `protobuf`: pieces to be sent one after the other.
-    fn render(&self, py: Python<'_>, scan: &CounterScan, form: &str) -> PyResult<Vec<ExpositionPiece>> {
+    /// What the counters files at `paths` count, in a form, `text`, `openmetrics` or `protobuf`: pieces to be sent one after
+    /// the other, and of each file its size, how much is used, and why it was skipped.
+    #[expect(clippy::needless_pass_by_value, reason = "converted from Python")]
+    fn render(
+        &self,
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        form: &str,
+    ) -> PyResult<(Vec<ExpositionPiece>, Vec<ReadFile>)> {
         let format = match form {
             "text" => exposition::Format::Text,
             "openmetrics" => exposition::Format::OpenMetrics,
             "protobuf" => exposition::Format::Protobuf,
             other => return Err(raise_plain(py, "UsageError", &format!("{other:?} is no form of metrics"))),
         };
-        let pieces = Arc::new(py.detach(|| self.inner.render(scan.take(), format)));
+        let (pieces, files) = py.detach(|| {
+            let mut gathering = self.inner.gather(format);
+            let files = paths.iter().map(|path| gather(path, &mut gathering)).collect();
+            (Arc::new(gathering.render()), files)
+        });
         let said = (0..pieces.count()).filter(|&place| !pieces.get(place).is_empty());
-        Ok(said.map(|place| ExpositionPiece { pieces: pieces.clone(), place }).collect())
+        Ok((said.map(|place| ExpositionPiece { pieces: pieces.clone(), place }).collect(), files))
     }
 }
 
@@ -196,30 +212,6 @@ impl ExpositionPiece {
     }
 }
 
-/// What some counters files count, copied at one time, to be rendered once.
-#[pyclass(frozen, module = "vbnet._native")]
-pub(crate) struct CounterScan {
-    blocks: Mutex<Vec<counters::BlockSnapshot>>,
-    /// Of each file its size, how much is used, and why it was skipped.
-    #[pyo3(get)]
-    files: Vec<ReadFile>,
-}
-
-#[pymethods]
-impl CounterScan {
-    #[new]
-    fn new(py: Python<'_>, paths: Vec<PathBuf>) -> Self {
-        let (blocks, files) = py.detach(|| scan_all(&paths));
-        Self { blocks: Mutex::new(blocks), files }
-    }
-}
-
-impl CounterScan {
-    fn take(&self) -> Vec<counters::BlockSnapshot> {
-        std::mem::take(&mut *self.blocks.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 /// Families that no file counts, as protocol buffers.
 #[pyfunction]
 pub(crate) fn protobuf_families<'py>(py: Python<'py>, families: Vec<PlainSamples>) -> PyResult<Bound<'py, PyBytes>> {
@@ -231,20 +223,14 @@ pub(crate) fn protobuf_families<'py>(py: Python<'py>, families: Vec<PlainSamples
     Ok(PyBytes::new(py, &exposition::encode_plain(&families)))
 }
 
-fn scan_all(paths: &[PathBuf]) -> (Vec<counters::BlockSnapshot>, Vec<ReadFile>) {
-    let mut blocks = Vec::new();
-    let mut files = Vec::new();
-    for path in paths {
-        match counters::CounterFile::open(path) {
-            Ok(reader) => {
-                let scan = reader.scan();
-                blocks.extend(scan.blocks);
-                files.push((scan.bytes, scan.used_bytes, ""));
-            }
-            Err(error) => files.push((0, 0, counters::SkipReason::from(&error).word())),
+fn gather(path: &Path, gathering: &mut exposition::Gathering) -> ReadFile {
+    match counters::CounterFile::open(path) {
+        Ok(reader) => {
+            let extent = reader.each(|block| gathering.add(&block));
+            (extent.bytes, extent.used_bytes, "")
         }
+        Err(error) => (0, 0, counters::SkipReason::from(&error).word()),
     }
-    (blocks, files)
 }
 
 fn kind_of(py: Python<'_>, kind: &str) -> PyResult<exposition::Kind> {

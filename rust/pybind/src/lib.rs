@@ -56,7 +56,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(state::state_format, module)?)?;
     module.add_class::<counters::CounterFile>()?;
     module.add_class::<counters::CounterBlock>()?;
-    module.add_class::<counters::CounterScan>()?;
     module.add_class::<counters::Exposition>()?;
     module.add_class::<counters::ExpositionPiece>()?;
     module.add_function(wrap_pyfunction!(counters::read_counters, module)?)?;

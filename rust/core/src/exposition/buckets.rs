@@ -9,14 +9,12 @@ use crate::shm::histogram;
 
 /// Native buckets a power of two: 2 to this.
 pub const SCHEMA: i32 = 3;
-const HEADER_WORDS: usize = 4;
-const SUM: usize = 1;
 
 /// The upper edge of a classic bucket.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edge {
-    /// The label that says so in text: `le="0.5"`.
-    pub label: String,
+    /// As text.
+    pub text: String,
     /// In units.
     pub value: f64,
     /// How many of our own buckets lie below.
@@ -32,29 +30,13 @@ pub struct Buckets {
     places: Vec<Option<i32>>,
 }
 
-/// What classic buckets count.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counted {
-    /// Up to each edge.
-    pub below: Vec<u64>,
-    /// In all.
-    pub all: u64,
-    /// The sum of all values, in the words' own unit.
-    pub sum: u64,
-}
-
-/// Native buckets with values in them, in order: which, and how many.
-pub type Native = (u64, Vec<(i32, u64)>);
-
 impl Buckets {
     /// `per_unit`: how much of what the words count makes one unit. `edges`: each as text, and how many of the words' own
     /// buckets lie below; what is no number is left out.
     #[must_use]
     pub fn new(per_unit: u64, edges: Vec<(String, usize)>) -> Self {
         let per_unit = per_unit.max(1);
-        let edge = |(text, below): (String, usize)| {
-            text.parse().ok().map(|value| Edge { label: format!("le=\"{text}\""), value, below })
-        };
+        let edge = |(text, below): (String, usize)| text.parse().ok().map(|value| Edge { text, value, below });
         let places = (0..histogram::BUCKETS).map(|bucket| place(bucket, per_unit)).collect();
         Self { per_unit, edges: edges.into_iter().filter_map(edge).collect(), places }
     }
@@ -71,41 +53,35 @@ impl Buckets {
         &self.edges
     }
 
-    /// What the words count; `None`: nothing. Ports have several histograms each, and most ports of a large host are idle:
-    /// their series begin with the first value.
-    #[must_use]
-    pub fn count(&self, words: &[u64]) -> Option<Counted> {
-        let counts = counts(words)?;
-        let (mut seen, mut sum) = (0, 0u64);
-        let mut sum_below = |below: usize| {
-            let below = below.clamp(seen, counts.len());
-            sum = counts[seen..below].iter().fold(sum, |sum, &count| sum.wrapping_add(count));
-            seen = below;
-            sum
-        };
-        let below = self.edges.iter().map(|edge| sum_below(edge.below)).collect();
-        Some(Counted { below, all: sum_below(counts.len()), sum: words[SUM] })
+    /// How many values lie below each of the edges. `filled`: our own buckets that have values, and how many, in order.
+    pub fn classic(&self, filled: &[[u64; 2]]) -> impl Iterator<Item = (&Edge, u64)> {
+        let (mut rest, mut sum) = (filled.iter().peekable(), 0u64);
+        self.edges.iter().map(move |edge| {
+            while let Some([_, count]) = rest.next_if(|[bucket, _]| *bucket < edge.below as u64) {
+                sum = sum.wrapping_add(*count);
+            }
+            (edge, sum)
+        })
     }
 
-    /// What native buckets count: zeroes, and the buckets that have something.
-    #[must_use]
-    pub fn native(&self, words: &[u64]) -> Native {
-        let (mut zeroes, mut found) = (0u64, Vec::<(i32, u64)>::new());
-        let counts = counts(words).unwrap_or_default();
-        for (&count, place) in counts.iter().zip(&self.places).filter(|(count, _)| **count != 0) {
-            match (place, found.last_mut()) {
+    /// How many values are zeroes, and into `found` the native buckets of the others: which, and how many, in order.
+    pub fn native(&self, filled: &[[u64; 2]], found: &mut Vec<(i32, u64)>) -> u64 {
+        let mut zeroes = 0u64;
+        found.clear();
+        for &[bucket, count] in filled {
+            match (self.places.get(bucket as usize).copied().flatten(), found.last_mut()) {
                 (None, _) => zeroes = zeroes.wrapping_add(count),
-                (Some(place), Some((last, sum))) if last == place => *sum = sum.wrapping_add(count),
-                (Some(place), _) => found.push((*place, count)),
+                (Some(place), Some((last, sum))) if place == *last => *sum = sum.wrapping_add(count),
+                (Some(place), _) => found.push((place, count)),
             }
         }
-        (zeroes, found)
+        zeroes
     }
 }
 
-/// `None`: they are none of a histogram, or all 0.
-fn counts(words: &[u64]) -> Option<&[u64]> {
-    words.get(HEADER_WORDS..histogram::WORDS).filter(|counts| counts.iter().any(|&count| count != 0))
+/// How many values there are in all.
+pub fn count(filled: &[[u64; 2]]) -> u64 {
+    filled.iter().fold(0, |sum, [_, count]| sum.wrapping_add(*count))
 }
 
 /// The native bucket that the middle of one of ours lies in: the one that ends at 2^(place / 2^SCHEMA).
@@ -118,6 +94,8 @@ fn place(bucket: usize, per_unit: u64) -> Option<i32> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -127,12 +105,13 @@ mod tests {
         Buckets::new(1_000_000_000, Vec::new())
     }
 
-    fn words(values: &[u64]) -> Vec<u64> {
-        let mut words = vec![0; histogram::WORDS];
-        for &value in values {
-            words[HEADER_WORDS + histogram::bucket_of(value)] += 1;
-        }
-        words
+    /// The native buckets of these values.
+    fn native(values: &[u64]) -> (u64, Vec<(i32, u64)>) {
+        let mut counts = BTreeMap::new();
+        values.iter().for_each(|&value| *counts.entry(histogram::bucket_of(value) as u64).or_default() += 1);
+        let filled: Vec<_> = counts.into_iter().map(|(bucket, count)| [bucket, count]).collect();
+        let mut found = vec![(9, 9)];
+        (seconds().native(&filled, &mut found), found)
     }
 
     /// The value that a native bucket ends at, in seconds.
@@ -142,20 +121,26 @@ mod tests {
 
     #[test]
     fn zeroes_have_a_bucket_of_their_own() {
-        assert_eq!((2, Vec::new()), seconds().native(&words(&[0, 0])));
+        assert_eq!((2, Vec::new()), native(&[0, 0]));
     }
 
     #[test]
-    fn words_of_no_histogram_count_nothing() {
-        assert_eq!((0, Vec::new()), seconds().native(&[1, 2, 3]));
-        assert_eq!(None, seconds().count(&[1, 2, 3]));
+    fn edges_that_are_out_of_order_count_no_value_twice() {
+        let buckets = Buckets::new(
+            1,
+            [("8", 8), ("x", 9), ("2", 2), ("16", 16)].map(|(text, below)| (text.into(), below)).into(),
+        );
+
+        let found: Vec<_> = buckets.classic(&[[1, 5], [8, 6]]).map(|(edge, count)| (edge.value, count)).collect();
+
+        assert_eq!(vec![(8.0, 5), (2.0, 5), (16.0, 11)], found);
     }
 
     proptest! {
         /// Every value is in the bucket that holds it, or so near to its edge that our own buckets cannot tell.
         #[test]
         fn values_are_where_native_buckets_want_them(value in 1u64..1 << 40) {
-            let (zeroes, found) = seconds().native(&words(&[value]));
+            let (zeroes, found) = native(&[value]);
 
             prop_assert_eq!((0, 1), (zeroes, found.len()));
             let (place, count) = found[0];
@@ -167,7 +152,7 @@ mod tests {
 
         #[test]
         fn native_buckets_are_in_order_and_lose_nothing(values in prop::collection::vec(0u64..1 << 41, 1..200)) {
-            let (zeroes, found) = seconds().native(&words(&values));
+            let (zeroes, found) = native(&values);
 
             prop_assert!(found.is_sorted_by(|(before, _), (after, _)| before < after));
             prop_assert_eq!(values.len() as u64, zeroes + found.iter().map(|(_, count)| count).sum::<u64>());

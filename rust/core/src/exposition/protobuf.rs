@@ -11,9 +11,9 @@
 use prost::encoding::{encode_varint, encoded_len_varint};
 use prost::{Message, length_delimiter_len};
 
-use super::{Buckets, Exposition, Family, Kind, Said, Shape, Value};
-use crate::exposition::buckets::SCHEMA;
-use crate::shm::counters::BlockSnapshot;
+use super::buckets::{SCHEMA, count};
+use super::rows::{self, Kept};
+use super::{Buckets, Family, Gathering, Kind, Piece, Shape, Value};
 
 /// Series that no block counts: a family, and the labels and value of each.
 pub type Plain = (Family, Vec<(Vec<(String, String)>, f64)>);
@@ -38,8 +38,31 @@ const fn key(field: u8, length: u8) -> u8 {
     field << 3 | length
 }
 
-/// Where [`super::Plan::said`] has what is said as protocol buffers.
-const FORM: usize = 1;
+/// Labels that are written for a value whatever block it is of.
+#[derive(Debug)]
+pub(super) struct Said {
+    /// Those that it adds to its block's.
+    fixed: Vec<u8>,
+    /// Of a value with states, that of each.
+    states: Vec<Vec<u8>>,
+}
+
+impl Said {
+    pub(super) fn of(value: &Value) -> Self {
+        let mut fixed = Vec::new();
+        value.fixed.iter().for_each(|(name, value)| push_label(&mut fixed, name, value));
+        let written = |name: &str, value: &str| {
+            let mut label = Vec::new();
+            push_label(&mut label, name, value);
+            label
+        };
+        let states = match &value.shape {
+            Shape::States(name, states) => states.iter().map(|state| written(name, state)).collect(),
+            _ => Vec::new(),
+        };
+        Self { fixed, states }
+    }
+}
 
 /// All of a family but its metrics.
 #[derive(Clone, PartialEq, Message)]
@@ -144,39 +167,48 @@ fn head_room(head: &FamilyHead) -> usize {
     length_delimiter_len(usize::MAX) + head.encoded_len()
 }
 
-/// Puts what comes before the metrics of a family, how long it is and its head, to the end of the room before them, and
-/// cuts off what is left of that.
-fn put_head(head: &FamilyHead, bytes: &mut Vec<u8>) {
+/// Puts what comes before the metrics of a family, how long it is and its head, to the end of the room before them, which
+/// is where the piece begins then.
+fn put_head(head: &FamilyHead, piece: &mut Piece) {
     let (room, length) = (head_room(head), head.encoded_len());
-    let all = length + bytes.len() - room;
-    let start = room - length - length_delimiter_len(all);
-    let mut place = &mut bytes[start..room];
+    let all = length + piece.memory.len() - room;
+    piece.start = room - length - length_delimiter_len(all);
+    let mut place = &mut piece.memory[piece.start..room];
     // It was just found to be as long as that.
     let _ = prost::encode_length_delimiter(all, &mut place);
     let _ = head.encode(&mut place);
-    bytes.drain(..start);
 }
 
-impl Exposition {
-    /// Writes what `blocks` count to their families' pieces, as protocol buffers.
-    pub(super) fn protobuf(&self, blocks: Vec<BlockSnapshot>, pieces: &mut [Vec<u8>]) {
-        let heads: Vec<FamilyHead> = self.families.iter().map(FamilyHead::of).collect();
-        let mut message = Vec::new();
-        for ((plan, labels), words) in self.merge(blocks, push_label) {
-            for (value, said, words) in self.plans[plan].shown(FORM, &words) {
-                let (Some(family), Some(metrics)) = (self.families.get(value.family), pieces.get_mut(value.family))
+/// Room that is used for one histogram after the other.
+#[derive(Default)]
+struct Scratch {
+    message: Vec<u8>,
+    native: Vec<(i32, u64)>,
+    rest: Histogram,
+}
+
+impl Gathering {
+    /// Writes what the blocks count to their families' pieces, as protocol buffers.
+    pub(super) fn protobuf(&self, pieces: &mut [Piece]) {
+        let heads: Vec<FamilyHead> = self.exposition.families.iter().map(FamilyHead::of).collect();
+        let mut scratch = Scratch::default();
+        for (plan, labels, row) in self.told() {
+            let values = &plan.block.values;
+            for ((value, said), kept) in values.iter().zip(&plan.protobuf).zip(rows::kept(values, row)) {
+                let (Some(family), Some(Piece { memory: metrics, .. })) =
+                    (self.exposition.families.get(value.family), pieces.get_mut(value.family))
                 else {
                     continue;
                 };
                 if metrics.is_empty() {
                     metrics.resize(head_room(&heads[value.family]), 0);
                 }
-                show(metrics, family.kind, [&labels, &said.fixed], (value, said, words), &mut message);
+                show(metrics, family.kind, labels, (value, said, kept), &mut scratch);
             }
         }
         for (head, piece) in heads.iter().zip(pieces) {
             // Histograms without a value are not told: then there is nothing but the room.
-            if piece.len() <= head_room(head) { piece.clear() } else { put_head(head, piece) }
+            if piece.memory.len() <= head_room(head) { piece.clear() } else { put_head(head, piece) }
         }
     }
 }
@@ -187,27 +219,26 @@ pub fn encode_plain(families: &[Plain]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (family, samples) in families.iter().filter(|(_, samples)| !samples.is_empty()) {
         let head = FamilyHead::of(family);
-        let mut piece = vec![0; head_room(&head)];
+        let mut piece = Piece { memory: vec![0; head_room(&head)], start: 0 };
         for (labels, value) in samples {
             let mut pairs = Vec::new();
             labels.iter().for_each(|(name, value)| push_label(&mut pairs, name, value));
-            push_number(&mut piece, [&pairs, &[], &[]], family.kind, *value);
+            push_number(&mut piece.memory, [&pairs, &[], &[]], family.kind, *value);
         }
         put_head(&head, &mut piece);
-        bytes.extend(piece);
+        bytes.extend_from_slice(piece.bytes());
     }
     bytes
 }
 
-/// `message`: room to write a histogram in.
 fn show(
     metrics: &mut Vec<u8>,
     kind: Kind,
-    [labels, fixed]: [&[u8]; 2],
-    (value, said, words): (&Value, &Said, &[u64]),
-    message: &mut Vec<u8>,
+    labels: &[u8],
+    (value, said, Kept { word, filled }): (&Value, &Said, Kept<'_>),
+    scratch: &mut Scratch,
 ) {
-    let word = words.first().copied().unwrap_or_default();
+    let fixed = said.fixed.as_slice();
     match &value.shape {
         Shape::Number(per_unit) => push_number(metrics, [labels, fixed, &[]], kind, scaled(word, *per_unit)),
         Shape::Info(name) => {
@@ -220,54 +251,54 @@ fn show(
                 push_number(metrics, [labels, fixed, own], kind, f64::from(word == at));
             }
         }
+        Shape::Histogram(_) if filled.is_empty() => {}
         Shape::Histogram(buckets) => {
-            if write_histogram(buckets, words, message) {
-                push(metrics, [labels, fixed, &[]], HISTOGRAM, message);
+            scratch.write(buckets, word, filled);
+            push(metrics, [labels, fixed, &[]], HISTOGRAM, &scratch.message);
+        }
+    }
+}
+
+impl Scratch {
+    /// Writes the message of a histogram.
+    fn write(&mut self, buckets: &Buckets, sum: u64, filled: &[[u64; 2]]) {
+        let Self { message, native, rest } = self;
+        message.clear();
+        for (edge, below) in buckets.classic(filled) {
+            message.push(BUCKET);
+            put_length(1 + encoded_len_varint(below) + 9, message);
+            message.push(BUCKET_COUNT);
+            encode_varint(below, message);
+            message.push(BUCKET_EDGE);
+            message.extend_from_slice(&edge.value.to_le_bytes());
+        }
+        rest.sample_count = Some(count(filled));
+        rest.sample_sum = Some(scaled(sum, buckets.per_unit()));
+        rest.schema = Some(SCHEMA);
+        rest.zero_threshold = Some(0.0);
+        rest.zero_count = Some(buckets.native(filled, native));
+        rest.put_spans(native);
+        // A vector has room for whatever comes.
+        let _ = rest.encode(message);
+    }
+}
+
+impl Histogram {
+    /// Puts buckets as they are told: which follow one another, and by how much each has more than the one before.
+    fn put_spans(&mut self, native: &[(i32, u64)]) {
+        let Self { positive_span: spans, positive_delta: deltas, .. } = self;
+        spans.clear();
+        deltas.clear();
+        let (mut next, mut before) = (0, 0);
+        for &(place, count) in native {
+            match spans.last_mut() {
+                Some(span) if place == next => span.length = Some(span.length() + 1),
+                _ => spans.push(BucketSpan { offset: Some(place - next), length: Some(1) }),
             }
+            deltas.push(count.wrapping_sub(before).cast_signed());
+            (next, before) = (place + 1, count);
         }
     }
-}
-
-/// Writes what the words count. `false`: nothing.
-fn write_histogram(buckets: &Buckets, words: &[u64], message: &mut Vec<u8>) -> bool {
-    let Some(counted) = buckets.count(words) else { return false };
-    message.clear();
-    for (edge, &below) in buckets.edges().iter().zip(&counted.below) {
-        message.push(BUCKET);
-        put_length(1 + encoded_len_varint(below) + 9, message);
-        message.push(BUCKET_COUNT);
-        encode_varint(below, message);
-        message.push(BUCKET_EDGE);
-        message.extend_from_slice(&edge.value.to_le_bytes());
-    }
-    let (zeroes, native) = buckets.native(words);
-    let (positive_span, positive_delta) = spans(&native);
-    let rest = Histogram {
-        sample_count: Some(counted.all),
-        sample_sum: Some(scaled(counted.sum, buckets.per_unit())),
-        schema: Some(SCHEMA),
-        zero_threshold: Some(0.0),
-        zero_count: Some(zeroes),
-        positive_span,
-        positive_delta,
-    };
-    // A vector has room for whatever comes.
-    rest.encode(message).is_ok()
-}
-
-/// Buckets as they are told: which follow one another, and by how much each has more than the one before.
-fn spans(native: &[(i32, u64)]) -> (Vec<BucketSpan>, Vec<i64>) {
-    let (mut spans, mut deltas) = (Vec::<BucketSpan>::new(), Vec::with_capacity(native.len()));
-    let (mut next, mut before) = (0, 0);
-    for &(place, count) in native {
-        match spans.last_mut() {
-            Some(span) if place == next => span.length = Some(span.length() + 1),
-            _ => spans.push(BucketSpan { offset: Some(place - next), length: Some(1) }),
-        }
-        deltas.push(count.wrapping_sub(before).cast_signed());
-        (next, before) = (place + 1, count);
-    }
-    (spans, deltas)
 }
 
 fn scaled(word: u64, per_unit: u64) -> f64 {
@@ -280,7 +311,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::exposition::{BlockPlan, Format};
+    use crate::exposition::{BlockPlan, Exposition, Format};
+    use crate::shm::counters::BlockView;
     use crate::shm::histogram::{WORDS, bucket_of};
 
     #[derive(Clone, PartialEq, Message)]
@@ -368,16 +400,20 @@ mod tests {
         found
     }
 
+    /// What is told of one block.
+    fn told(labels: &str, values: &[u64]) -> Vec<MetricFamily> {
+        let mut gathering = exposition().gather(Format::Protobuf);
+        gathering.add(&BlockView { kind: "nic", labels, generation: 1, values });
+        decoded(&gathering.render().concat())
+    }
+
     fn shown(labels: &[LabelPair]) -> Vec<(&str, &str)> {
         labels.iter().map(|pair| (pair.name(), pair.value())).collect()
     }
 
     #[test]
     fn families_are_one_message_each_with_all_their_labels() {
-        let block =
-            BlockSnapshot { kind: "nic".into(), labels: "guest=g\\,1".into(), generation: 1, values: vec![3, 1] };
-
-        let found = decoded(&exposition().render(vec![block], Format::Protobuf).concat());
+        let found = told("guest=g\\,1", &[3, 1]);
 
         assert_eq!(["drop_total", "state"].as_slice(), found.iter().map(|family| family.name()).collect::<Vec<_>>());
         assert_eq!((Some(0), "packets"), (found[0].kind, found[0].unit()));
@@ -395,9 +431,8 @@ mod tests {
             values[2 + 4 + bucket_of(value)] += 1;
         }
         values[2 + 1] = 1_000_002_000;
-        let block = BlockSnapshot { kind: "nic".into(), labels: "guest=g".into(), generation: 1, values };
 
-        let found = decoded(&exposition().render(vec![block], Format::Protobuf).concat());
+        let found = told("guest=g", &values);
 
         let bytes = found[2].metric[0].histogram.as_deref().unwrap();
         let (told, classic) = (Histogram::decode(bytes).unwrap(), Classic::decode(bytes).unwrap());
@@ -412,10 +447,11 @@ mod tests {
 
     #[test]
     fn buckets_that_follow_one_another_are_one_span() {
-        let (spans, deltas) = spans(&[(-3, 5), (-2, 4), (1, 9)]);
+        let mut told = Histogram::default();
+        told.put_spans(&[(-3, 5), (-2, 4), (1, 9)]);
 
-        let spans: Vec<_> = spans.iter().map(|span| (span.offset(), span.length())).collect();
-        assert_eq!((vec![(-3, 2), (2, 1)], vec![5, -1, 5]), (spans, deltas));
+        let spans: Vec<_> = told.positive_span.iter().map(|span| (span.offset(), span.length())).collect();
+        assert_eq!((vec![(-3, 2), (2, 1)], vec![5, -1, 5]), (spans, told.positive_delta));
     }
 
     #[test]

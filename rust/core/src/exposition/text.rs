@@ -1,111 +1,148 @@
 //! The two text formats.
 //!
-//! Samples are written into one buffer a family, so that a family's are together whatever the order of the blocks.
+//! Samples are written into one buffer a family, so that a family's are together whatever the order of the blocks. What of
+//! their lines is the same for every block is put together once, when the catalogue is compiled.
 
 use std::io::Write as _;
 
-use super::{Buckets, Exposition, Said, Shape, Value};
-use crate::shm::counters::BlockSnapshot;
+use super::buckets::count;
+use super::rows::{self, Kept};
+use super::{Gathering, Piece, Shape, Value};
 
-/// Where [`super::Plan::said`] has what is said as text.
-const FORM: usize = 0;
+/// What is written for a value whatever block it is of.
+#[derive(Debug)]
+pub(super) struct Said {
+    /// Of a histogram: buckets, count and sum. Of all others one.
+    series: Vec<Series>,
+}
 
-impl Exposition {
-    /// Writes what `blocks` count to their families' pieces, each behind its header of that number.
-    pub(super) fn text(&self, blocks: Vec<BlockSnapshot>, header: usize, pieces: &mut [Vec<u8>]) {
-        let mut begin = Vec::new();
-        for ((plan, labels), words) in self.merge(blocks, push_label) {
-            for (value, said, words) in self.plans[plan].shown(FORM, &words) {
-                let (Some(family), Some(text)) = (self.families.get(value.family), pieces.get_mut(value.family)) else {
+/// Lines of one name.
+#[derive(Debug)]
+struct Series {
+    /// What they begin with, up to the labels of the block.
+    before: Vec<u8>,
+    /// What each has between those labels and its number.
+    behind: Vec<Vec<u8>>,
+    /// What each has behind its number, up to the end of the line.
+    closing: &'static [u8],
+}
+
+impl Said {
+    /// `name` is the family's; `shown` are the labels of its block that are shown.
+    pub(super) fn of(name: &str, shown: &[String], value: &Value) -> Self {
+        let mut fixed = Vec::new();
+        value.fixed.iter().for_each(|(name, value)| push_label(&mut fixed, name, value));
+        let with = |name: &str, value: &str| {
+            let mut labels = fixed.clone();
+            push_label(&mut labels, name, value);
+            labels
+        };
+        let series = |suffix: &str, own: Vec<Vec<u8>>| Series::of([name, suffix], !shown.is_empty(), own);
+        let series = match &value.shape {
+            Shape::Number(_) => vec![series("", vec![fixed])],
+            Shape::Info(label) => vec![series("", vec![with(label, "")]).with_number_in_label()],
+            Shape::States(label, states) => {
+                vec![series("", states.iter().map(|state| with(label, state)).collect())]
+            }
+            Shape::Histogram(buckets) => {
+                let edges = buckets.edges().iter().map(|edge| edge.text.as_str()).chain(["+Inf"]);
+                let buckets = edges.map(|edge| with("le", edge)).collect();
+                vec![series("_bucket", buckets), series("_count", vec![fixed.clone()]), series("_sum", vec![fixed])]
+            }
+        };
+        Self { series }
+    }
+}
+
+impl Series {
+    /// `own`: the labels that each line adds to those of the block, if that `is_labelled`.
+    fn of(name: [&str; 2], is_labelled: bool, own: Vec<Vec<u8>>) -> Self {
+        let is_opened = is_labelled || own.iter().any(|own| !own.is_empty());
+        let behind = own.into_iter().map(|own| {
+            let comma: &[u8] = if is_labelled && !own.is_empty() { b"," } else { b"" };
+            [comma, &own, if is_opened { b"} " } else { b" " }].concat()
+        });
+        let before = [name.concat().as_bytes(), if is_opened { b"{" } else { b"" }].concat();
+        Self { before, behind: behind.collect(), closing: b"" }
+    }
+
+    /// The number is said by the last label, which was empty, and the lines themselves say 1.
+    fn with_number_in_label(mut self) -> Self {
+        const CLOSING: &[u8] = b"\"} ";
+        self.behind.iter_mut().for_each(|behind| behind.truncate(behind.len() - CLOSING.len()));
+        Self { closing: b"\"} 1", ..self }
+    }
+
+    /// Writes a line for each number.
+    fn write(&self, labels: &[u8], numbers: impl IntoIterator<Item = u64>, text: &mut Vec<u8>) {
+        let start = text.len();
+        let begin = start..start + self.before.len() + labels.len();
+        for (behind, number) in self.behind.iter().zip(numbers) {
+            if text.len() == start {
+                text.extend_from_slice(&self.before);
+                text.extend_from_slice(labels);
+            } else {
+                text.extend_from_within(begin.clone());
+            }
+            text.extend_from_slice(behind);
+            text.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+            text.extend_from_slice(self.closing);
+            text.push(b'\n');
+        }
+    }
+
+    /// Writes a line of a number that is `word` divided by `per_unit`.
+    fn write_scaled(&self, labels: &[u8], word: u64, per_unit: u64, text: &mut Vec<u8>) {
+        if per_unit == 1 {
+            return self.write(labels, [word], text);
+        }
+        for behind in &self.behind {
+            [&self.before, labels, behind].into_iter().for_each(|part| text.extend_from_slice(part));
+            // Writing to a vector cannot fail.
+            let _ = writeln!(text, "{}", word as f64 / per_unit.max(1) as f64);
+        }
+    }
+}
+
+impl Gathering {
+    /// Writes what the blocks count to their families' pieces, each behind its header of that number.
+    pub(super) fn text(&self, header: usize, pieces: &mut [Piece]) {
+        for (plan, labels, row) in self.told() {
+            let values = &plan.block.values;
+            for ((value, said), kept) in values.iter().zip(&plan.text).zip(rows::kept(values, row)) {
+                let (Some(family), Some(Piece { memory: text, .. })) =
+                    (self.exposition.families.get(value.family), pieces.get_mut(value.family))
+                else {
                     continue;
                 };
-                let header = family.headers.get(header).map(String::as_bytes).unwrap_or_default();
-                let labels = [labels.as_slice(), &said.fixed];
-                Lines { name: &family.name, header, labels, begin: &mut begin, text }.show(value, said, words);
-            }
-        }
-    }
-}
-
-/// The lines of one value.
-struct Lines<'a> {
-    name: &'a str,
-    /// Of the family, in front of its first line.
-    header: &'a [u8],
-    labels: [&'a [u8]; 2],
-    /// What the lines that are being written begin with, up to their own label.
-    begin: &'a mut Vec<u8>,
-    text: &'a mut Vec<u8>,
-}
-
-impl Lines<'_> {
-    fn show(&mut self, value: &Value, said: &Said, words: &[u64]) {
-        let word = words.first().copied().unwrap_or_default();
-        match &value.shape {
-            Shape::Number(per_unit) => {
-                self.begin("");
-                self.number(&[], word, *per_unit);
-            }
-            Shape::Info(name) => {
-                let mut own = Vec::new();
-                push_label(&mut own, name, itoa::Buffer::new().format(word));
-                self.begin("");
-                self.number(&own, 1, 1);
-            }
-            Shape::States(..) => {
-                self.begin("");
-                for (own, at) in said.states.iter().zip(0..) {
-                    self.number(own, u64::from(word == at), 1);
+                let start = text.len();
+                if start == 0 {
+                    text.extend_from_slice(family.headers.get(header).map(String::as_bytes).unwrap_or_default());
+                }
+                let headed = text.len();
+                show(value, said, labels, kept, text);
+                if text.len() == headed {
+                    text.truncate(start);
                 }
             }
-            Shape::Histogram(buckets) => self.histogram(words, buckets),
         }
     }
+}
 
-    fn histogram(&mut self, words: &[u64], buckets: &Buckets) {
-        let Some(counted) = buckets.count(words) else { return };
-        self.begin("_bucket");
-        for (edge, below) in buckets.edges().iter().zip(&counted.below) {
-            self.number(edge.label.as_bytes(), *below, 1);
+fn show(value: &Value, said: &Said, labels: &[u8], Kept { word, filled }: Kept<'_>, text: &mut Vec<u8>) {
+    match (&value.shape, said.series.as_slice()) {
+        (Shape::Number(per_unit), [series]) => series.write_scaled(labels, word, *per_unit, text),
+        (Shape::Info(_), [series]) => series.write(labels, [word], text),
+        (Shape::States(..), [series]) => series.write(labels, (0..).map(|at| u64::from(word == at)), text),
+        // Ports have several histograms each, and most ports of a large host are idle: their series begin with the first
+        // value.
+        (Shape::Histogram(buckets), [below, all, sum]) if !filled.is_empty() => {
+            let count = count(filled);
+            below.write(labels, buckets.classic(filled).map(|(_, below)| below).chain([count]), text);
+            all.write(labels, [count], text);
+            sum.write_scaled(labels, word, buckets.per_unit(), text);
         }
-        self.number(b"le=\"+Inf\"", counted.all, 1);
-        self.begin("_count");
-        self.number(&[], counted.all, 1);
-        self.begin("_sum");
-        self.number(&[], counted.sum, buckets.per_unit());
-    }
-
-    /// Lines from here on are of the name with this behind it.
-    fn begin(&mut self, suffix: &str) {
-        if self.text.is_empty() {
-            self.text.extend_from_slice(self.header);
-        }
-        self.begin.clear();
-        self.begin.extend_from_slice(self.name.as_bytes());
-        self.begin.extend_from_slice(suffix.as_bytes());
-        let mut opened = false;
-        for labels in self.labels.into_iter().filter(|labels| !labels.is_empty()) {
-            self.begin.push(if opened { b',' } else { b'{' });
-            self.begin.extend_from_slice(labels);
-            opened = true;
-        }
-    }
-
-    fn number(&mut self, own: &[u8], word: u64, per_unit: u64) {
-        let is_opened = self.labels.iter().any(|labels| !labels.is_empty());
-        self.text.extend_from_slice(self.begin);
-        if !own.is_empty() {
-            self.text.push(if is_opened { b',' } else { b'{' });
-            self.text.extend_from_slice(own);
-        }
-        self.text.extend_from_slice(if is_opened || !own.is_empty() { b"} " } else { b" " });
-        if per_unit == 1 {
-            self.text.extend_from_slice(itoa::Buffer::new().format(word).as_bytes());
-            self.text.push(b'\n');
-        } else {
-            // Writing to a vector cannot fail.
-            let _ = writeln!(self.text, "{}", word as f64 / per_unit.max(1) as f64);
-        }
+        _ => {}
     }
 }
 

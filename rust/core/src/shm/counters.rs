@@ -13,9 +13,10 @@
 //! One counter of a block, of nanoseconds, may run by itself: the word `clock` says which and since when, and whoever reads
 //! adds what has passed. So a thread that sleeps for an hour is seen to sleep, and writes nothing meanwhile.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fmt;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{self, FallocateFlags, Mode, OFlags};
 use rustix::mm::{self, MapFlags, ProtFlags};
+use zerocopy::IntoBytes as _;
 
 use crate::error::{Error, Fault, Result};
 use crate::shm::state::monotonic_ns;
@@ -54,9 +56,9 @@ const CLOCK_COUNTER_BITS: u32 = 8;
 
 /// Of somebody's file, how many words are looked at: what is behind them is nobody's counters.
 const SCAN_WORDS_MAX: usize = 64 << 20 >> 3;
-/// How many are copied at once.
+/// How many are looked at for blocks at once.
 const WINDOW_WORDS: usize = 8 << 10 >> 3;
-/// Blocks of more values are copied one by one.
+/// Blocks of more values are copied whole wherever the window ends, each as the last of its window.
 const SMALL_WORDS: usize = 256;
 const FOREIGN: &str = "counters magic";
 const VERSION_WORD: &str = "counters version";
@@ -312,11 +314,29 @@ enum Source {
     File { file: OwnedFd, words: usize },
 }
 
-/// Everything that a file says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scan {
-    /// Every live block.
-    pub blocks: Vec<BlockSnapshot>,
+/// A block while its file is read: what is kept of it is copied.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockView<'a> {
+    /// As [`BlockSnapshot::kind`].
+    pub kind: &'a str,
+    /// As [`BlockSnapshot::labels`].
+    pub labels: &'a str,
+    /// As [`BlockSnapshot::generation`].
+    pub generation: u64,
+    /// As [`BlockSnapshot::values`].
+    pub values: &'a [u64],
+}
+
+impl From<BlockView<'_>> for BlockSnapshot {
+    fn from(block: BlockView<'_>) -> Self {
+        let BlockView { kind, labels, generation, values } = block;
+        Self { kind: kind.into(), labels: labels.into(), generation, values: values.into() }
+    }
+}
+
+/// How full a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
     /// Size of the file in bytes.
     pub bytes: u64,
     /// Of those, how many are header and blocks, live or free.
@@ -327,15 +347,16 @@ impl CounterReader {
     /// Every live block, as of now. Nonsense inside ends what is found; nothing blocks or fails.
     #[must_use]
     pub fn blocks(&self) -> Vec<BlockSnapshot> {
-        self.scan().blocks
+        let mut blocks = Vec::new();
+        self.each(|block| blocks.push(block.into()));
+        blocks
     }
 
-    /// As [`Self::blocks`], and how full the file is.
-    #[must_use]
-    pub fn scan(&self) -> Scan {
+    /// Shows `look` what [`Self::blocks`] finds, one block after the other where it was copied to; and how full the file is.
+    pub fn each(&self, mut look: impl FnMut(BlockView<'_>)) -> Extent {
         match &self.source {
-            Source::Mapping(mapping) => scan_mapping(mapping.words()),
-            Source::File { file, words } => scan_file(file, *words),
+            Source::Mapping(mapping) => scan_mapping(mapping.words(), &mut look),
+            Source::File { file, words } => scan_file(file, *words, &mut look),
         }
     }
 }
@@ -350,9 +371,9 @@ impl fmt::Debug for CounterReader {
     }
 }
 
-fn scan_mapping(words: &[AtomicU64]) -> Scan {
+fn scan_mapping(words: &[AtomicU64], look: &mut impl FnMut(BlockView<'_>)) -> Extent {
     let now_ns = monotonic_ns();
-    let mut blocks = Vec::new();
+    let (mut head, mut values) = (Vec::new(), Vec::new());
     let mut header = FILE_HEADER_WORDS;
     while header + BLOCK_HEADER_WORDS <= words.len() {
         // [CT-4 whose values] acquire: the generation before the state, or the state could be the last owner's and
@@ -366,73 +387,67 @@ fn scan_mapping(words: &[AtomicU64]) -> Scan {
         }
         let end = header + BLOCK_HEADER_WORDS + count;
         if state == STATE_LIVE {
-            let copied =
-                |words: &[AtomicU64]| words.iter().map(|word| word.load(Ordering::Relaxed)).collect::<Vec<_>>();
-            let head = copied(&words[header..header + BLOCK_HEADER_WORDS]);
+            let copy = |words: &[AtomicU64], copy: &mut Vec<u64>| {
+                copy.clear();
+                copy.extend(words.iter().map(|word| word.load(Ordering::Relaxed)));
+            };
+            copy(&words[header..header + BLOCK_HEADER_WORDS], &mut head);
             // [CT-5 clock stopped] acquire: the clock's word before the counter; partners in Block::start and stop.
             fence(Ordering::Acquire);
-            let values = copied(&words[header + BLOCK_HEADER_WORDS..end]);
+            copy(&words[header + BLOCK_HEADER_WORDS..end], &mut values);
             // A block that changed hands while it was read belongs to neither; the next look will find it whole.
             // [CT-4 whose values] acquire: values before the generation; partner in CounterFile::allocate.
             fence(Ordering::Acquire);
             if words[header + 2].load(Ordering::Relaxed) == generation {
-                blocks.push(snapshot_of(&head, generation, values, now_ns));
+                show(&head, generation, &mut values, now_ns, look);
             }
         }
         header = end;
     }
-    Scan { blocks, bytes: words.len() as u64 * 8, used_bytes: header as u64 * 8 }
+    Extent { bytes: words.len() as u64 * 8, used_bytes: header as u64 * 8 }
 }
 
 /// Copies the blocks and believes those whose generation was the same before, in and after the copy, as in
 /// [`scan_mapping`]. What a file that was cut short no longer has ends what is found.
 ///
 /// A node of a thousand devices has ten thousand blocks, and a system call costs as much as the copy of some of them: so a
-/// window of small ones is copied as often as an order is needed, and each copy has them all.
-fn scan_file(file: &OwnedFd, words: usize) -> Scan {
+/// window of blocks is copied as often as an order is needed, and each copy has them all. Copies are made to where those
+/// of the window before were, which a processor's cache still has.
+fn scan_file(file: &OwnedFd, words: usize, look: &mut impl FnMut(BlockView<'_>)) -> Extent {
     let now_ns = monotonic_ns();
-    let mut blocks = Vec::new();
     let mut header = FILE_HEADER_WORDS;
     let end_of_file = words.min(SCAN_WORDS_MAX);
     let mut looks = Looks::default();
     while header + BLOCK_HEADER_WORDS <= end_of_file {
-        let room = end_of_file - header;
-        let Some(window) = looks.first(file, header, room.min(WINDOW_WORDS)) else { break };
-        let Seen { live, words, next } = small_blocks(window, room);
-        if looks.others(file, header, words).is_none() {
+        let seen = looks.first(file, header, end_of_file - header);
+        if seen.words == 0 {
             break;
         }
-        blocks.extend(live.iter().filter_map(|&block| looks.block(block, now_ns)));
-        header += words;
-        match next {
-            Next::Large { state, place } => {
-                if state == STATE_LIVE {
-                    blocks.extend(copy_block(file, header, place, now_ns));
-                }
-                header += BLOCK_HEADER_WORDS + place.count;
-            }
-            Next::Small if words > 0 => {}
-            Next::Small | Next::End => break,
+        looks.others(file, header, &seen);
+        for &block in &seen.live {
+            looks.show(block, now_ns, look);
         }
+        header += seen.words;
     }
-    Scan { blocks, bytes: words as u64 * 8, used_bytes: header as u64 * 8 }
-}
-
-/// Copies one block whose generation was seen before; `None`: it has changed hands since.
-fn copy_block(file: &OwnedFd, header: usize, place: Place, now_ns: u64) -> Option<BlockSnapshot> {
-    let mut head = [0; BLOCK_HEADER_WORDS];
-    let mut after = [0];
-    read_whole(file, header, &mut head)?;
-    let values = read_new(file, header + BLOCK_HEADER_WORDS, place.count)?;
-    read_whole(file, header + 2, &mut after)?;
-    place.is_one(&head, after[0]).then(|| snapshot_of(&head, place.generation, values, now_ns))
+    Extent { bytes: words as u64 * 8, used_bytes: header as u64 * 8 }
 }
 
 /// Copies of one window of a file, one after the other: what each says was so after what the one before says.
 #[derive(Default)]
 struct Looks {
-    /// Whose blocks they are; their heads; their values; whose they still are.
-    copies: [Vec<u64>; 4],
+    /// Whose blocks they are.
+    first: Copied,
+    heads: Copied,
+    values: Copied,
+    /// Whose they still are.
+    after: Copied,
+}
+
+/// Words of a file, as far as it had them. Their memory is kept for the next ones.
+#[derive(Default)]
+struct Copied {
+    memory: Vec<u64>,
+    filled: usize,
 }
 
 /// A block as it was seen at first.
@@ -444,144 +459,119 @@ struct Place {
     generation: u64,
 }
 
-impl Place {
-    /// A later copy of its head is of the same live block, and its generation after that is the same still.
-    fn is_one(self, head: &[u64], after: u64) -> bool {
-        head.starts_with(&[STATE_LIVE, self.count as u64, self.generation]) && after == self.generation
-    }
-}
-
-/// The small blocks at the beginning of a window.
+/// The blocks at the beginning of a window: small ones, and at most one large one behind them.
+#[derive(Default)]
 struct Seen {
     live: Vec<Place>,
-    /// How much of the window they take.
+    /// How far copies of heads and of values go.
+    heads: usize,
+    values: usize,
+    /// How many words they take, those that are free too.
     words: usize,
-    next: Next,
 }
 
-/// What comes behind them.
-enum Next {
-    /// None.
-    End,
-    /// One that the window does not have whole.
-    Small,
-    /// One to be copied on its own.
-    Large { state: u64, place: Place },
+impl Copied {
+    fn take(&mut self, file: &OwnedFd, start: usize, words: usize) {
+        if self.memory.len() < words {
+            self.memory.resize(words, 0);
+        }
+        self.filled = read_into(file, start, &mut self.memory[..words]).unwrap_or(0);
+    }
+
+    fn words(&self) -> &[u64] {
+        &self.memory[..self.filled]
+    }
 }
 
 impl Looks {
-    /// Copies the window for the first time, as far as the file still has it.
-    fn first(&mut self, file: &OwnedFd, start: usize, words: usize) -> Option<&[u64]> {
-        let [first, ..] = &mut self.copies;
-        first.resize(words, 0);
-        let filled = read_into(file, start, first).ok()?;
-        first.get(..filled)
+    /// Looks for blocks from word `start` on, of which the file has `room` more.
+    fn first(&mut self, file: &OwnedFd, start: usize, room: usize) -> Seen {
+        self.first.take(file, start, room.min(WINDOW_WORDS));
+        blocks_in(self.first.words(), room)
     }
 
-    /// Copies its first `words` as often as is needed besides.
-    fn others(&mut self, file: &OwnedFd, start: usize, words: usize) -> Option<()> {
-        let [_, others @ ..] = &mut self.copies;
-        for copy in others {
-            copy.resize(words, 0);
-            read_whole(file, start, copy)?;
+    /// Copies what was seen as often as is needed besides.
+    fn others(&mut self, file: &OwnedFd, start: usize, seen: &Seen) {
+        self.heads.take(file, start, seen.heads);
+        self.values.take(file, start, seen.values);
+        self.after.take(file, start, seen.heads);
+    }
+
+    /// Shows a block that is whole in all copies and has not changed hands meanwhile.
+    fn show(&mut self, place: Place, now_ns: u64, look: &mut impl FnMut(BlockView<'_>)) {
+        let Place { at, count, generation } = place;
+        let start = at + BLOCK_HEADER_WORDS;
+        let Self { heads, values, after, .. } = self;
+        let values = values.memory[..values.filled].get_mut(start..start + count);
+        let (Some(head), Some(values), Some(&still)) =
+            (heads.words().get(at..start), values, after.words().get(at + 2))
+        else {
+            return;
+        };
+        if head.starts_with(&[STATE_LIVE, count as u64, generation]) && still == generation {
+            show(head, generation, values, now_ns, look);
         }
-        Some(())
-    }
-
-    /// What they say of a block; `None`: it has changed hands meanwhile.
-    fn block(&self, place: Place, now_ns: u64) -> Option<BlockSnapshot> {
-        let [_, heads, values, after] = &self.copies;
-        let start = place.at + BLOCK_HEADER_WORDS;
-        let (head, values) = (heads.get(place.at..start)?, values.get(start..start + place.count)?);
-        place
-            .is_one(head, *after.get(place.at + 2)?)
-            .then(|| snapshot_of(head, place.generation, values.to_vec(), now_ns))
     }
 }
 
-/// `room`: how many words the file has from the window's first on.
-fn small_blocks(window: &[u64], room: usize) -> Seen {
-    let (mut live, mut at) = (Vec::new(), 0);
-    let next = loop {
-        if at + BLOCK_HEADER_WORDS > room {
-            break Next::End;
+/// `room`: how many words the file has from the window's first on. None: there is nothing behind, or nonsense.
+fn blocks_in(window: &[u64], room: usize) -> Seen {
+    let mut seen = Seen::default();
+    loop {
+        let at = seen.words;
+        let Some(&[state, count, generation]) = window.get(at..).and_then(|start| start.first_chunk()) else { break };
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        if state == STATE_END || count > room.saturating_sub(at + BLOCK_HEADER_WORDS) {
+            break;
         }
-        let Some(&[state, count, generation]) = window.get(at..).and_then(|start| start.first_chunk()) else {
-            break Next::Small;
-        };
-        let Ok(count) = usize::try_from(count) else { break Next::End };
-        if state == STATE_END || count > room - at - BLOCK_HEADER_WORDS {
-            break Next::End;
-        }
-        let place = Place { at, count, generation };
-        if count > SMALL_WORDS {
-            break Next::Large { state, place };
-        }
-        if at + BLOCK_HEADER_WORDS + count > window.len() {
-            break Next::Small;
+        let (start, end) = (at + BLOCK_HEADER_WORDS, at + BLOCK_HEADER_WORDS + count);
+        let is_large = count > SMALL_WORDS;
+        if !is_large && end > window.len() {
+            break;
         }
         if state == STATE_LIVE {
-            live.push(place);
+            seen.live.push(Place { at, count, generation });
+            (seen.heads, seen.values) = (start, end);
         }
-        at += BLOCK_HEADER_WORDS + count;
-    };
-    Seen { live, words: at, next }
-}
-
-/// Fills `words`; `None`: the file has not so many.
-fn read_whole(file: &OwnedFd, start: usize, words: &mut [u64]) -> Option<()> {
-    (read_into(file, start, words).ok()? == words.len()).then_some(())
-}
-
-/// So many words of the file from word `start` on, in memory that nobody wrote before; `None`: the file has not so many.
-fn read_new(file: &OwnedFd, start: usize, count: usize) -> Option<Vec<u64>> {
-    let mut words = Vec::with_capacity(count);
-    let filled = fill(file, start, &mut words.spare_capacity_mut()[..count]).ok()?;
-    // SAFETY: there is room for `count` at least, and so many words have just been read.
-    (filled == count).then(|| unsafe { words.set_len(count) })?;
-    Some(words)
+        seen.words = end;
+        if is_large {
+            break;
+        }
+    }
+    seen
 }
 
 /// Fills `words` with those of the file from word `start` on; how many it has.
 fn read_into(file: &OwnedFd, start: usize, words: &mut [u64]) -> rustix::io::Result<usize> {
-    // SAFETY: the same words; nothing but words is written there.
-    fill(file, start, unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) })
-}
-
-/// As [`read_into`]; whatever was there before.
-fn fill(file: &OwnedFd, start: usize, words: &mut [MaybeUninit<u64>]) -> rustix::io::Result<usize> {
-    let length = words.len() * 8;
-    // SAFETY: the same memory, seen as bytes: every byte of a word is one, and any bytes are a word.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<MaybeUninit<u8>>(), length) };
+    let bytes = words.as_mut_bytes();
     let mut filled = 0;
-    while filled < length {
+    while filled < bytes.len() {
         match rustix::io::pread(file, &mut bytes[filled..], (start * 8 + filled) as u64) {
-            Ok(([], _)) => break,
-            Ok((more, _)) => filled += more.len(),
+            Ok(0) => break,
+            Ok(more) => filled += more,
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
     }
-    for word in &mut words[..filled / 8] {
-        // SAFETY: it has just been read.
-        word.write(u64::from_le(unsafe { word.assume_init_read() }));
-    }
-    Ok(filled / 8)
+    let words = &mut words[..filled / 8];
+    words.iter_mut().for_each(|word| *word = u64::from_le(*word));
+    Ok(words.len())
 }
 
 /// `now_ns` is a moment before anything was read, and `head` was read before `values`: a counter that ran so shows no more
 /// than it will when it stops, and no less than it did before, whatever its writer does meanwhile.
-fn snapshot_of(head: &[u64], generation: u64, mut values: Vec<u64>, now_ns: u64) -> BlockSnapshot {
+fn show(head: &[u64], generation: u64, values: &mut [u64], now_ns: u64, look: &mut impl FnMut(BlockView<'_>)) {
     let (since_us, counter) = (head[CLOCK] >> CLOCK_COUNTER_BITS, head[CLOCK] & ((1 << CLOCK_COUNTER_BITS) - 1));
     if let Some(value) = counter.checked_sub(1).and_then(|counter| values.get_mut(counter as usize)) {
         *value = (*value).max(now_ns.saturating_sub(since_us.saturating_mul(1_000)));
     }
-    BlockSnapshot {
-        kind: text_of(&head[3..KIND_END]),
-        labels: text_of(&head[KIND_END..LABELS_END]),
+    let (mut kind, mut labels) = ([0; KIND_BYTES], [0; LABEL_BYTES]);
+    look(BlockView {
+        kind: &text_of(&head[3..KIND_END], &mut kind),
+        labels: &text_of(&head[KIND_END..LABELS_END], &mut labels),
         generation,
         values,
-    }
+    });
 }
 
 impl Block {
@@ -666,17 +656,12 @@ fn store_text(words: &[AtomicU64], text: &str) {
     }
 }
 
-fn text_of(words: &[u64]) -> String {
-    let mut bytes = Vec::with_capacity(words.len() * 8);
-    for word in words {
-        let letters = word.to_le_bytes();
-        match letters.iter().position(|&letter| letter == 0) {
-            None => bytes.extend_from_slice(&letters),
-            Some(end) => {
-                bytes.extend_from_slice(&letters[..end]);
-                break;
-            }
-        }
+/// The text that words say, up to its first NUL; `bytes` is room for it.
+fn text_of<'a>(words: &[u64], bytes: &'a mut [u8]) -> Cow<'a, str> {
+    for (letters, word) in bytes.chunks_exact_mut(8).zip(words) {
+        letters.copy_from_slice(&word.to_le_bytes());
     }
-    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    let text = CStr::from_bytes_until_nul(bytes).map_or(&*bytes, CStr::to_bytes);
+    // What is no text is rare, and what makes one of it takes ten times as long.
+    str::from_utf8(text).map_or_else(|_| String::from_utf8_lossy(text), Cow::Borrowed)
 }
