@@ -49,16 +49,21 @@ impl<'a> Iterator for Parts<'a> {
 
     fn next(&mut self) -> Option<&'a str> {
         let rest = self.rest.take()?;
-        let mut is_escaped = false;
-        let end = rest.bytes().position(|byte| {
-            let is_end = byte == b',' && !is_escaped;
-            is_escaped = byte == b'\\' && !is_escaped;
-            is_end
-        });
+        let end = if rest.contains('\\') { end_of_escaped(rest) } else { rest.find(',') };
         let Some(end) = end else { return Some(rest) };
         self.rest = Some(&rest[end + 1..]);
         Some(&rest[..end])
     }
+}
+
+/// The first comma that no backslash stands in front of.
+fn end_of_escaped(text: &str) -> Option<usize> {
+    let mut is_escaped = false;
+    text.bytes().position(|byte| {
+        let is_end = byte == b',' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        is_end
+    })
 }
 
 /// The text that was escaped.
