@@ -68,6 +68,7 @@ def running(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(LIMIT_S)
 def test_every_subject_goes_through_every_workload(bakeoff: Bakeoff) -> None:
     """All models pass frames, and venet without each of its mechanisms too."""

@@ -32,6 +32,7 @@ def test_a_subject_is_measured_beside_its_baseline(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_fastcalls_are_measured_alone_at_once_and_asleep() -> None:
     """``fastcall`` holds one caller against bare round trips, and more callers against one."""
@@ -47,6 +48,7 @@ def test_fastcalls_are_measured_alone_at_once_and_asleep() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_disks_are_measured_beside_the_file_over_every_transport() -> None:
     """``blk`` has each transport beside plain reads and writes, and says what a request costs in traps."""
@@ -60,6 +62,7 @@ def test_disks_are_measured_beside_the_file_over_every_transport() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_network_cards_are_measured_beside_a_venet() -> None:
     """``virtio-net`` has each transport, and says what a frame costs in doorbells, wakeups and traps."""
@@ -71,6 +74,7 @@ def test_network_cards_are_measured_beside_a_venet() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["vhost", "vhost.rtt"])
 def test_front_ends_are_measured_beside_a_host_of_their_own(name: str) -> None:
@@ -179,6 +183,7 @@ def test_frames_pass_the_switch_whatever_is_attached() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_python_objects_are_measured_beside_their_peers() -> None:
     """At least ZeroMQ and Unix sockets are there to be compared with, in batches and one at a time."""
@@ -190,6 +195,7 @@ def test_python_objects_are_measured_beside_their_peers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("run_dir")
 def test_labs_come_up_to_be_weighed_and_watched() -> None:
@@ -210,6 +216,7 @@ def test_programs_get_one_json_document(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("namespaces", "tun_device")
 def test_tcp_between_namespaces_is_measured_beside_the_kernels_bridge(program: Callable[[str], str]) -> None:

@@ -170,6 +170,33 @@ fn frame_without_enough_buffers_is_dropped_and_counted() {
     }
 }
 
+/// For longer than its port is polled without a frame: what waits is no reason to sleep.
+#[test]
+fn front_end_that_waits_for_a_full_receiver_is_served_on() {
+    for features in KINDS {
+        let mut lab = Lab::new(1);
+        let mut front = FrontEnd::with(&add_port(&lab, "vm"), features);
+        lab.guests[0].send(&frame(mac(1), mac(2), 64, 0));
+        lab.settle();
+        for _ in 0..10 {
+            for index in 0..Shape::SMALL.slots {
+                front.send(&frame(mac(2), mac(1), 64, index as u8));
+            }
+            front.drain();
+            lab.guests[0].refill();
+        }
+
+        for index in 0..Shape::SMALL.slots + 8 {
+            front.send(&frame(mac(2), mac(1), 64, index as u8));
+        }
+        front.drain();
+        lab.barrier();
+
+        assert_eq!(8, lab.count(0, PortCounter::ReceiveDropNoRoom));
+        assert!(lab.count(0, PortCounter::ReceiveHolds) != 0);
+    }
+}
+
 /// CVE-2022-2132 and others: without mergeable buffers, a buffer that is too small is left alone.
 #[test]
 fn buffer_that_is_too_small_stays_posted() {
