@@ -95,6 +95,17 @@ def test_tables_of_a_bake_off_are_of_models_as_they_are(tool: Any) -> None:
     assert [["flood", "venet"], ["flood", "e1000"], ["requests", "venet"]] == [row[:2] for row in rows[6:]]
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/bakeoff.md"])
+def test_pages_say_what_the_committed_bake_off_measured(tool: Any, page: str) -> None:
+    """Figures there are never typed by hand, nor of a run that somebody stopped or dropped out of."""
+    run = tool.Run.read(ROOT / "docs/bakeoff/result.json")
+    text = (ROOT / page).read_text()
+
+    assert ("finished", {}) == (run.record.state, run.record.missing)
+    assert {"venet", "virtio-net", "e1000", "rtl8139"} <= set(run.record.contest["models"])
+    assert text == tool.filled_in(text, run)
+
+
 def test_the_page_has_a_place_for_every_bench() -> None:
     """No bench is measured and never told."""
     page = (ROOT / "docs/performance.md").read_text()
