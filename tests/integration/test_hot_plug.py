@@ -38,7 +38,7 @@ guests:
   app: {kind: python, run: "functions.py:greet"}
 """
 # So slow that no queue can fill even when the machine is busy: what is lost was lost to the plugging.
-LOAD = ("-u", "-b", "2M", "-l", "500", "-t", "4")
+LOAD = ("-u", "-b", "2M", "-l", "500", "-t", "10")
 
 pytestmark = pytest.mark.usefixtures("namespaces", "tun_device", "no_leaked_processes", "no_leaked_links")
 
@@ -70,7 +70,7 @@ def come_and_go(lab: RealLab) -> None:
 
 @pytest.mark.slow
 def test_plugging_under_load_disturbs_nobody(lab: RealLab) -> None:
-    """Cards come, work and go, as often as there is time; the two who talk lose not one of two thousand datagrams."""
+    """Cards come, work and go, again and again; the two who talk lose not one of five thousand datagrams."""
     with lab.start_inside("two", "iperf3", "-s", "-1", "--forceflush") as server:
         assert server.stdout is not None
         while "listening" not in server.stdout.readline():
@@ -83,7 +83,7 @@ def test_plugging_under_load_disturbs_nobody(lab: RealLab) -> None:
             end = json.loads(client.communicate(timeout=LIMIT_S)[0])["end"]["sum"]
         server.communicate(timeout=LIMIT_S)
 
-    assert times >= 1
+    assert times >= 2
     assert end["packets"] > 1000
     assert 0 == end["lost_packets"]
     assert ["came", "went"] * times == said(lab)

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Passes 3 and 4 run over stretches without a flooded frame, so that frames between two ports never overtake each
-//! other. A turn ends when the budget is spent; a flooded frame costs as much as it makes copies.
+//! other. A turn ends when the budget is spent, and at a frame whose receiver has no room and may be waited for
+//! ([`super::hold`]); a flooded frame costs as much as it makes copies.
 //!
 //! The danger: pointers in the batch are good only while the ports they come from are attached and their slots not
 //! returned. Both hold within a turn: ports come and go between turns, on this very thread.

@@ -8,9 +8,10 @@
 //! ```
 //!
 //! Without it a sender that is faster than its receiver takes processor time from it to make frames that are thrown
-//! away. Time is earned by frames taken, so a receiver that is dead or hostile holds nobody up, and whoever sends to a slow
-//! one is never slower than one frame in [`EARNED_NS`]. Frames to others behind a held one wait as well, which is why the
-//! threshold is short. Source: pause frames of IEEE 802.3x, which have both troubles without the bound.
+//! away. Time is earned by frames taken: a receiver that takes no more holds nobody up once it has spent what it saved, and
+//! one that is slow, by accident or on purpose, costs its senders no more than [`EARNED_NS`] for each frame that it took.
+//! Frames to others behind a held one wait as well, which is why the threshold is short. Source: pause frames of IEEE
+//! 802.3x, which have both troubles without the bound.
 //!
 //! Emulated cards never earn any: a card of hardware counts what it missed, and drops it. Nor do devices of the kernel, which
 //! have queues of their own; and what was read from one cannot be left there.
