@@ -21,7 +21,6 @@ from tests.support.programs import make_fabric
 from tests.support.waiting import PATIENCE
 from vbnet.bus import messages
 from vbnet.bus.kinds import Catalogue, discover, load
-from vbnet.bus.limits import Limits
 from vbnet.bus.loopthread import LoopThread
 from vbnet.bus.operator import SyncOperator
 from vbnet.bus.rundir import RunDir
@@ -38,8 +37,6 @@ __all__ = ["CATALOGUE", "Facts", "Place", "Seat", "in_process", "separate"]
 CATALOGUE: Catalogue = discover()
 SWITCH = "conformance"
 """Whatever class has an attribute ``switch`` is joined to the switch of this name."""
-TOLERANT = Limits(refusals_burst=1_000_000)
-"""Tests send more that is no request than a host answers by default."""
 
 T = TypeVar("T")
 
@@ -207,9 +204,7 @@ def in_process() -> Iterator[Place]:
 
 
 async def _start(run_dir: RunDir) -> HostNode:
-    host = HostNode(
-        HostOptions(run_dir=run_dir, name="test", limits=TOLERANT), fabric=make_fabric(run_dir), log=ListLog()
-    )
+    host = HostNode(HostOptions(run_dir=run_dir, name="test"), fabric=make_fabric(run_dir), log=ListLog())
     await host.start()
     return host
 
@@ -217,7 +212,7 @@ async def _start(run_dir: RunDir) -> HostNode:
 @contextmanager
 def separate() -> Iterator[Place]:
     """A host in a process of its own."""
-    with _root() as run_dir, HostProcess(run_dir.path, TOLERANT) as host:
+    with _root() as run_dir, HostProcess(run_dir.path) as host:
         place = Place(run_dir, host.pid)
         place.ring_once()
         yield place
