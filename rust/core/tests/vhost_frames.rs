@@ -85,6 +85,49 @@ fn thousands_of_frames_arrive_once_and_in_order() {
     }
 }
 
+/// As a driver may count on that agreed on `VIRTIO_F_IN_ORDER`: also those of frames that nobody gets.
+#[test]
+fn chains_come_back_in_the_order_in_which_they_were_offered() {
+    for features in KINDS {
+        let mut lab = Lab::new(1);
+        let mut front = FrontEnd::with(&add_port(&lab, "vm"), features);
+        lab.guests[0].send(&frame(MacAddress::BROADCAST, mac(2), 64, 1));
+        front.receive();
+        let heads: Vec<u16> = (0..60).map(|number| number * 7 % 60).collect();
+
+        for &head in &heads {
+            let (to, length) = match head % 4 {
+                0 => (mac(2), 64),
+                1 => (MacAddress::BROADCAST, 300),
+                // To where it came from, and longer than anything may be: dropped.
+                2 => (mac(1), 64),
+                _ => (mac(2), 1900),
+            };
+            let bytes = [&[0; HEADER][..], &frame(to, mac(1), length, 1)].concat();
+            let place = front.tx.buffer(head);
+            front.memory.write(place, &bytes);
+            front.tx.describe(&front.memory, head, (GUEST + place, bytes.len() as u32, 0, 0));
+            front.offer_tx(head);
+        }
+        let mut back = Vec::new();
+        eventually(|| {
+            back.extend(front.tx.used(&front.memory).map(|(head, _)| head));
+            back.len() == heads.len()
+        });
+
+        assert_eq!(heads, back);
+        let mut filled = Vec::new();
+        for number in 0..2 * SIZE {
+            lab.guests[0].send(&frame(mac(1), mac(2), 60 + usize::from(number), 1));
+            eventually(|| {
+                filled.extend(front.rx.used(&front.memory).inspect(|&(head, _)| front.rx.offer(&front.memory, head)));
+                filled.len() > usize::from(number)
+            });
+        }
+        assert!(filled.iter().map(|&(head, _)| head).eq((1..=2 * SIZE).map(|number| number % SIZE)), "{filled:?}");
+    }
+}
+
 /// Header and frame apart, a frame in many pieces, an indirect table: each arrives as it was.
 #[test]
 fn frame_in_several_buffers_arrives_whole() {

@@ -22,7 +22,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::batch::{BATCH, Batch, prefetch_read};
+use super::batch::{BATCH, Batch, prefetch_read, prefetch_write};
 use super::{PortPart, Refusal};
 use crate::error::Fault;
 use crate::net::frame::{FRAME_BYTES_MAX, FrameStart, HEADER_BYTES, START_BYTES, frame_limit};
@@ -169,17 +169,19 @@ impl Ring {
         })
     }
 
-    /// The posted chain that is `ahead` places behind the next one to be filled.
+    /// Sees to it that the posted chain `ahead` places behind the next one to be filled is known: where it is among those
+    /// that were looked at.
+    ///
+    /// A place, not a copy: a chain was written word by word a moment ago, and a copy of it all at once would wait until
+    /// those words have passed every store into buffers that is still under way.
     #[inline]
-    fn posted(&mut self, ahead: usize) -> Result<Chain, Refusal> {
-        match self.ahead.chains.get(self.taken + ahead) {
-            Some(chain) if self.works() => Ok(*chain),
-            _ => self.look_further(ahead),
-        }
+    fn posted(&mut self, ahead: usize) -> Result<usize, Refusal> {
+        let number = self.taken + ahead;
+        if number < self.ahead.chains.len() && self.works() { Ok(number) } else { self.look_further(ahead) }
     }
 
     #[inline(never)]
-    fn look_further(&mut self, ahead: usize) -> Result<Chain, Refusal> {
+    fn look_further(&mut self, ahead: usize) -> Result<usize, Refusal> {
         if !self.works() {
             return Err(Refusal::Quarantined);
         }
@@ -187,17 +189,23 @@ impl Ring {
             self.ahead.clear();
             self.taken = 0;
         }
+        let known = self.ahead.chains.len();
         if self.look(Direction::ToDriver, BATCH) == 0 {
             return Err(if self.works() { Refusal::NoRoom } else { Refusal::Quarantined });
         }
-        Ok(self.ahead.chains[self.taken + ahead])
+        // Headers are written one after the other: each would wait for its line, and all stores behind it with it.
+        for chain in &self.ahead.chains[known..] {
+            prefetch_write(chain.place.as_ptr());
+        }
+        Ok(self.taken + ahead)
     }
 
     /// Notes that the next posted chain is filled.
     #[inline]
-    fn fill(&mut self, chain: &Chain, written: u32) {
+    fn fill(&mut self, written: u32) {
+        let Used { id, descriptors, .. } = self.ahead.chains[self.taken].used;
         self.taken += 1;
-        self.filled.push(Used { written, ..chain.used });
+        self.filled.push(Used { id, descriptors, written });
     }
 }
 
@@ -511,18 +519,19 @@ impl VirtqueuePort {
         let (header, is_mergeable, is_logged) = (rings.header, rings.is_mergeable, rings.log.is_some());
         let number = if rings.rx.len() > 1 { flow(start) % rings.spread() } else { 0 };
         let Some(ring) = rings.rx.get_mut(number) else { return Err(Refusal::LinkDown) };
-        let chain = ring.posted(0)?;
-        let target = if chain.pieces == 0 && chain.bytes >= header + piece.length.max(START_BYTES as u32) {
+        let number = ring.posted(0)?;
+        let Chain { place, bytes, pieces, .. } = ring.ahead.chains[number];
+        let target = if pieces == 0 && bytes >= header + piece.length.max(START_BYTES as u32) {
             // SAFETY: at least the header fits there, as just compared.
-            unsafe { write_header(chain.place.as_ptr(), header, &asked) };
-            ring.fill(&chain, header + piece.length);
+            unsafe { write_header(place.as_ptr(), header, &asked) };
+            ring.fill(header + piece.length);
             if is_logged {
                 // Also of a shorter frame so much is written.
                 let bytes = header + piece.length.max(START_BYTES as u32);
-                ring.written.push(Segment { place: chain.place, bytes });
+                ring.written.push(Segment { place, bytes });
             }
             // SAFETY: more bytes than the header lie there.
-            unsafe { chain.place.add(header as usize) }.as_ptr()
+            unsafe { place.add(header as usize) }.as_ptr()
         } else {
             // SAFETY: as promised by the caller.
             unsafe { scatter(ring, (header, &asked), (is_mergeable, is_logged), (start, piece)) }?;
@@ -599,6 +608,8 @@ fn find_frame(chain: &Chain, ahead: &Ahead, header: u32, room: &mut &mut [u8]) -
     }
     let place = chain.place.as_ptr();
     prefetch_read(place);
+    // Often on a line of its own, as drivers put the header into the room in front of a frame.
+    prefetch_read(place.wrapping_add(header as usize));
     Ok(Some(Loaded { source: place.wrapping_add(header as usize) as usize, length }))
 }
 
@@ -639,8 +650,15 @@ unsafe fn offload(header: *const u8) -> u8 {
 #[inline]
 unsafe fn write_header(place: *mut u8, bytes: u32, asked: &[u8; OFFLOAD_HEADER_BYTES]) {
     let header = header_of(asked, 1);
+    // A copy whose length is known is two stores, another one a call.
     // SAFETY: as promised by the caller; the private copy has 12 bytes.
-    unsafe { header.as_ptr().copy_to_nonoverlapping(place, bytes.min(LONG_HEADER) as usize) };
+    unsafe {
+        if bytes == SHORT_HEADER {
+            header.as_ptr().copy_to_nonoverlapping(place, SHORT_HEADER as usize);
+        } else {
+            header.as_ptr().copy_to_nonoverlapping(place, LONG_HEADER as usize);
+        }
+    }
 }
 
 /// What was asked for, and `num_buffers`.
@@ -692,7 +710,8 @@ unsafe fn scatter(
         if chains != 0 && !is_mergeable {
             return Err(Refusal::BufferTooSmall);
         }
-        let bytes = ring.posted(chains)?.bytes;
+        let number = ring.posted(chains)?;
+        let bytes = ring.ahead.chains[number].bytes;
         // The header is in one chain.
         if chains == 0 && bytes < header {
             ring.end(Fault::TooShort { length: bytes, limit: header });
@@ -711,7 +730,8 @@ unsafe fn scatter(
     ]);
     let mut rest = needed;
     for _ in 0..chains {
-        let chain = ring.posted(0)?;
+        let number = ring.posted(0)?;
+        let chain = ring.ahead.chains[number];
         let together = [Segment { place: chain.place, bytes: chain.bytes }];
         let pieces = if chain.pieces == 0 { &together } else { ring.ahead.pieces_of(&chain) };
         for piece in pieces {
@@ -723,7 +743,7 @@ unsafe fn scatter(
         if is_logged {
             note_written(&mut ring.written, pieces, written as u32);
         }
-        ring.fill(&chain, written as u32);
+        ring.fill(written as u32);
     }
     Ok(())
 }

@@ -56,6 +56,7 @@ pub const EVENT_INDEX: u64 = 1 << 29;
 pub const PROTOCOL: u64 = 1 << 30;
 pub const VERSION_1: u64 = 1 << 32;
 pub const PACKED: u64 = 1 << 34;
+pub const IN_ORDER: u64 = 1 << 35;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -434,7 +435,7 @@ pub struct FrontEnd {
     pub tx: Queue,
 }
 
-pub const FEATURES: u64 = VERSION_1 | MERGEABLE | INDIRECT_DESCRIPTORS | PROTOCOL;
+pub const FEATURES: u64 = VERSION_1 | IN_ORDER | MERGEABLE | INDIRECT_DESCRIPTORS | PROTOCOL;
 /// What is agreed on for each kind of queue.
 pub const KINDS: [u64; 2] = [FEATURES, FEATURES | PACKED];
 
