@@ -114,6 +114,22 @@ def test_the_host_nodes_nouns_show_what_the_lab_made(bring_up: Callable[[str], P
     assert "t" == rows("host", "info")["name"]
 
 
+def test_ports_without_a_guest_are_set_by_hand(bring_up: Callable[[str], Path]) -> None:
+    """What a full virtual machine does to its senders, and its cable; a guest's card is set at its device."""
+    bring_up(LAB)
+    added = rows("port", "add", "lan", "vm", "--vhost-user", "auto")["id"]
+    card = next(row["id"] for row in rows("port", "list") if row["name"] == "a.eth0")
+
+    found = rows("port", "set", str(added), "hold=0", "budget=32", "enabled=0")
+
+    assert {"hold_us": 0, "budget": 32, "is_up": False}.items() <= found.items()
+    assert found.items() <= next(row for row in rows("port", "list") if row["id"] == added).items()
+    assert "0..10000" in run("port", "set", str(added), "hold=20000", code=2).stderr
+    assert "device set" in run("port", "set", str(card), "hold=0", code=2).stderr
+    assert "port list" in run("port", "set", "999", "hold=0", code=3).stderr
+    run("port", "remove", str(added))
+
+
 def test_devices_can_be_made_and_plugged_by_hand(bring_up: Callable[[str], Path]) -> None:
     """Two-step creation, write-once type, plug, unplug, delete; each mistake has its code."""
     bring_up("name: t\nswitches: {lan: }\nguests:\n  a: {kind: python, run: 'functions.py:stay'}\n")

@@ -183,6 +183,14 @@ class PortListen(_Verb, tag="port.listen", frozen=True):
     connect: bool = False
 
 
+class PortSet(_Verb, tag="port.set", frozen=True):
+    """Change an attribute of a TAP's port, or of one for front ends, while it runs."""
+
+    id: Port
+    attribute: str
+    value: Text
+
+
 class PortRemove(_Verb, tag="port.remove", frozen=True):
     """Take a port off its switch."""
 
@@ -283,6 +291,7 @@ Verb = (
     | PortList
     | PortAdd
     | PortListen
+    | PortSet
     | PortRemove
     | SignalList
     | SignalCreate

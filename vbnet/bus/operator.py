@@ -282,6 +282,10 @@ class Operator:
         """
         return await self._ask(admin.PortListen(switch, name, socket, mac, mtu, connect), int)
 
+    async def port_set(self, port: int, attribute: str, value: str) -> None:
+        """Change ``hold``, ``budget``, ``burstthresh`` or ``enabled`` of a TAP's port, or of one for front ends."""
+        await self._ask(admin.PortSet(port, attribute, value), NoneType)
+
     async def port_remove(self, port: int) -> None:
         """Take a port off its switch."""
         await self._ask(admin.PortRemove(port), NoneType)
@@ -586,6 +590,10 @@ class SyncOperator(Closing):
         return self._thread.run(
             self._operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu, connect=connect)
         )
+
+    def port_set(self, port: int, attribute: str, value: str) -> None:
+        """See ``Operator.port_set``."""
+        self._thread.run(self._operator.port_set(port, attribute, value))
 
     def port_remove(self, port: int) -> None:
         """See ``Operator.port_remove``."""

@@ -97,6 +97,7 @@ TOPICS: Final[Mapping[str, Topic]] = MappingProxyType(
         ),
         "guest.gone": Topic("a guest's session ended; cause says how", ("guest", "bus", "pid", "cause")),
         "link.changed": Topic("the carrier of a guest's device went up or down", ("guest", "bus", "dev_id", "is_up")),
+        "port.set": Topic("an attribute of a port was set", ("port", "name", "attribute", "value")),
         "port.fault": Topic(
             "a port was quarantined, or the queue that part names, or its front end sent away; rule says why",
             ("port", "name", "part", "rule", "text"),

@@ -13,7 +13,7 @@ from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
 from vbnet.cli.connection import on_host
 from vbnet.cli.output import Format, FormatOption
-from vbnet.errors import UsageError
+from vbnet.cli.settings import read_settings
 
 app = output.application(
     "List, create, set, fill, plug, unplug and delete devices.\n\nCreation has two steps: a device gets its type once, "
@@ -80,7 +80,7 @@ def create(
     how: FormatOption = Format.table,
 ) -> None:
     """Create a device, all or nothing."""
-    attributes = _settings(settings or [])
+    attributes = read_settings(settings or [])
     kind = attributes.pop("type", None)
     operator.device_create(name, kind, attributes)
     output.print_done(f"device {name} created", {"name": name, "result": "created"}, how)
@@ -98,7 +98,7 @@ def set_(
     how: FormatOption = Format.table,
 ) -> None:
     """Set attributes; the type once, and first."""
-    attributes = _settings(settings)
+    attributes = read_settings(settings)
     for attribute, value in attributes.items():
         operator.device_set(name, attribute, value)
     output.print_record(_row(msgspec.to_builtins(operator.device_get(name))), how)
@@ -163,16 +163,6 @@ def delete(
     """Delete a device."""
     operator.device_delete(name, force=force)
     output.print_done(f"device {name} deleted", {"name": name, "result": "deleted"}, how)
-
-
-def _settings(words: list[str]) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"`{word}` is no setting; write key=value")
-        settings[key] = value
-    return settings
 
 
 def _row(device: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
 from vbnet.cli.connection import NodeOption, on_host, resolve
 from vbnet.cli.output import Format, FormatOption
+from vbnet.cli.settings import read_settings
 from vbnet.errors import NotFoundError, UnsupportedError, UsageError
 
 _AUTO: Final = "auto"
@@ -26,6 +27,8 @@ app = output.application(
         ("vbnet port add lan vb0 --no-offloads", "the same, for a program that wants frames as on a wire"),
         ("vbnet port add lan vm1 --vhost-user auto", "listen for a virtual machine's network card"),
         ("vbnet port add lan fw --vhost-user /run/fw.sock --connect", "join one that listens itself"),
+        ("vbnet port set 7 hold=0", "frames that it has no room for are dropped at once"),
+        ("vbnet port set 7 enabled=0", "unplug its cable"),
         ("vbnet port remove 7", ""),
     ],
     is_group=True,
@@ -128,6 +131,30 @@ def add(
     told = {"id": number, "switch": switch, "name": name, "socket": where}
     who = "its front end listens on" if connect else "front ends connect to"
     output.print_done(f"port {number} added: {name} on {switch}, {who} {where}", told, how)
+
+
+@app.command("set")
+@on_host
+def set_(
+    operator: SyncOperator,
+    number: Annotated[int, typer.Argument(help="The port's id.", show_default=False)],
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="key=value...",
+            help="enabled (0 or 1), hold and burstthresh (µs), budget (frames a turn); as of a card, set in order.",
+            show_default=False,
+        ),
+    ],
+    *,
+    how: FormatOption = Format.table,
+) -> None:
+    """Set attributes of a TAP's port, or of one for front ends; those of guests are set at their devices."""
+    for attribute, value in read_settings(settings).items():
+        operator.port_set(number, attribute, value)
+    port = next(port for port in operator.port_list() if port["id"] == number)
+    shown = ("id", "name", "switch", "kind", "is_up", "hold_us", "burst_threshold_us", "budget")
+    output.print_record({column: port[column] for column in shown}, how)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from vbnet.bus.transport import ZmqPort
 from vbnet.errors import BusyError, NotFoundError, TooLargeError, UsageError, VbnetError, refusal_name
 from vbnet.hostnode import metrics
 from vbnet.hostnode.device import HostServices
+from vbnet.hostnode.portsettings import set_port
 from vbnet.hostnode.sessions import SessionBook
 from vbnet.hostnode.signals import OPERATOR, Vector
 from vbnet.hostnode.tap import open_tap
@@ -104,6 +105,7 @@ class AdminDesk:
             admin.PortList: lambda _: services.port_faults.rows(services.fabric) if services.fabric else [],
             admin.PortAdd: self._port_add,
             admin.PortListen: self._port_listen,
+            admin.PortSet: self._port_set,
             admin.PortRemove: lambda verb: services.need_fabric().port_remove(verb.id),
             admin.SignalList: lambda _: services.signals.rows(),
             admin.SignalCreate: lambda verb: services.signals.create(OPERATOR, verb.name, verb.priority),
@@ -315,6 +317,10 @@ class AdminDesk:
         return self._services.need_fabric().port_add_vhost_user(
             verb.switch, verb.name, socket, mac=mac, mtu=verb.mtu, does_connect=verb.connect
         )
+
+    def _port_set(self, verb: admin.PortSet) -> None:
+        name = set_port(self._services.need_fabric(), verb.id, verb.attribute, verb.value)
+        self._services.publish("port.set", port=verb.id, name=name, attribute=verb.attribute, value=verb.value)
 
     def _signal_route(self, verb: admin.SignalRoute) -> None:
         signals = self._services.signals

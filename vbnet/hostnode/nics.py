@@ -9,12 +9,14 @@ from vbnet.hostnode.device import Attribute
 from vbnet.hostnode.values import flag, flag_text, within
 from vbnet.net.mac import MacAddress
 
-__all__ = ["MTU_MIN", "SWITCH", "TURN_PARAMETERS", "turn_attributes", "wire_attributes"]
+__all__ = ["ENABLED", "MTU_MIN", "SWITCH", "TURN_PARAMETERS", "turn_attributes", "wire_attributes"]
 
 MTU_MIN: Final = 68
 """What IPv4 demands, in bytes."""
 
 SWITCH: Final = Attribute("switch", "switch this card is joined to", str, "", is_locked_while_open=True)
+
+ENABLED: Final = Attribute("enabled", "carrier of the link, 0 or 1", flag, default=True, format=flag_text)
 
 
 TURN_PARAMETERS: Final = {"burstthresh": "burst_threshold_us", "budget": "budget", "hold": "hold_us"}
@@ -37,7 +39,7 @@ def wire_attributes(mtu_max: int) -> tuple[Attribute[Any], ...]:
             1500,
             is_locked_while_open=True,
         ),
-        Attribute("enabled", "carrier of the link, 0 or 1", flag, default=True, format=flag_text),
+        ENABLED,
     )
 
 
