@@ -130,6 +130,49 @@ def test_ports_without_a_guest_are_set_by_hand(bring_up: Callable[[str], Path]) 
     run("port", "remove", str(added))
 
 
+def test_ports_are_meant_by_name_or_id(bring_up: Callable[[str], Path]) -> None:
+    """A number is an id, anything else a name: to set, to remove, and to show what was counted."""
+    bring_up(LAB)
+    added = rows("port", "add", "lan", "vm", "--vhost-user", "auto")["id"]
+
+    by_name, by_id = rows("port", "set", "vm", "budget=32"), rows("port", "set", str(added), "budget=33")
+
+    assert [(added, 32), (added, 33)] == [(row["id"], row["budget"]) for row in (by_name, by_id)]
+    assert {"vm"} == {row["port"] for row in rows("port", "stats", str(added), "--zeroes")}
+    assert {"vm"} == {row["port"] for row in rows("port", "stats", "vm", "--zeroes")}
+    for verb in (("remove", "nobody"), ("remove", "999"), ("set", "nobody", "hold=0"), ("stats", "999")):
+        assert f"there is no port {verb[1]}" in run("port", *verb, code=3).stderr.replace("'", "")
+    assert added == rows("port", "remove", "vm")["id"]
+
+
+def test_names_that_cannot_be_are_refused_in_words(bring_up: Callable[[str], Path]) -> None:
+    """What names may be is told, of everything that is named on the command line."""
+    bring_up(LAB)
+
+    for words in (
+        ("port", "add", "lan", "x/y"),
+        ("port", "add", "lan", "x/y", "--vhost-user", "auto"),
+        ("port", "add", "x/y", "vb0"),
+        ("bus", "create", "x/y"),
+        ("switch", "create", "x/y"),
+        ("device", "create", "x/y"),
+        ("device", "plug", "a.eth0", "x/y"),
+        ("guest", "reset", "x/y"),
+    ):
+        assert "'x/y' cannot be: 1 to" in run(*words, code=2).stderr
+    assert "slash" in run("signal", "create", "x/y", code=2).stderr
+    assert "six bytes" in run("port", "add", "lan", "vm", "--vhost-user", "auto", "--mac", "1", code=2).stderr
+
+
+def test_a_port_for_front_ends_takes_no_options_of_a_tap(bring_up: Callable[[str], Path]) -> None:
+    """And a TAP none of theirs: nothing that is asked for is left out silently."""
+    bring_up(LAB)
+
+    assert "TAP" in run("port", "add", "lan", "vm", "--vhost-user", "auto", "--no-offloads", code=2).stderr
+    assert "--vhost-user" in run("port", "add", "lan", "vb0", "--mac", "02:00:00:00:00:22", code=2).stderr
+    assert "vm" not in {row["name"] for row in rows("port", "list")}
+
+
 def test_devices_can_be_made_and_plugged_by_hand(bring_up: Callable[[str], Path]) -> None:
     """Two-step creation, write-once type, plug, unplug, delete; each mistake has its code."""
     bring_up("name: t\nswitches: {lan: }\nguests:\n  a: {kind: python, run: 'functions.py:stay'}\n")

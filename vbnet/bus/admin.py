@@ -8,13 +8,14 @@ parts: the topic, and a JSON object.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
 from vbnet.bus.limits import MAX_ADMIN_VERBS, MAX_PRIORITY
 from vbnet.bus.messages import PROTOCOL_VERSION, U16, U32, MessageFault, Name, SignalText
+from vbnet.errors import UsageError
 
 __all__ = [
     "AdminFailure",
@@ -28,6 +29,7 @@ __all__ = [
     "PlugInfo",
     "Verb",
     "WedgedLevel",
+    "check_verb",
     "decode_reply",
     "decode_request",
     "encode_reply",
@@ -163,7 +165,15 @@ class PortAdd(_Verb, tag="port.add", frozen=True):
     """
 
     switch: Name
-    tap: Annotated[str, Meta(min_length=1, max_length=15, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+    tap: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=15,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z",
+            description="1 to 15 letters, digits and . _ -, the first a letter or digit",
+        ),
+    ]
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
     offloads: bool = True
 
@@ -176,9 +186,37 @@ class PortListen(_Verb, tag="port.listen", frozen=True):
     """
 
     switch: Name
-    name: Annotated[str, Meta(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
-    socket: Annotated[str, Meta(min_length=2, max_length=107, pattern=r"^/[^\x00]*\Z")] | None = None
-    mac: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}\Z")] | None = None
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=63,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z",
+            description="1 to 63 letters, digits and . _ -, the first a letter or digit",
+        ),
+    ]
+    socket: (
+        Annotated[
+            str,
+            Meta(
+                min_length=2,
+                max_length=107,
+                pattern=r"^/[^\x00]*\Z",
+                description="an absolute path of at most 107 characters",
+            ),
+        ]
+        | None
+    ) = None
+    mac: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}\Z",
+                description="six bytes in hexadecimal, such as 02:00:00:00:00:22",
+            ),
+        ]
+        | None
+    ) = None
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
     connect: bool = False
 
@@ -461,6 +499,31 @@ def decode_verb(data: msgspec.Raw | bytes) -> Verb:
         return _verb_decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageFault(f"malformed verb: {error}", rule="verb") from error
+
+
+def check_verb(verb: Struct) -> None:
+    """Say what a host would refuse of a verb's arguments, in words: for whoever made the verb, before it is sent.
+
+    Raises:
+        UsageError: an argument is none that the verb may have.
+    """
+    for field in msgspec.structs.fields(verb):
+        value = getattr(verb, field.name)
+        try:
+            msgspec.convert(value, field.type)
+        except msgspec.ValidationError as error:
+            allowed = _description(field.type)
+            what = f"{field.name}: {error}" if allowed is None else f"{field.name} {value!r} cannot be: {allowed}"
+            raise UsageError(what, argument=field.name, limit=allowed) from error
+
+
+def _description(kind: object) -> str | None:
+    """What an annotation says about its values in words, also one of several that may be."""
+    for part in get_args(kind):
+        found = part.description if isinstance(part, Meta) else _description(part)
+        if found is not None:
+            return str(found)
+    return None
 
 
 def encode_reply(seq: int, body: AdminResult | AdminFailure) -> bytes:

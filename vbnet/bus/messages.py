@@ -73,9 +73,19 @@ U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 U64 = Annotated[int, Meta(ge=0)]  # MessagePack has nothing larger
 I63 = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
-SignalText = Annotated[str, Meta(min_length=1, max_length=256)]
+SignalText = Annotated[
+    str, Meta(min_length=1, max_length=256, description="1 to 256 characters: a number, GUEST/NAME, or NAME")
+]
 """What names a signal to the host: a number, ``GUEST/NAME``, or an operator's ``NAME``."""
-Name = Annotated[str, Meta(min_length=1, max_length=NAME_BYTES, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*\Z")]
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=NAME_BYTES,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*\Z",
+        description=f"1 to {NAME_BYTES} letters, digits and . _ : @ -, the first a letter or digit",
+    ),
+]
 Word = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_:.-]*\Z")]
 
 

@@ -423,6 +423,7 @@ class Operator:
         return self._local
 
     async def _ask(self, verb: msgspec.Struct, result: type[T]) -> T:
+        admin.check_verb(verb)
         what = str(verb.__struct_config__.tag)
         seq, future = self._requests.begin(what, self._deadline_s)
         try:

@@ -9,10 +9,12 @@ import typer
 
 from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
-from vbnet.cli.connection import NodeOption, on_host, resolve
+from vbnet.cli.connection import NodeOption, connect, on_host, resolve
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cli.settings import read_settings
 from vbnet.errors import NotFoundError, UnsupportedError, UsageError
+
+PortArgument = Annotated[str, typer.Argument(metavar="PORT", help="The port's name, or its id.", show_default=False)]
 
 _AUTO: Final = "auto"
 """A socket in the run directory."""
@@ -27,9 +29,9 @@ app = output.application(
         ("vbnet port add lan vb0 --no-offloads", "the same, for a program that wants frames as on a wire"),
         ("vbnet port add lan vm1 --vhost-user auto", "listen for a virtual machine's network card"),
         ("vbnet port add lan fw --vhost-user /run/fw.sock --connect", "join one that listens itself"),
-        ("vbnet port set 7 hold=0", "frames that it has no room for are dropped at once"),
-        ("vbnet port set 7 enabled=0", "unplug its cable"),
-        ("vbnet port remove 7", ""),
+        ("vbnet port set vm1 hold=0", "frames that it has no room for are dropped at once"),
+        ("vbnet port set vm1 enabled=0", "unplug its cable"),
+        ("vbnet port remove vm1", "also by its id: `vbnet port remove 7`"),
     ],
     is_group=True,
 )
@@ -53,7 +55,12 @@ def list_(
 
 @app.command()
 def stats(
-    port: Annotated[str | None, typer.Argument(help="Name of a port; all of them without.", show_default=False)] = None,
+    port: Annotated[
+        str | None,
+        typer.Argument(
+            help="The port's name, or its id, for which the host node is asked; all without.", show_default=False
+        ),
+    ] = None,
     *,
     zeroes: Annotated[bool, typer.Option("--zeroes", help="Also show counters that are 0.")] = False,
     node: NodeOption = None,
@@ -67,6 +74,9 @@ def stats(
         raise UnsupportedError(
             f"counters are read from shared memory, and {where} is on another machine; run this there"
         )
+    if port is not None and _is_id(port):
+        with connect(node) as operator:
+            port = _name_of(operator, int(port))
     counted = read_counted(where.counters, "port")
     rows = [
         {"port": block.labels.get("device", ""), "counter": name, "value": value}
@@ -125,6 +135,8 @@ def add(
             f"port {number} added: {name} on {switch}", {"id": number, "switch": switch, "tap": name}, how
         )
         return
+    if not offloads:
+        raise UsageError("a front end agrees on offloads with its own driver; --no-offloads goes with a TAP")
     socket = None if vhost_user == _AUTO else str(Path(vhost_user).absolute())
     number = operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu, connect=connect)
     where = next(port["device"] for port in operator.port_list() if port["id"] == number)
@@ -137,7 +149,7 @@ def add(
 @on_host
 def set_(
     operator: SyncOperator,
-    number: Annotated[int, typer.Argument(help="The port's id.", show_default=False)],
+    port: PortArgument,
     settings: Annotated[
         list[str],
         typer.Argument(
@@ -150,21 +162,49 @@ def set_(
     how: FormatOption = Format.table,
 ) -> None:
     """Set attributes of a TAP's port, or of one for front ends; those of guests are set at their devices."""
+    number = _id_of(operator, port)
     for attribute, value in read_settings(settings).items():
         operator.port_set(number, attribute, value)
-    port = next(port for port in operator.port_list() if port["id"] == number)
+    found = next(row for row in operator.port_list() if row["id"] == number)
     shown = ("id", "name", "switch", "kind", "is_up", "hold_us", "burst_threshold_us", "budget")
-    output.print_record({column: port[column] for column in shown}, how)
+    output.print_record({column: found[column] for column in shown}, how)
 
 
 @app.command()
 @on_host
 def remove(
     operator: SyncOperator,
-    number: Annotated[int, typer.Argument(help="The port's id.", show_default=False)],
+    port: PortArgument,
     *,
     how: FormatOption = Format.table,
 ) -> None:
     """Take a port off its switch."""
+    number = _id_of(operator, port)
     operator.port_remove(number)
-    output.print_done(f"port {number} removed", {"id": number, "result": "removed"}, how)
+    output.print_done(f"port {port} removed", {"id": number, "result": "removed"}, how)
+
+
+def _is_id(port: str) -> bool:
+    return port.isascii() and port.isdigit()
+
+
+def _id_of(operator: SyncOperator, port: str) -> int:
+    """The id of a port that is named, or is a number and so its id already.
+
+    Raises:
+        NotFoundError: no port has this name.
+    """
+    if _is_id(port):
+        return int(port)
+    number = next((row["id"] for row in operator.port_list() if row["name"] == port), None)
+    if number is None:
+        raise NotFoundError(f"there is no port {port!r}; `vbnet port list` has all", port=port)
+    return int(number)
+
+
+def _name_of(operator: SyncOperator, number: int) -> str:
+    """The name of a port; NotFoundError: there is none of this id."""
+    name = next((row["name"] for row in operator.port_list() if row["id"] == number), None)
+    if name is None:
+        raise NotFoundError(f"there is no port {number}; `vbnet port list` has all", port=number)
+    return str(name)
