@@ -14,7 +14,8 @@ for pair in ip:iproute2 ping:iputils-ping iperf3:iperf3 tcpdump:tcpdump curl:cur
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 # Debian puts the version of DPDK's interface into the names of its drivers; apt takes these for patterns.
-command -v dpdk-testpmd >/dev/null 2>&1 || missing="$missing dpdk-dev librte-mempool-ring.* librte-net-virtio.*"
+dpdk="dpdk-dev librte-mempool-ring.* librte-net-virtio.* librte-net-vhost.*"
+command -v dpdk-testpmd >/dev/null 2>&1 && ls /usr/lib/*/librte_net_vhost.so.* >/dev/null 2>&1 || missing="$missing $dpdk"
 [ -n "$missing" ] || exit 0
 
 by_hand() {

@@ -333,6 +333,7 @@ class Fabric:
         burst_threshold_us: int = 50,
         budget: int = 256,
         does_connect: bool = False,
+        is_front_end: bool = False,
     ) -> int: ...
     def port_add_virtio_net(
         self,

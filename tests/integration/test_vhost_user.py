@@ -164,3 +164,31 @@ vhost-user:
     assert ["vm", "vhost-user", "waiting", [MACS[0]]] == [waiting[key] for key in ("guest", "kind", "state", "mac")]
     assert "connected" == connected["state"]
     assert ("vhost-user", MACS[0], waiting["detail"]) == (listed["kind"], listed["mac"], listed["device"])
+
+
+@pytest.mark.parametrize("card", ["", "client=1"], ids=["listens", "connects"])
+def test_device_that_an_application_serves_is_reached_by_a_guest(net: Net, tmp_path: Path, card: str) -> None:
+    """The port is the front end of testpmd's own vhost, which swaps addresses; also of one that comes a second time."""
+    station = net.station()
+    socket = tmp_path / "back-end.sock"
+    name = f"front-{next(net.lab.numbers)}"
+    port = net.lab.operator.port_listen(net.switch, name, socket=str(socket), connect=not card, front_end=True)
+    mac = bytes.fromhex(MACS[0].replace(":", ""))
+    lengths = [60, 64, 512, 1513, 1514]
+    try:
+        for number in range(2):
+            if not card:
+                socket.unlink(missing_ok=True)
+            with TestPmd(socket, "", "macswap", card) as program:
+                program.command("start")
+                eventually(lambda: net.lab.ports()[name]["is_served"], "the device is there", 20)
+                for start in range(0, 512, 8):
+                    frames = [ethernet(mac, station.mac, length, start + at) for at, length in enumerate(lengths)]
+                    station.nic.send(frames, 10)
+                    returned = station.gather(len(frames))
+                    assert [
+                        ethernet(station.mac, mac, length, start + at) for at, length in enumerate(lengths)
+                    ] == returned
+            eventually(lambda: not net.lab.ports()[name]["is_served"], f"it has gone the {number + 1}. time", 20)
+    finally:
+        net.lab.operator.port_remove(port)

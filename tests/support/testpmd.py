@@ -1,4 +1,4 @@
-"""DPDK's testpmd as a front end of vhost-user: a program that is not ours, with queues and memory of its own."""
+"""DPDK's testpmd at the other end of vhost-user: a program that is not ours, as a front end or as a back end."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _NUMBERS: Final = itertools.count(1)
 
 
 class TestPmd(Program):
-    """One testpmd with a virtio-user card; forwards once it is told to.
+    """One testpmd with a virtio-user card, or one that serves somebody else's card; forwards once it is told to.
 
     Args:
         socket: of the port.
-        mac: of its card.
+        mac: of its card; empty: it is a back end.
         mode: of forwarding, as testpmd calls it.
         card: further arguments of the card, such as ``packed_vq=1``.
         arguments: further arguments of the program.
@@ -41,10 +41,11 @@ class TestPmd(Program):
 
     def __init__(self, socket: Path, mac: str, mode: str, card: str = "", arguments: tuple[str, ...] = ()) -> None:
         if shutil.which(_PROGRAM) is None:
-            pytest.skip(f"{_PROGRAM} is not installed (Debian: dpdk-dev librte-net-virtio23)")
+            pytest.skip(f"{_PROGRAM} is not installed (Debian: dpdk-dev librte-net-virtio23 librte-net-vhost23)")
         core = min(os.sched_getaffinity(0))
         own = f"vbnet-{os.getpid()}-{next(_NUMBERS)}"
-        vdev = f"net_virtio_user0,path={socket},mac={mac},queue_size=256" + (f",{card}" if card else "")
+        vdev = f"net_virtio_user0,path={socket},mac={mac},queue_size=256" if mac else f"net_vhost0,iface={socket}"
+        vdev += f",{card}" if card else ""
         command = [_PROGRAM, "--lcores", f"0@{core},1@{core}", "--no-pci", "--no-telemetry", "--file-prefix", own]
         command += ["-m", "128", "--no-huge", "--no-shconf", "--single-file-segments", "--vdev", vdev]
         command += ["--", "--interactive", "--nb-cores=1", f"--forward-mode={mode}", "--total-num-mbufs=8192"]

@@ -182,7 +182,8 @@ class PortListen(_Verb, tag="port.listen", frozen=True):
     """Listen for front ends of vhost-user, whose network card is a port of a switch; answered with the port's id.
 
     Without ``socket`` it is in the host node's run directory. ``port.list`` has its path as the port's ``device``. With
-    ``connect`` the front end listens there, and the port connects, again and again whenever nobody is there.
+    ``connect`` the front end listens there, and the port connects, again and again whenever nobody is there. With
+    ``front_end`` the port is the front end, and the other end is the back end.
     """
 
     switch: Name
@@ -219,6 +220,7 @@ class PortListen(_Verb, tag="port.listen", frozen=True):
     ) = None
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
     connect: bool = False
+    front_end: bool = False
 
 
 class PortSet(_Verb, tag="port.set", frozen=True):

@@ -269,6 +269,7 @@ class Operator:
         mac: str | None = None,
         mtu: int = 1500,
         connect: bool = False,
+        front_end: bool = False,
     ) -> int:
         """Listen for front ends of vhost-user, whose network card is a port; gives the port's id.
 
@@ -278,9 +279,10 @@ class Operator:
             socket: absolute path on the host's machine; None: in the run directory, as ``port_list`` tells.
             mac: of the card; None: the front end chooses.
             mtu: largest packet, bytes.
-            connect: the front end listens on ``socket``, which must be given; the port connects, as often as it takes.
+            connect: the other end listens on ``socket``, which must be given; the port connects, as often as it takes.
+            front_end: the port is the front end of a back end at the other end, which may have no ``mac``.
         """
-        return await self._ask(admin.PortListen(switch, name, socket, mac, mtu, connect), int)
+        return await self._ask(admin.PortListen(switch, name, socket, mac, mtu, connect, front_end), int)
 
     async def port_set(self, port: int, attribute: str, value: str) -> None:
         """Change ``hold``, ``budget``, ``burstthresh`` or ``enabled`` of a TAP's port, or of one for front ends."""
@@ -586,10 +588,13 @@ class SyncOperator(Closing):
         mac: str | None = None,
         mtu: int = 1500,
         connect: bool = False,
+        front_end: bool = False,
     ) -> int:
         """See ``Operator.port_listen``."""
         return self._thread.run(
-            self._operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu, connect=connect)
+            self._operator.port_listen(
+                switch, name, socket=socket, mac=mac, mtu=mtu, connect=connect, front_end=front_end
+            )
         )
 
     def port_set(self, port: int, attribute: str, value: str) -> None:

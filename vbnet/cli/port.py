@@ -29,6 +29,10 @@ app = output.application(
         ("vbnet port add lan vb0 --no-offloads", "the same, for a program that wants frames as on a wire"),
         ("vbnet port add lan vm1 --vhost-user auto", "listen for a virtual machine's network card"),
         ("vbnet port add lan fw --vhost-user /run/fw.sock --connect", "join one that listens itself"),
+        (
+            "vbnet port add lan up --vhost-user /run/vpp.sock --front-end",
+            "join the device that DPDK, VPP or vbnet serves there",
+        ),
         ("vbnet port set vm1 hold=0", "frames that it has no room for are dropped at once"),
         ("vbnet port set vm1 enabled=0", "unplug its cable"),
         ("vbnet port remove vm1", "also by its id: `vbnet port remove 7`"),
@@ -117,9 +121,19 @@ def add(
         str | None, typer.Option(help="With --vhost-user: address of the network card.", show_default=False)
     ] = None,
     connect: Annotated[
+        bool | None,
+        typer.Option(
+            "--connect/--listen",
+            help="With --vhost-user: connect to the socket, where the other end listens, or listen there. "
+            "Back ends listen and front ends connect when nothing is said.",
+            show_default=False,
+        ),
+    ] = None,
+    front_end: Annotated[
         bool,
         typer.Option(
-            "--connect", help="With --vhost-user: the front end listens on the socket, and the port connects."
+            "--front-end",
+            help="With --vhost-user: the port is the front end of a device that DPDK, VPP or vbnet serves.",
         ),
     ] = False,
     how: FormatOption = Format.table,
@@ -128,8 +142,8 @@ def add(
     if vhost_user is None:
         if mac is not None:
             raise UsageError("a TAP has the address that the kernel gave it; --mac goes with --vhost-user", mac=mac)
-        if connect:
-            raise UsageError("--connect goes with --vhost-user")
+        if connect is not None or front_end:
+            raise UsageError("--connect, --listen and --front-end go with --vhost-user")
         number = operator.port_add(switch, name, mtu=mtu, offloads=offloads)
         output.print_done(
             f"port {number} added: {name} on {switch}", {"id": number, "switch": switch, "tap": name}, how
@@ -137,11 +151,15 @@ def add(
         return
     if not offloads:
         raise UsageError("a front end agrees on offloads with its own driver; --no-offloads goes with a TAP")
+    does_connect = front_end if connect is None else connect
     socket = None if vhost_user == _AUTO else str(Path(vhost_user).absolute())
-    number = operator.port_listen(switch, name, socket=socket, mac=mac, mtu=mtu, connect=connect)
+    number = operator.port_listen(
+        switch, name, socket=socket, mac=mac, mtu=mtu, connect=does_connect, front_end=front_end
+    )
     where = next(port["device"] for port in operator.port_list() if port["id"] == number)
     told = {"id": number, "switch": switch, "name": name, "socket": where}
-    who = "its front end listens on" if connect else "front ends connect to"
+    other = "back end" if front_end else "front end"
+    who = f"its {other} listens on" if does_connect else f"{other}s connect to"
     output.print_done(f"port {number} added: {name} on {switch}, {who} {where}", told, how)
 
 

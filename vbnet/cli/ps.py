@@ -15,6 +15,9 @@ from vbnet.cluster.process import is_alive
 from vbnet.cluster.state import LabState, choose_lab, lab_folders, read_state, shown_state
 from vbnet.errors import VbnetError
 
+_SERVED_KINDS = ("vhost-user", "front-end")
+"""Ports at whose other end is a program that a lab does not start."""
+
 COLUMNS = ("lab", "guest", "kind", "state", "ip", "mac", "pid", "restarts", "detail")
 
 app = output.application(
@@ -83,7 +86,7 @@ def front_end_rows(state: LabState, ports: Mapping[str, Mapping[str, Any]]) -> l
             {
                 "lab": state.lab,
                 "guest": front_end.name,
-                "kind": "vhost-user",
+                "kind": "vhost-user" if port is None else port["kind"],
                 "state": shown,
                 "ip": [],
                 "mac": front_end.macs,
@@ -110,7 +113,7 @@ def front_ends(folder: Path, state: LabState) -> dict[str, dict[str, Any]]:
     from vbnet.bus.operator import SyncOperator  # noqa: PLC0415 -- ZeroMQ is loaded for labs that have such ports only
 
     with suppress(VbnetError), SyncOperator(folder, deadline_s=ANSWER_DEADLINE_S) as operator:
-        return {port["name"]: port for port in operator.port_list() if port["kind"] == "vhost-user"}
+        return {port["name"]: port for port in operator.port_list() if port["kind"] in _SERVED_KINDS}
     return {}
 
 

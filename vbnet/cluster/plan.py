@@ -282,8 +282,10 @@ def _listen_request(lab: LabFile, name: str, port: lab_file.VhostUser) -> Reques
     socket = None if port.socket == lab_file.AUTO else str(lab_file.socket_path(lab.source, port))
     mac = None if port.mac is None else port.mac.lower()
     args = {"switch": port.switch, "name": name, "socket": socket, "mac": mac, "mtu": port.mtu}
-    if port.connect:
+    if port.does_connect:
         args["connect"] = True
+    if port.front_end:
+        args["front_end"] = True
     return Request(verb="port.listen", args=args)
 
 

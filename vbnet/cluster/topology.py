@@ -216,7 +216,7 @@ class Uplink(_Part, frozen=True):
 
 
 class VhostUser(_Part, frozen=True):
-    """A socket where a virtual machine or a DPDK application connects its network card to a switch."""
+    """A socket where a virtual machine or a DPDK application connects its network card to a switch, or serves one."""
 
     switch: Annotated[str, Meta(description="Name of a switch of this lab.")]
     socket: Annotated[
@@ -226,11 +226,26 @@ class VhostUser(_Part, frozen=True):
             description="`auto`: in the lab's run directory, or a path (from the lab file's folder).",
         ),
     ] = AUTO
-    connect: Annotated[
-        bool, Meta(description="The front end listens on `socket`, and the port connects to it, again and again.")
-    ] = False
+    connect: (
+        Annotated[
+            bool,
+            Meta(
+                description="The other end listens on `socket`, and the port connects to it, again and again. As "
+                "`front-end` is, when left out."
+            ),
+        ]
+        | None
+    ) = None
+    front_end: Annotated[
+        bool, Meta(description="The port is the front end of a device that somebody else serves: DPDK, VPP, vbnet.")
+    ] = msgspec.field(default=False, name="front-end")
     mac: Annotated[str, Meta(description="Address of the card; its own choice when left out.")] | None = None
     mtu: Mtu = 1500
+
+    @property
+    def does_connect(self) -> bool:
+        """Whether the port connects to the socket, rather than listens on it."""
+        return self.front_end if self.connect is None else self.connect
 
 
 class LabDevice(_Part, frozen=True):
@@ -555,9 +570,13 @@ class _Checker(PartReader):
             self.add(place, f"duplicate name `{name}`, also on line {line}", "rename one of the two")
         if port.mac is not None and self._is_station((*place, "mac"), port.mac):
             self._claim_mac((*place, "mac"), port.mac.lower(), name)
+        if port.front_end and port.mac is not None:
+            what = "a front end has the addresses of those behind it, and none of its own"
+            self.add((*place, "mac"), what, "leave `mac` out")
         if port.socket == AUTO:
-            if port.connect:
-                self.add((*place, "connect"), "`connect` without a path", "say where the front end listens: `socket`")
+            if port.does_connect:
+                key = "connect" if port.connect else "front-end"
+                self.add((*place, key), f"`{key}` without a path", "say where the other end listens: `socket`")
             return
         socket, line = socket_path(self.source, port), self.source.line_of((*place, "socket"))
         if len(os.fsencode(socket)) > SOCKET_PATH_MAX_BYTES:

@@ -313,9 +313,19 @@ class AdminDesk:
         mac = verb.mac if verb.mac is not None else _NO_MAC
         socket = Path(verb.socket) if verb.socket is not None else self._run_dir.front_end_socket(verb.name)
         if verb.connect and verb.socket is None:
-            raise UsageError("a port that connects needs the path of the socket where its front end listens")
+            raise UsageError("a port that connects needs the path of the socket where the other end listens")
+        if verb.front_end and verb.mac is not None:
+            raise UsageError(
+                "a front end has the addresses of those behind it; `mac` goes with back ends", mac=verb.mac
+            )
         return self._services.need_fabric().port_add_vhost_user(
-            verb.switch, verb.name, socket, mac=mac, mtu=verb.mtu, does_connect=verb.connect
+            verb.switch,
+            verb.name,
+            socket,
+            mac=mac,
+            mtu=verb.mtu,
+            does_connect=verb.connect,
+            is_front_end=verb.front_end,
         )
 
     def _port_set(self, verb: admin.PortSet) -> None:

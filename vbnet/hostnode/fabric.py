@@ -124,7 +124,15 @@ class Fabric(Protocol):
         """
 
     def port_add_vhost_user(
-        self, switch: str, name: str, socket: Path, *, mac: str = ..., mtu: int = ..., does_connect: bool = ...
+        self,
+        switch: str,
+        name: str,
+        socket: Path,
+        *,
+        mac: str = ...,
+        mtu: int = ...,
+        does_connect: bool = ...,
+        is_front_end: bool = ...,
     ) -> int:
         """Listen on a socket for front ends of vhost-user, whose network card is a port; gives the port's id.
 
@@ -135,6 +143,7 @@ class Fabric(Protocol):
             mac: of the card, told to front ends and known to the switch from the start; zeroes for none.
             mtu: largest packet, bytes.
             does_connect: connect to the socket instead, where front ends listen, and again whenever nobody is there.
+            is_front_end: the port is the front end itself, and whoever is at the other end serves its queues.
 
         Raises:
             ExistsError: the name is taken, or something is at the path that is no socket, or that is listened on.

@@ -289,17 +289,21 @@ VHOST_USER: Final = MetricBlock(
     ("device", "switch"),
     {
         "connections": _one(
-            "vbnet_vhost_user_connections_total", "connections", "Front ends that connected to a port's socket."
+            "vbnet_vhost_user_connections_total", "connections", "Ends that connected to a port, or it to them."
         ),
         "is_connected": _one(
-            "vbnet_vhost_user_connected", "connections", "1: a front end is connected now.", MetricKind.GAUGE
+            "vbnet_vhost_user_connected", "connections", "1: the other end is connected now.", MetricKind.GAUGE
         ),
-        "messages": _one("vbnet_vhost_user_messages_total", "messages", "Messages of front ends that were done."),
+        "messages": _one(
+            "vbnet_vhost_user_messages_total",
+            "messages",
+            "Messages of front ends that were done; of a front end, how often it was set up.",
+        ),
         **{
             f"refused_{reason}": Metric(
                 "vbnet_vhost_user_refused_total",
                 "connections",
-                "Connections of front ends that were ended.",
+                "Connections that were ended.",
                 fixed={"reason": reason},
                 detail=detail,
             )
@@ -307,7 +311,7 @@ VHOST_USER: Final = MetricBlock(
         },
     },
 )
-"""The socket of a port that virtual machines and DPDK applications connect to."""
+"""The socket of a port that virtual machines and DPDK applications connect to, or that is their front end."""
 
 BLOCKS: Final = (HOST, GUEST, BUS, DEVICE, WORKER, SWITCH, CAPTURE, VHOST_USER)
 

@@ -14,7 +14,7 @@ from vbnet.hostnode.nics import ENABLED, TURN_PARAMETERS, turn_attributes
 
 __all__ = ["set_port"]
 
-_OWN_KINDS: Final = ("tap", "vhost-user")
+_OWN_KINDS: Final = ("tap", "vhost-user", "front-end")
 
 
 def set_port(fabric: Fabric, number: int, attribute: str, text: str) -> str:

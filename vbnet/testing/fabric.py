@@ -124,11 +124,21 @@ class FakeFabric:
         *,
         mac: str = "00:00:00:00:00:00",
         mtu: int = 1500,
-        does_connect: bool = False,  # noqa: ARG002 - nobody is connected to
+        does_connect: bool = False,
+        is_front_end: bool = False,
     ) -> int:
-        """Remember a port that waits for front ends; nobody listens."""
+        """Remember a port that waits for whoever is at the other end; nobody listens, and nobody is connected to."""
+        kind = "front-end" if is_front_end else "vhost-user"
         return self.add_port(
-            switch, name, "vhost-user", mac=mac, mtu=mtu, device=str(socket), is_served=False, has_waiting=False
+            switch,
+            name,
+            kind,
+            mac=mac,
+            mtu=mtu,
+            device=str(socket),
+            does_connect=does_connect,
+            is_served=False,
+            has_waiting=False,
         )
 
     def port_add_virtio_net(self, switch: str, name: str, *, mac: str, guest: str = "", **settings: int) -> FakePort:

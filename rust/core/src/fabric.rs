@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::net::frame::{FRAME_BYTES_MAX, MacAddress};
 use crate::net::offload::Features;
 use crate::net::switch::{Switch, SwitchCounter};
+use crate::port::driver::DriverPort;
 use crate::port::latency::{Latencies, PortLatency};
 use crate::port::nic::NicPort;
 use crate::port::tap::{self, TapPort};
@@ -34,7 +35,7 @@ use crate::shm::capture::CaptureRing;
 use crate::shm::counters::{Block, CounterFile};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::labels;
-use crate::vhost_user::server::{Bound, Meeting, Server, ServerParams};
+use crate::vhost_user::server::{Bound, Meeting, Role, Server, ServerParams};
 use crate::virtio::net::NetPort;
 use crate::watch::bpf::{Instruction, Program};
 use crate::watch::{CaptureCounter, Purpose, WATCHES_A_PORT_MAX, WATCHES_MAX, Watch};
@@ -393,6 +394,27 @@ impl Fabric {
         Ok(NetPort { id, door: handle.door() })
     }
 
+    /// Joins a switch to somebody else's network device: the port is its front end. It connects to the socket where a back end
+    /// listens, or with `does_listen` waits there for one, again and again for as long as the port is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::port_add_vhost_user`].
+    pub fn port_add_front_end(
+        &self,
+        switch: &str,
+        name: &str,
+        (socket, does_listen): (&Path, bool),
+        params: VenetParams,
+    ) -> Result<PortId> {
+        params.check()?;
+        let meeting = if does_listen { Meeting::Listen(Bound::new(socket)?) } else { Meeting::at(socket)? };
+        let device = Some(socket.display().to_string());
+        let end = End::Driver(Box::new(DriverPort::new(params.mtu)));
+        let (guest, kind, switch) = (name.into(), PortKind::FrontEnd, Some(switch));
+        self.add_served(NewPort { name, guest, kind, switch, device, params, end }, Some(meeting))
+    }
+
     fn add_vhost_user(
         &self,
         switch: &str,
@@ -452,8 +474,9 @@ impl Fabric {
         let serve = |(meeting, block): (Meeting, Block)| {
             let handle = registry.workers.get(worker).ok_or(Error::Closed("the fabric"))?;
             let sink = EventSink { events: self.told.clone(), bell: self.events_bell.clone() };
-            let (mac, door) = (params.mac, handle.door());
-            Server::start(meeting, ServerParams { port: id, name: name.into(), mac, door, sink, block })
+            let (mac, mtu, door) = (params.mac, params.mtu, handle.door());
+            let role = if kind == PortKind::FrontEnd { Role::FrontEnd } else { Role::BackEnd };
+            Server::start(meeting, ServerParams { role, mtu, port: id, name: name.into(), mac, door, sink, block })
         };
         let server = meeting.map(serve).transpose();
         let server = server.inspect_err(|_| registry.tell(worker, |reply| Command::RemovePort(id, reply)))?;
@@ -475,9 +498,9 @@ impl Fabric {
             transmit_fault: None,
             receive_fault: None,
             is_gone: false,
-            is_served: matches!(kind, PortKind::VhostUser | PortKind::VirtioNet).then_some(false),
+            is_served: matches!(kind, PortKind::VhostUser | PortKind::FrontEnd | PortKind::VirtioNet).then_some(false),
             offloads,
-            has_waiting: (kind == PortKind::VhostUser).then_some(false),
+            has_waiting: matches!(kind, PortKind::VhostUser | PortKind::FrontEnd).then_some(false),
         };
         registry.ports.insert(id, PortRecord { info, status, server });
         registry.resume_watches(id, name, worker);

@@ -33,6 +33,7 @@ use crate::net::counters::counters;
 use crate::net::frame::MacAddress;
 use crate::net::mac_table::{PortSlot, TableEntry, Tick};
 use crate::net::switch::Switch;
+use crate::port::driver::DriverRings;
 use crate::port::virtqueues::Rings;
 use crate::port::{PortCounter, PortId};
 use crate::shm::counters::Block;
@@ -114,6 +115,8 @@ pub(crate) enum Command {
     FlushRx(PortId, Sender<u32>),
     /// Other rings for a front end, or none; answers with those that ran until now.
     SetRings(PortId, Option<Box<Rings>>, Sender<Result<Option<Box<Rings>>>>),
+    /// Other queues for the front end of somebody else's device, or none; answers with those until now.
+    SetDriver(PortId, Option<Box<DriverRings>>, Sender<Result<Option<Box<DriverRings>>>>),
     /// Says in a station's name that it is behind this port.
     Announce(PortId, MacAddress, Sender<()>),
     SetAgeing(u32, u32, Sender<()>),
@@ -395,6 +398,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             End::Tap(_) => true,
             End::Virtqueues(queues) => queues.arm(),
             End::Nic(nic) => nic.arm(),
+            End::Driver(driver) => driver.arm(),
         };
         if is_parked {
             port.parking.is_active = false;
@@ -474,6 +478,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             End::Venet(venet) => venet.disarm(),
             End::Virtqueues(queues) => queues.disarm(),
             End::Nic(nic) => nic.disarm(),
+            End::Driver(driver) => driver.disarm(),
             End::Tap(_) => {}
         }
         let priority = port.priority;
@@ -527,6 +532,7 @@ impl<const COUNTS: bool> Worker<COUNTS> {
             }
             Command::FlushRx(id, reply) => answer(&reply, self.flush_rx(id)),
             Command::SetRings(id, rings, reply) => answer(&reply, self.set_rings(id, rings)),
+            Command::SetDriver(id, rings, reply) => answer(&reply, self.set_driver(id, rings)),
             Command::Announce(id, station, reply) => {
                 if let Some(&slot) = self.slots.get(&id) {
                     self.plane.announce(slot, station);
@@ -609,6 +615,21 @@ impl<const COUNTS: bool> Worker<COUNTS> {
         Ok(before)
     }
 
+    /// Is the front end of another back end, or of none: the queues until now, whose doorbells are heard no more.
+    fn set_driver(&mut self, id: PortId, rings: Option<Box<DriverRings>>) -> Result<Option<Box<DriverRings>>> {
+        let &slot = self.slots.get(&id).ok_or(Error::Closed("the port"))?;
+        let before = self.plane.exchange_driver(slot, rings);
+        if let Some(before) = &before {
+            // Of a port that fell silent it is not in the set.
+            let _ = epoll::delete(&self.epoll, &before.from_device.call);
+        }
+        self.wait_for(id, slot)?;
+        if !self.active.contains(&slot) {
+            self.activate(slot);
+        }
+        Ok(before)
+    }
+
     fn remove_port(&mut self, id: PortId) -> Option<Box<Port>> {
         let slot = self.slots.remove(&id)?;
         self.active.retain(|&active| active != slot);
@@ -683,6 +704,7 @@ fn waited_for(end: &End) -> Vec<BorrowedFd<'_>> {
         End::Tap(tap) => vec![tap.as_fd()],
         End::Virtqueues(queues) => queues.kicks().collect(),
         End::Nic(nic) => nic.wakers().to_vec(),
+        End::Driver(driver) => driver.calls().collect(),
     }
 }
 
@@ -693,7 +715,8 @@ fn set_param(port: &mut Port, param: Param) {
         (Param::TxMitigation(frames), End::Venet(venet)) => venet.set_tx_mitigation(frames),
         (Param::Mtu(mtu), End::Virtqueues(queues)) => queues.set_mtu(mtu),
         (Param::Mtu(mtu), End::Nic(nic)) => nic.set_mtu(mtu),
-        (Param::TxMitigation(_), End::Tap(_) | End::Virtqueues(_) | End::Nic(_)) => {}
+        (Param::Mtu(mtu), End::Driver(driver)) => driver.set_mtu(mtu),
+        (Param::TxMitigation(_), End::Tap(_) | End::Virtqueues(_) | End::Nic(_) | End::Driver(_)) => {}
         (Param::BurstThresholdUs(burst_threshold_us), _) => port.parking.set_threshold(burst_threshold_us),
         (Param::Budget(budget), _) => port.budget = budget,
         (Param::Priority(priority), _) => port.priority = priority,

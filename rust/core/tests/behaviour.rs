@@ -35,6 +35,8 @@ mod timer_model;
 mod timer_threads;
 mod venet_driver;
 mod venet_long;
+mod vhost_back;
+mod vhost_backs;
 mod vhost_dirty;
 mod vhost_frames;
 mod vhost_front;

@@ -205,10 +205,11 @@ impl Fabric {
         Ok(py.detach(|| self.inner.port_add_tap(switch, name, guest, file, mtu)).or_raise(py)?.0)
     }
 
-    /// Listens on a socket for front ends of vhost-user, whose network card is a port of a switch, or connects to theirs.
+    /// Listens on a socket for front ends of vhost-user, whose network card is a port of a switch, or connects to theirs; with
+    /// `is_front_end` the port is the front end, of whatever back end is there.
     #[pyo3(signature = (
         switch, name, socket, *, mac = "00:00:00:00:00:00", mtu = 1500, burst_threshold_us = 50, budget = 256,
-        does_connect = false
+        does_connect = false, is_front_end = false
     ))]
     #[expect(clippy::too_many_arguments, reason = "a Python call's keyword arguments")]
     fn port_add_vhost_user(
@@ -222,9 +223,14 @@ impl Fabric {
         burst_threshold_us: u32,
         budget: u32,
         does_connect: bool,
+        is_front_end: bool,
     ) -> PyResult<u64> {
         let mac = parse_mac(mac).or_raise(py)?;
         let params = core::VenetParams { mac, mtu, burst_threshold_us, budget, ..core::VenetParams::default() };
+        if is_front_end {
+            let place = (socket.as_path(), !does_connect);
+            return Ok(py.detach(|| self.inner.port_add_front_end(switch, name, place, params)).or_raise(py)?.0);
+        }
         let add = if does_connect { core::Fabric::port_join_vhost_user } else { core::Fabric::port_add_vhost_user };
         let port = py.detach(|| add(&self.inner, switch, name, &socket, params));
         Ok(port.or_raise(py)?.0)

@@ -1,6 +1,7 @@
 """A plan says everything that will be done, in order, and depends on nothing but the lab file."""
 
 import msgspec
+import pytest
 
 from vbnet.cluster.plan import PACKED_MAX, Plan, make_plan
 from vbnet.cluster.topology import derive_mac, parse_topology
@@ -170,6 +171,18 @@ def test_disks_are_made_plugged_and_then_filled() -> None:
         (disk.device, disk.image, disk.is_read_only) for disk in plan.disks
     ]
     assert "insert" in "\n".join(plan.describe())
+
+
+@pytest.mark.parametrize(
+    ("keys", "connects"), [("front-end: true", True), ("front-end: true, connect: false", False)], ids=["", "listens"]
+)
+def test_a_port_that_is_a_front_end_connects_unless_it_listens(keys: str, connects: bool) -> None:
+    """Back ends mostly listen."""
+    text = f"name: t\nswitches: {{lan: }}\nvhost-user:\n  up: {{switch: lan, socket: /run/up.sock, {keys}}}\n"
+
+    args = make_plan(parse_topology(text, "/labs/lab.yaml", {})).requests[-1].args
+
+    assert (True, connects) == (args["front_end"], args.get("connect", False))
 
 
 def test_a_front_end_that_listens_is_connected_to() -> None:

@@ -280,7 +280,15 @@ def test_an_uplink_may_not_take_a_guests_address() -> None:
         ("  vm: {switch: lan, sock: x}\n", "7: unknown key `sock`; did you mean `socket`?"),
         (
             "  vm: {switch: lan, connect: true}\n",
-            "7: `connect` without a path; say where the front end listens: `socket`",
+            "7: `connect` without a path; say where the other end listens: `socket`",
+        ),
+        (
+            "  vm: {switch: lan, front-end: true}\n",
+            "7: `front-end` without a path; say where the other end listens: `socket`",
+        ),
+        (
+            "  vm: {switch: lan, socket: /x, front-end: true, mac: '02:00:00:00:00:09'}\n",
+            "7: a front end has the addresses of those behind it, and none of its own; leave `mac` out",
         ),
         ("  VM: {switch: lan}\n", "7: impossible vhost-user name `VM`; use lower-case letters, digits and hyphens"),
         ("  a: {switch: lan}\n", "7: duplicate name `a`, also on line 5; rename one of the two"),
@@ -292,7 +300,19 @@ def test_an_uplink_may_not_take_a_guests_address() -> None:
             "8: duplicate socket `./a.sock`, first on line 7",
         ),
     ],
-    ids=["switch", "key", "no path", "name", "guest's name", "group's MAC", "guest's MAC", "long path", "same path"],
+    ids=[
+        "switch",
+        "key",
+        "no path",
+        "front end without a path",
+        "front end's MAC",
+        "name",
+        "guest's name",
+        "group's MAC",
+        "guest's MAC",
+        "long path",
+        "same path",
+    ],
 )
 def test_a_socket_for_front_ends_that_cannot_be_is_told(ports: str, said: str) -> None:
     """Switches exist, names, addresses and paths are one port's each."""

@@ -4,6 +4,7 @@
 //!                    ┌ Venet: two rings in guest RAM         ┐
 //!                    │ Virtqueues: a front end's, a guest's  │
 //!   worker ─── Port ─┤ Tap: a device of the kernel           ├── each: take frames from it · give frames to it · park it
+//!                    │ Driver: queues in front of a back end │
 //!                    └ Venet looped: its own sink            ┘
 //! ```
 //!
@@ -20,6 +21,7 @@ use crate::net::counters::counters;
 use crate::net::offload::{Features, Unfit};
 
 pub(crate) mod batch;
+pub(crate) mod driver;
 pub mod latency;
 pub mod nic;
 mod spread;
@@ -52,6 +54,8 @@ pub enum PortKind {
     VhostUser,
     /// Virtqueues of a guest on a bus.
     VirtioNet,
+    /// Virtqueues of ours that somebody else's device serves, set up over a socket.
+    FrontEnd,
 }
 
 impl PortKind {
@@ -65,6 +69,7 @@ impl PortKind {
             Self::Tap => "tap",
             Self::VhostUser => "vhost-user",
             Self::VirtioNet => "virtio-net",
+            Self::FrontEnd => "front-end",
         }
     }
 }

@@ -8,6 +8,9 @@
 //!   connect: tried ten times a second instead, whoever is or is not there
 //! ```
 //!
+//! Which side of the protocol the port is on does not depend on who connects: of a port that is a front end, back ends come and
+//! go in the same way.
+//!
 //! The danger: a front end may stop in the middle of a message, or never read a reply. Only its own thread waits for it, and
 //! [`Server::stop`] ends that by shutting the connection down. A second front end waits in the socket's queue until the
 //! first is gone.
@@ -33,6 +36,7 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vhost::vhost_user::{BackendReqHandler, Error as Refused};
 
 use super::early;
+use super::front::{self, Ended, FrontParams};
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::net::counters::counters;
@@ -68,8 +72,20 @@ counters! {
     }
 }
 
+/// Which side of the protocol a port is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The device of whoever comes.
+    BackEnd,
+    /// The driver of whatever device is there.
+    FrontEnd,
+}
+
 /// What a server is made with.
 pub(crate) struct ServerParams {
+    pub role: Role,
+    /// Largest packet.
+    pub mtu: u32,
     pub port: PortId,
     pub name: Arc<str>,
     pub mac: MacAddress,
@@ -310,20 +326,44 @@ fn serve(meeting: &Meeting, shared: &Shared, params: &ServerParams) {
     }
 }
 
-/// Serves one front end until it goes: or why it had to.
+fn told(params: &ServerParams, reason: &'static str, text: String) -> PortEvent {
+    PortEvent { port: params.port, name: params.name.clone(), part: PortPart::Control, reason, text }
+}
+
+/// Serves whoever is at the other end until it goes: or why it had to.
 fn converse(stream: UnixStream, shared: &Shared, params: &ServerParams) -> std::result::Result<(), PortEvent> {
-    let told = |reason: &'static str, text: String| PortEvent {
-        port: params.port,
-        name: params.name.clone(),
-        part: PortPart::Control,
-        reason,
-        text,
-    };
-    let machine = |error: std::io::Error| told("refused_machine", format!("cannot serve a front end: {error}"));
+    let machine = |error: std::io::Error| told(params, "refused_machine", format!("cannot use a connection: {error}"));
     stream.set_nonblocking(false).map_err(machine)?;
     let handle = stream.try_clone().map_err(machine)?;
-    let mut ahead = stream.try_clone().map_err(machine)?;
+    let ahead = stream.try_clone().map_err(machine)?;
     *shared.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
+    let outcome = match params.role {
+        Role::BackEnd => serve_front_end(stream, ahead, shared, params),
+        Role::FrontEnd if shared.is_over.load(Ordering::Relaxed) => Ok(()),
+        Role::FrontEnd => {
+            let ServerParams { port, mtu, door, block, .. } = params;
+            front::serve(&stream, &FrontParams { port: *port, mtu: *mtu, door, block })
+        }
+    };
+    *shared.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    match outcome {
+        Err((counter, text)) if !shared.is_over.load(Ordering::Relaxed) => {
+            params.block.add(counter as usize, 1);
+            let who = if params.role == Role::BackEnd { "front" } else { "back" };
+            let text = format!("a {who} end of port {} was disconnected: {text}", params.name);
+            Err(told(params, VhostUserCounter::NAMES[counter as usize], text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Does what a front end asks, message by message.
+fn serve_front_end(
+    stream: UnixStream,
+    mut ahead: UnixStream,
+    shared: &Shared,
+    params: &ServerParams,
+) -> std::result::Result<(), Ended> {
     let session = Arc::new(Session::new(params.port, params.mac, params.door.clone()));
     let mut messages = BackendReqHandler::from_stream(stream, session.clone());
     let outcome = loop {
@@ -338,11 +378,7 @@ fn converse(stream: UnixStream, shared: &Shared, params: &ServerParams) -> std::
     };
     let refusal = session.take_refusal();
     session.end();
-    *shared.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let Err(refused) = outcome else { return Ok(()) };
-    if shared.is_over.load(Ordering::Relaxed) {
-        return Ok(());
-    }
     let counter = match (&refused, &refusal) {
         (Refused::Disconnected | Refused::SocketBroken(_), _) => return Ok(()),
         (Refused::PartialMessage, _) => VhostUserCounter::RefusedPartial,
@@ -350,8 +386,5 @@ fn converse(stream: UnixStream, shared: &Shared, params: &ServerParams) -> std::
         (_, Some(_)) => VhostUserCounter::RefusedContent,
         _ => VhostUserCounter::RefusedMessage,
     };
-    params.block.add(counter as usize, 1);
-    let why = refusal.map_or_else(|| refused.to_string(), |error| error.to_string());
-    let text = format!("a front end of port {} was disconnected: {why}", params.name);
-    Err(told(VhostUserCounter::NAMES[counter as usize], text))
+    Err((counter, refusal.map_or_else(|| refused.to_string(), |error| error.to_string())))
 }

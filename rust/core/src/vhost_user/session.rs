@@ -53,7 +53,7 @@ const STOPS_A_SECOND: u32 = 1000;
 const WAIT: Duration = Duration::from_millis(1);
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
-const PROTOCOL_FEATURES: u64 = 1 << 30;
+pub(super) const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// `VHOST_F_LOG_ALL`: pages of buffers that we write are marked in a log.
 const LOG_ALL: u64 = 1 << 26;

@@ -7,12 +7,14 @@
 //!                               dirty: which pages were written, for who moves a guest
 //!   registers (bus calls, or traps) ──▶ device: features, status, set-up ──▶ server: a thread ──▶ blk, …: a model
 //!                                                                          └▶ net: queues for a port of the switch
+//!   driver: the other end of a queue, for guests' cards and for ports in front of somebody else's device
 //! ```
 
 pub mod blk;
 pub mod console;
 pub mod device;
 pub(crate) mod dirty;
+pub(crate) mod driver;
 pub(crate) mod guard;
 pub(crate) mod inflight;
 pub(crate) mod memory;

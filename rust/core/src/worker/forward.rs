@@ -34,6 +34,7 @@ use crate::net::rarp;
 use crate::net::switch::{RouteCache, Switch, Verdict};
 use crate::nic::card::Settled;
 use crate::port::batch::{BATCH, Batch, Piece};
+use crate::port::driver::{DriverPort, DriverRings};
 use crate::port::latency::{Latencies, PortLatency};
 use crate::port::nic::NicPort;
 use crate::port::tap::{Received, TapPort};
@@ -64,6 +65,7 @@ pub(crate) enum End {
     Tap(Box<TapPort>),
     Virtqueues(Box<VirtqueuePort>),
     Nic(Box<NicPort>),
+    Driver(Box<DriverPort>),
 }
 
 /// A port as its worker has it.
@@ -145,6 +147,7 @@ impl Port {
             End::Tap(tap) => tap.set_up(is_up),
             End::Virtqueues(queues) => queues.set_up(is_up),
             End::Nic(nic) => nic.set_up(is_up),
+            End::Driver(driver) => driver.set_up(is_up),
         }
     }
 
@@ -154,6 +157,7 @@ impl Port {
             End::Venet(venet) => venet.tx_fault().is_some(),
             End::Tap(tap) => tap.is_gone(),
             End::Virtqueues(queues) => queues.is_mute(),
+            End::Driver(driver) => driver.is_mute(),
             // Its driver is told by registers and interrupts also when nothing more is taken from it.
             End::Nic(_) => false,
         }
@@ -165,7 +169,7 @@ impl Port {
             End::Tap(tap) => tap.features(),
             End::Virtqueues(queues) => queues.features(),
             End::Venet(venet) => venet.features(),
-            End::Nic(_) => Features::NONE,
+            End::Nic(_) | End::Driver(_) => Features::NONE,
         }
     }
 
@@ -190,7 +194,7 @@ impl Port {
             // SAFETY: as above.
             End::Venet(venet) => unsafe { venet.give_long(start, piece, request) }.map(|()| std::ptr::null_mut()),
             // SAFETY: as above.
-            End::Nic(_) => unsafe { self.offer(start, piece) },
+            End::Nic(_) | End::Driver(_) => unsafe { self.offer(start, piece) },
         }
     }
 
@@ -212,6 +216,7 @@ impl Port {
             End::Virtqueues(queues) => unsafe { queues.claim(start, piece) },
             // SAFETY: as above.
             End::Nic(nic) => unsafe { nic.give(start, piece) }.map(|()| std::ptr::null_mut()),
+            End::Driver(driver) => driver.claim(piece),
         }
     }
 }
@@ -357,6 +362,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             Some(Port { end: End::Tap(_), .. }) => self.turn_tap(slot),
             Some(Port { end: End::Virtqueues(_), .. }) => self.turn_queues(slot),
             Some(Port { end: End::Nic(_), .. }) => self.turn_card(slot),
+            Some(Port { end: End::Driver(_), .. }) => self.turn_driver(slot),
             None => Turn::default(),
         }
     }
@@ -514,6 +520,58 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             self.report(slot);
         }
         turn
+    }
+
+    fn turn_driver(&mut self, slot: PortSlot) -> Turn {
+        let mut turn = Turn::default();
+        let mut bytes = 0;
+        let mut budget = 1;
+        while turn.cost < budget {
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
+            let End::Driver(driver) = &mut port.end else { break };
+            budget = port.budget;
+            let loaded = driver.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
+            if loaded == 0 {
+                break;
+            }
+            let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
+            let Some(port) = port_at(&mut self.ports, slot) else { break };
+            let End::Driver(driver) = &mut port.end else { break };
+            if driver.give_back(done, &self.ringer) {
+                tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
+            }
+            if done < loaded as u32 {
+                break;
+            }
+        }
+        self.end_turn(slot, turn, bytes, budget, false);
+        let Some(port) = port_at(&mut self.ports, slot) else { return turn };
+        let End::Driver(driver) = &mut port.end else { return turn };
+        let [(_, waiting), _] = driver.occupancy();
+        note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
+        if driver.has_news() {
+            self.report(slot);
+        }
+        turn
+    }
+
+    /// Is the front end of another back end from now on, or of none: the queues until now.
+    pub(crate) fn exchange_driver(
+        &mut self,
+        slot: PortSlot,
+        rings: Option<Box<DriverRings>>,
+    ) -> Option<Box<DriverRings>> {
+        self.flush();
+        self.report(slot);
+        let port = port_at(&mut self.ports, slot)?;
+        let End::Driver(driver) = &mut port.end else { return rings };
+        port.status.clear_faults();
+        port.status.set_served(rings.is_some());
+        let before = driver.exchange(rings, &self.ringer);
+        let [(transmit, _), (receive, _)] = driver.occupancy();
+        port.block.set(PortCounter::TransmitSlots as usize, transmit.into());
+        port.block.set(PortCounter::ReceiveSlots as usize, receive.into());
+        before
     }
 
     /// Runs other rings of a front end from now on, or none; those that ran until now.
@@ -838,6 +896,24 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                     }
                     queues.has_news()
                 }
+                End::Driver(driver) => {
+                    let (frames, bytes) = driver.given();
+                    if frames != 0 {
+                        let is_kicked = driver.release(&self.ringer);
+                        port.hold.earn(frames);
+                        tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
+                        tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
+                        let [_, (_, free)] = driver.occupancy();
+                        note::<COUNTS>(&port.block, PortCounter::ReceiveSlotsUsed, free.into());
+                        let outcome = if is_kicked { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
+                        tally::<COUNTS>(&port.block, outcome, 1);
+                        if self.watches.is_on() {
+                            self.watches.told(slot, Stage::Published);
+                            self.watches.told(slot, if is_kicked { Stage::Rung } else { Stage::Spared });
+                        }
+                    }
+                    driver.has_news()
+                }
                 End::Nic(nic) => {
                     let (frames, bytes) = nic.take_given();
                     tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
@@ -871,7 +947,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         let Some(port) = port_at(&mut self.ports, slot) else { return };
         let (mut tx, mut rx, mut gone) = (None, None, None);
         match &mut port.end {
-            End::Virtqueues(_) => return self.report_queues(slot),
+            End::Virtqueues(_) | End::Driver(_) => return self.report_queues(slot),
             End::Venet(venet) => {
                 tx = venet.tx_fault().filter(|_| !port.is_tx_reported);
                 rx = venet.rx_fault().filter(|_| !port.is_rx_reported);
@@ -895,12 +971,14 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         }
     }
 
-    /// As [`Self::report`], for a front end: each of its queues can break by itself.
+    /// As [`Self::report`], for virtqueues, either end of them: each can break by itself.
     fn report_queues(&mut self, slot: PortSlot) {
         let Some(port) = port_at(&mut self.ports, slot) else { return };
-        while let End::Virtqueues(queues) = &mut port.end
-            && let Some((part, fault)) = queues.take_fault()
-        {
+        while let Some((part, fault)) = match &mut port.end {
+            End::Virtqueues(queues) => queues.take_fault(),
+            End::Driver(driver) => driver.take_fault(),
+            _ => None,
+        } {
             port.block.add(PortCounter::of_fault(&fault), 1);
             port.status.set_fault(part, &fault);
             self.sink.tell(port, part, fault.reason(), fault.to_string());

@@ -149,6 +149,7 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                 End::Venet(venet) => venet.loaded(index as u32)?,
                 End::Virtqueues(vhost) => vhost.loaded(index as u32)?,
                 End::Nic(nic) => nic.loaded(index as u32)?,
+                End::Driver(driver) => driver.loaded(index as u32)?,
                 End::Tap(_) => return None,
             };
         }

@@ -20,15 +20,13 @@
 //! checked against what was posted; a device that lies costs us the card, not our memory.
 //! Source: virtio 1.2 §2.7, §5.1.
 
-use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS};
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_WRITE};
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_drivers::PAGE_SIZE;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
 
@@ -44,26 +42,17 @@ use crate::net::offload::{Features, NO_REQUEST, OFFLOAD_HEADER_BYTES};
 use crate::shm::doorbell::Doorbell;
 use crate::shm::layout::CACHE_LINE;
 use crate::shm::line;
+use crate::virtio::driver::{DriverBuffers, DriverRing, FRAME_AT, HEADER, RingPlaces, WRITE};
 use crate::virtio::net::{grant_of, offload_bits};
 
 mod long;
 
 use long::Merging;
 
-/// `virtio_net_hdr` as version 1 has it.
-const HEADER: u32 = 12;
-/// Where a frame is in its buffer: on a line of its own, the header at the end of the one before.
-const FRAME_AT: u32 = CACHE_LINE as u32;
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
-const DESCRIPTOR: u32 = 16;
-const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 /// Most buffers posted again that the device is not shown at once.
 const ANNOUNCE_MAX: u16 = 32;
-/// A flag of the available ring: no interrupts wanted.
-const NO_INTERRUPT: u16 = 1;
-/// A flag of the used ring: no kicks wanted.
-const NO_NOTIFY: u16 = 1;
 
 const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
@@ -81,17 +70,6 @@ fn buffer_room(mtu: u32, slots: u32, has_offloads: bool) -> u32 {
     if has_offloads { limit.max(LONG_ROOM).max(half) } else { limit }
 }
 
-/// Bytes of one buffer with so much room.
-const fn stride(room: u32) -> u32 {
-    FRAME_AT + room.next_multiple_of(CACHE_LINE as u32)
-}
-
-/// Bytes of one queue: its rings, each from a page on, and room for its signal behind them.
-const fn queue_bytes(slots: u32) -> u32 {
-    let page = PAGE_SIZE as u32;
-    (DESCRIPTOR * slots + 6 + 2 * slots).next_multiple_of(page) + (6 + 8 * slots + 512).next_multiple_of(page)
-}
-
 /// Bytes of a block for a card of this MTU, whole pages; `has_offloads`: of a driver that asks for any.
 ///
 /// # Errors
@@ -104,9 +82,9 @@ pub fn block_bytes(mtu: u32, slots: u32, has_offloads: bool) -> Result<u32> {
     if !slots.is_power_of_two() || !(2..=SLOTS_MAX).contains(&slots) {
         return Err(Error::Usage(format!("a virtqueue has a power of two of slots, 2 to {SLOTS_MAX}; got {slots}")));
     }
-    let stride = stride(buffer_room(mtu, slots, has_offloads));
+    let stride = DriverBuffers::stride(buffer_room(mtu, slots, has_offloads));
     let buffers = (u64::from(slots) * u64::from(stride)).next_multiple_of(PAGE_SIZE as u64);
-    u32::try_from(2 * (buffers + u64::from(queue_bytes(slots))))
+    u32::try_from(2 * (buffers + u64::from(RingPlaces::bytes(slots))))
         .map_err(|_| Error::Usage(format!("MTU {mtu} with {slots} slots needs more than 4 GiB; take fewer slots")))
 }
 
@@ -173,10 +151,10 @@ pub fn start(
     let has_event_index = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
     let mut rings = Vec::with_capacity(2);
     for queue in [RECEIVE, TRANSMIT] {
-        rings.push(Ring::lay_out(arena, &mut transport, queue, slots, has_event_index)?);
+        rings.push(lay_out(arena, &mut transport, queue, slots, has_event_index)?);
         failure.take()?;
     }
-    let buffers = [Buffers::take(arena, room, slots)?, Buffers::take(arena, room, slots)?];
+    let buffers = [take_buffers(arena, room, slots)?, take_buffers(arena, room, slots)?];
     transport.set_status(DeviceStatus::from_bits_retain(ALIVE));
     failure.take()?;
     let tally = transport.tally();
@@ -219,230 +197,42 @@ pub fn start(
     Ok(Started { sender, receiver, mac: [low[0], low[1], low[2], low[3], high[0], high[1]], mtu, tally })
 }
 
-/// Where the buffers of one queue are, each at its number.
-#[derive(Debug)]
-struct Buffers {
-    arena: Arc<Arena>,
-    place: NonNull<u8>,
-    offset: u32,
-    /// Bytes of a frame that each has room for, and from one to the next.
-    room: u32,
-    stride: u32,
-}
-
-impl Buffers {
-    fn take(arena: &Arc<Arena>, room: u32, slots: u32) -> Result<Self> {
-        let stride = stride(room);
-        let bytes = stride * slots;
-        let small = || Error::Usage("the block of memory for a network card's driver is too small".into());
-        let offset = arena.allocate(bytes, CACHE_LINE as u32).ok_or_else(small)?;
-        let place = arena.at(offset, bytes as usize).ok_or_else(small)?;
-        Ok(Self { arena: arena.clone(), place, offset, room, stride })
-    }
-
-    /// Where the frame of a buffer is in the guest's memory.
-    #[inline(always)]
-    const fn offset(&self, id: u16) -> u32 {
-        self.offset + self.stride * id as u32 + FRAME_AT
-    }
-
-    /// Where the frame of a buffer is mapped.
-    #[inline(always)]
-    fn frame(&self, id: u16) -> *mut u8 {
-        self.place.as_ptr().wrapping_add((self.stride * u32::from(id) + FRAME_AT) as usize)
-    }
-}
-
-/// The driver's end of one split queue.
-struct Ring {
-    _arena: Arc<Arena>,
-    descriptors: NonNull<[u64; 2]>,
-    /// Flags, index, the numbers, and the index at which we want to be called.
-    available: NonNull<AtomicU16>,
-    used: NonNull<AtomicU16>,
-    size: u16,
+/// Takes a ring from the arena and tells the device where it is.
+fn lay_out(
+    arena: &Arc<Arena>,
+    transport: &mut BusTransport,
+    queue: u16,
+    slots: u32,
     has_event_index: bool,
-    /// The next entry of the available ring, and how far the device was shown it.
-    next: u16,
-    shown: u16,
-    /// The next used entry.
-    seen: u16,
-    /// Its index as last looked at.
-    known: u16,
+) -> Result<DriverRing> {
+    let most = transport.max_queue_size(queue);
+    if most < slots {
+        return Err(Error::Usage(format!("queue {queue} of this device has {most} slots at most; {slots} are wanted")));
+    }
+    let start = arena.allocate(RingPlaces::bytes(slots), PAGE_SIZE as u32).ok_or_else(too_small)?;
+    let ring = DriverRing::new(arena.ram(), start, slots, has_event_index)?;
+    let RingPlaces { descriptors, available, used } = RingPlaces::at(start, slots);
+    transport.queue_set(queue, slots, descriptors.into(), available.into(), used.into());
+    Ok(ring)
 }
 
-// SAFETY: the rings lie in the arena's memory, which this holds, and have no thread affinity; one half has each ring.
-unsafe impl Send for Ring {}
-// SAFETY: as above.
-unsafe impl Send for Buffers {}
-
-impl Ring {
-    fn lay_out(
-        arena: &Arc<Arena>,
-        transport: &mut BusTransport,
-        queue: u16,
-        slots: u32,
-        has_event_index: bool,
-    ) -> Result<Self> {
-        let most = transport.max_queue_size(queue);
-        if most < slots {
-            return Err(Error::Usage(format!(
-                "queue {queue} of this device has {most} slots at most; {slots} are wanted"
-            )));
-        }
-        let small = || Error::Usage("the block of memory for a network card's driver is too small".into());
-        let bytes = queue_bytes(slots);
-        let start = arena.allocate(bytes, PAGE_SIZE as u32).ok_or_else(small)?;
-        let place = arena.at(start, bytes as usize).ok_or_else(small)?;
-        // SAFETY: just taken from the arena; nobody else has it.
-        unsafe { place.write_bytes(0, bytes as usize) };
-        let available = start + DESCRIPTOR * slots;
-        let used = (available + 6 + 2 * slots).next_multiple_of(PAGE_SIZE as u32);
-        transport.queue_set(queue, slots, start.into(), available.into(), used.into());
-        let at = |offset: u32| {
-            // SAFETY: within the bytes just taken.
-            unsafe { place.add((offset - start) as usize) }
-        };
-        Ok(Self {
-            _arena: arena.clone(),
-            descriptors: place.cast(),
-            available: at(available).cast(),
-            used: at(used).cast(),
-            size: slots as u16,
-            has_event_index,
-            next: 0,
-            shown: 0,
-            seen: 0,
-            known: 0,
-        })
-    }
-
-    /// The word at position `index` of the available ring: 0 flags, 1 index, from 2 on numbers, then the wish.
-    #[inline(always)]
-    fn available(&self, index: u16) -> &AtomicU16 {
-        // SAFETY: at most `size + 2`, and as many words and three lie there.
-        unsafe { self.available.add(usize::from(index)).as_ref() }
-    }
-
-    /// A word of the used ring: 0 flags, 1 index; behind its entries the device's wish.
-    #[inline(always)]
-    fn used(&self, index: usize) -> &AtomicU16 {
-        // SAFETY: 0, 1, or behind the entries, where `lay_out` left room.
-        unsafe { self.used.add(index).as_ref() }
-    }
-
-    fn describe(&self, id: u16, address: u64, length: u32, flags: u16, next: u16) {
-        let rest = u64::from(length) | u64::from(flags) << 32 | u64::from(next) << 48;
-        // SAFETY: `id` is less than `size`; the device was not shown this descriptor.
-        unsafe { self.descriptors.add(usize::from(id)).write([address.to_le(), rest.to_le()]) };
-    }
-
-    /// The length of a descriptor that has its buffer already.
-    #[inline(always)]
-    fn set_length(&self, id: u16, length: u32) {
-        // SAFETY: `id` is less than `size`; the device does not have this descriptor now.
-        unsafe {
-            self.descriptors.add(usize::from(id)).cast::<[u32; 4]>().as_ptr().cast::<u32>().add(2).write(length.to_le())
-        };
-    }
-
-    /// Puts a chain at the end of what is available; the device sees it after [`Self::show`].
-    #[inline(always)]
-    fn put(&mut self, id: u16) {
-        self.available(2 + (self.next & (self.size - 1))).store(id.to_le(), Ordering::Relaxed);
-        self.next = self.next.wrapping_add(1);
-    }
-
-    /// Chains that the device was not shown.
-    const fn unshown(&self) -> u16 {
-        self.next.wrapping_sub(self.shown)
-    }
-
-    /// Shows the device everything put. `true`: it wants a kick.
-    #[inline]
-    fn show(&mut self) -> bool {
-        let before = std::mem::replace(&mut self.shown, self.next);
-        // [VQ-1 chains visible] release: descriptors and numbers before the index; the device's partner is in refresh.
-        self.available(1).store(self.next.to_le(), Ordering::Release);
-        // [VQ-4 kick or see] our index before we look at the device's wish; partner in arm.
-        fence(Ordering::SeqCst);
-        if !self.has_event_index {
-            return u16::from_le(self.used(0).load(Ordering::Relaxed)) & NO_NOTIFY == 0;
-        }
-        let wish = u16::from_le(self.used(2 + 4 * usize::from(self.size)).load(Ordering::Relaxed));
-        self.next.wrapping_sub(wish).wrapping_sub(1) < self.next.wrapping_sub(before)
-    }
-
-    /// Used entries that were not taken. Looks again only when there are none.
-    #[inline]
-    fn ready(&mut self, under_way: u16) -> std::result::Result<u16, Fault> {
-        if self.known == self.seen {
-            // [VQ-2 used visible] acquire: the index before the entries; partner in complete.
-            let found = u16::from_le(self.used(1).load(Ordering::Acquire));
-            let ready = found.wrapping_sub(self.seen);
-            if ready > under_way {
-                return Err(Fault::IndexOutOfRange { index: ready.into(), limit: under_way.into() });
-            }
-            self.known = found;
-        }
-        Ok(self.known.wrapping_sub(self.seen))
-    }
-
-    /// The next used entry: the number of its chain, checked, and the bytes written to it.
-    #[inline]
-    fn take(&mut self) -> std::result::Result<(u16, u32), Fault> {
-        let index = usize::from(self.seen & (self.size - 1));
-        // SAFETY: less than `size` entries of 8 bytes lie behind the first two words, aligned to four.
-        let entry = unsafe { self.used.add(2).cast::<[u32; 2]>().add(index).read_volatile() };
-        let [id, length] = entry.map(u32::from_le);
-        if id >= self.size.into() {
-            return Err(Fault::IndexOutOfRange { index: id, limit: self.size.into() });
-        }
-        self.seen = self.seen.wrapping_add(1);
-        Ok((id as u16, length))
-    }
-
-    /// The number in the used entry at `index`, for who does not believe it.
-    #[inline]
-    fn peek(&self, index: usize) -> u32 {
-        // SAFETY: as in `take`.
-        u32::from_le(unsafe { self.used.add(2).cast::<[u32; 2]>().add(index).cast::<u32>().read_volatile() })
-    }
-
-    /// Asks to be called for the next used entry. `true`: there is none yet.
-    fn arm(&mut self, under_way: u16) -> std::result::Result<bool, Fault> {
-        if self.has_event_index {
-            self.available(2 + self.size).store(self.seen.to_le(), Ordering::Relaxed);
-        } else {
-            self.available(0).store(0, Ordering::Relaxed);
-        }
-        // [VQ-3 call or see] our wish before the device's index; partner in complete.
-        fence(Ordering::SeqCst);
-        Ok(self.ready(under_way)? == 0)
-    }
-
-    /// No calls wanted.
-    fn disarm(&self) {
-        if self.has_event_index {
-            // As far behind as can be: an index that comes by seldom, and harms nobody when it does.
-            self.available(2 + self.size).store(self.seen.wrapping_sub(1).to_le(), Ordering::Relaxed);
-        } else {
-            self.available(0).store(NO_INTERRUPT.to_le(), Ordering::Relaxed);
-        }
-    }
+/// Takes buffers from the arena.
+fn take_buffers(arena: &Arc<Arena>, room: u32, slots: u32) -> Result<DriverBuffers> {
+    let bytes = DriverBuffers::stride(room) * slots;
+    let offset = arena.allocate(bytes, CACHE_LINE as u32).ok_or_else(too_small)?;
+    Ok(DriverBuffers::new(arena.ram(), offset, room, slots)?)
 }
 
-impl fmt::Debug for Ring {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ring").field("size", &self.size).field("next", &self.next).field("seen", &self.seen).finish()
-    }
+#[cold]
+fn too_small() -> Error {
+    Error::Usage("the block of memory for a network card's driver is too small".into())
 }
 
 /// The sending half.
 #[derive(Debug)]
 pub struct Sender {
-    ring: Ring,
-    buffers: Buffers,
+    ring: DriverRing,
+    buffers: DriverBuffers,
     /// Descriptors that nobody has, the last one returned on top: its buffer is warm.
     free: Vec<u16>,
     /// Which the device has, or will have with the next flush.
@@ -664,8 +454,8 @@ impl Stage for Burst<'_> {
 /// The receiving half.
 #[derive(Debug)]
 pub struct Receiver {
-    ring: Ring,
-    buffers: Buffers,
+    ring: DriverRing,
+    buffers: DriverBuffers,
     is_posted: Box<[bool]>,
     posted: u16,
     /// Bytes that each buffer has room for behind a header.

@@ -49,8 +49,7 @@ impl Sender {
         request: Option<&[u8; OFFLOAD_HEADER_BYTES]>,
         parts: &[Part<'_>],
     ) -> Result<bool> {
-        let arena = self.buffers.arena.clone();
-        let ram = arena.ram();
+        let ram = &self.buffers.ram.clone();
         let length = pieces::check(parts, request.is_some(), &self.grant, self.limit, ram)?;
         let is_together = !self.grant.is_scattered || self.links_for(parts, false) > self.ring.size.into();
         // Together it takes half of the descriptors at most: that is how large their buffers are.
