@@ -22,7 +22,8 @@ ADDRESSES = ("10.0.0.1", "10.0.0.2")
 def test_machines_with_the_printed_arguments_reach_each_other(run_dir: Path) -> None:
     """Two machines get what is printed and nothing else about networks; each change at the ends is a line."""
     qemu, environment = emulator()
-    command = [*COMMAND, "link", "--memory", "128M", "--queues", "2", "--qemu", qemu, "--format", "json"]
+    command = [*COMMAND, "link", "--memory", "128M", "--queues", "2", "--mtu", "9000", "--qemu", qemu]
+    command += ["--format", "json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:
         assert program.stdout is not None
         link = json.loads(program.stdout.readline())
@@ -32,7 +33,8 @@ def test_machines_with_the_printed_arguments_reach_each_other(run_dir: Path) -> 
             ]
             for machine, address in zip(machines, ADDRESSES, strict=True):
                 machine.run(f"ip addr add {address}/24 dev eth0 && ip link set eth0 up")
-            assert "3 packets received" in machines[0].run(f"ping -c 3 -i 0.2 -W 5 {ADDRESSES[1]}")
+                assert "9000" == machine.run("cat /sys/class/net/eth0/mtu").strip()
+            assert "3 packets received" in machines[0].run(f"ping -c 3 -i 0.2 -W 5 -s 8900 {ADDRESSES[1]}")
             assert ["connected"] * 2 == [row["state"] for row in rows("ps", "link")]
             told: set[tuple[str, str]] = set()
             while not {("a", "connected"), ("b", "connected")} <= told:
@@ -66,6 +68,28 @@ def test_link_in_the_background_is_a_lab_with_a_socket_for_each_end(run_dir: Pat
     assert "vbnet down cable" in taken.stderr
     assert [] == list(folder.iterdir())
     folder.rmdir()
+
+
+@pytest.mark.usefixtures("no_leaked_processes")
+def test_version_that_is_not_known_is_said(run_dir: Path) -> None:
+    """What is printed is for a new QEMU, with a word on how to name another; one that is named needs no word."""
+    unknown = run("link", "new", "--qemu", "/nonexistent", "-d")
+    named = run("link", "old", "--qemu", "7.2", "-d")
+    run("down", "--all")
+
+    assert "/nonexistent was not found" in unknown.stderr
+    assert "QEMU 9.2 or newer" in unknown.stderr
+    assert "reconnect-ms=1000" in unknown.stdout
+    assert "--qemu" not in named.stderr
+    assert "reconnect=1" in named.stdout
+    assert ",vectors=0" in named.stdout
+    assert [] == list(run_dir.iterdir())
+
+
+def test_memory_that_qemu_does_not_take_is_told(run_dir: Path) -> None:
+    """Before anything is started."""
+    assert "no size that QEMU reads" in run("link", "--memory", "1GB", "--qemu", "9.2", code=2).stderr
+    assert [] == list(run_dir.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from vbnet.cli.output import Format, FormatOption
 from vbnet.cli.progress import Progress
 from vbnet.cluster.lab import READY_TIMEOUT_S, Lab, LabEvent
 from vbnet.cluster.plan import Plan, make_plan
-from vbnet.cluster.qemu import card_arguments, memory_arguments, qemu_version
+from vbnet.cluster.qemu import ASSUMED, card_arguments, memory_arguments, qemu_version
 from vbnet.cluster.supervise import own_command, supervise
 from vbnet.cluster.topology import SOCKET_PATH_MAX_BYTES, derive_mac, parse_topology
 from vbnet.errors import NotFoundError, NotPermittedError, UsageError, VbnetError
@@ -66,7 +66,7 @@ class Link(msgspec.Struct, frozen=True):
 
     Attributes:
         link: its name, and that of its host node.
-        mtu: longest IP packet; a machine's driver has to be told.
+        mtu: longest IP packet; the card tells the machine's driver.
         ends: in order.
         capture: the command that shows what passes.
     """
@@ -84,13 +84,13 @@ def link(
     ends: Annotated[int, typer.Option(min=2, max=len(_ENDS), help="Machines that it joins.")] = 2,
     queues: Annotated[int, typer.Option(min=1, max=8, help="Pairs of queues of each card.")] = 1,
     mtu: Annotated[int, typer.Option(min=68, max=65535, help="Longest IP packet in bytes.")] = 1500,
-    memory: Annotated[str, typer.Option(help="Memory of each machine, as QEMU writes it.")] = "1G",
+    memory: Annotated[str, typer.Option(help="Memory of each machine, as QEMU writes it: 512M, 1.5G.")] = "1G",
     sockets: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Where the sockets are; the run directory by default.", show_default=False),
     ] = None,
     qemu: Annotated[
-        str, typer.Option(metavar="PROGRAM", help="The QEMU that will be used, asked for its version.")
+        str, typer.Option(metavar="PROGRAM", help="The QEMU that will be used, asked for its version; or that, as 7.2.")
     ] = "qemu-system-x86_64",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when the sockets are there.")] = False,
     how: FormatOption = Format.table,
@@ -100,9 +100,8 @@ def link(
     folder = RunDir.for_node(name).path if sockets is None else sockets.absolute()
     if sockets is not None:
         _check_folder(folder)
-    version = qemu_version(qemu) if report_fd is None else None
     found = _describe(name, _ENDS[:ends], folder, mtu)
-    found = _with_arguments(found, memory, queues, version)
+    found = _with_arguments(found, memory, queues, _version(qemu) if report_fd is None else ASSUMED)
     plan = _plan(found)
     if report_fd is not None:
         sys.exit(run_reporting(plan, READY_TIMEOUT_S, report_fd))
@@ -114,6 +113,18 @@ def link(
             output.note(f"link {name} is up; `vbnet ps {name}` shows who is connected, `vbnet down {name}` ends it")
     else:
         sys.exit(_run_here(plan, found, how))
+
+
+def _version(qemu: str) -> tuple[int, int]:
+    """The version of the QEMU that will be used; where it cannot be told, what is assumed, and a word about that."""
+    version = qemu_version(qemu)
+    if version is None:
+        assumed = ".".join(map(str, ASSUMED))
+        output.note(
+            f"{qemu} was not found or does not tell its version: what follows is for QEMU {assumed} or newer; "
+            "name another with --qemu PROGRAM, or --qemu 7.2"
+        )
+    return version or ASSUMED
 
 
 def _check_folder(folder: Path) -> None:
@@ -146,13 +157,19 @@ def _describe(name: str, ends: str, folder: Path, mtu: int) -> Link:
     return Link(name, mtu, made, f"vbnet capture {ends[0]} --node {name} -w {name}.pcapng")
 
 
-def _with_arguments(link: Link, memory: str, queues: int, version: tuple[int, int] | None) -> Link:
+def _with_arguments(link: Link, memory: str, queues: int, version: tuple[int, int]) -> Link:
+    """Return the link with what QEMU is told.
+
+    Raises:
+        UsageError: ``memory`` is no size.
+    """
+    mtu = None if link.mtu == _USUAL_MTU else link.mtu
     ends = [
         msgspec.structs.replace(
             end,
             arguments=[
                 *memory_arguments(memory),
-                *card_arguments(Path(end.socket), mac=end.mac, queues=queues, version=version),
+                *card_arguments(Path(end.socket), mac=end.mac, queues=queues, mtu=mtu, version=version),
             ],
         )
         for end in link.ends
@@ -176,8 +193,6 @@ def _show(link: Link, how: Format) -> None:
         output.say(f"# machine {end.name}")
         pairs = [shlex.join(end.arguments[at : at + 2]) for at in range(0, len(end.arguments), 2)]
         output.say(" \\\n  ".join(pairs))
-    if link.mtu != _USUAL_MTU:
-        output.say(f"# in each machine: ip link set DEVICE mtu {link.mtu}")
     output.say(f"# what passes: {link.capture}")
 
 
