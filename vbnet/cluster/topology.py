@@ -45,10 +45,13 @@ NICS_MAX = 8
 DISKS_MAX = 8
 SOCKET_PATH_MAX_BYTES = 107
 MTU_MIN, MTU_MAX = 68, 65535
+TAP_MTU_MAX = MTU_MAX - 14
+"""What Linux takes for a TAP: packet and Ethernet header have room for 65535 bytes together."""
 RAM_MIN_BYTES, RAM_MAX_BYTES = 64 << 10, 4 << 30
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="Lower-case letters, digits and hyphens; at most 31.")]
 Mtu = Annotated[int, Meta(ge=MTU_MIN, le=MTU_MAX, description="Largest IP packet in bytes.")]
+TapMtu = Annotated[int, Meta(ge=MTU_MIN, le=TAP_MTU_MAX, description="Largest IP packet in bytes.")]
 Address = Annotated[str, Meta(description="An IP address with its prefix length, such as 10.10.0.10/24.")]
 Offloads = Annotated[
     bool,
@@ -211,7 +214,7 @@ class Uplink(_Part, frozen=True):
     switch: Annotated[str, Meta(description="Name of a switch of this lab.")]
     tap: Annotated[str, Meta(pattern=TAP_PATTERN, description="Name of the TAP device; made if it is not there.")]
     ip: Address | None = None
-    mtu: Mtu = 1500
+    mtu: TapMtu = 1500
     offloads: Offloads = True
 
 
@@ -627,6 +630,9 @@ class _Checker(PartReader):
             names[nic_name] = index
             self._switch((*at, "switch"), nic.switch)
             self._model(at, name, guest, nic)
+            if isinstance(guest, NetnsGuest) and nic.mtu > TAP_MTU_MAX:
+                what = f"`mtu` is {nic.mtu} in netns guest `{name}`, whose interfaces are TAPs"
+                self.add((*at, "mtu"), what, f"use {TAP_MTU_MAX} at most")
             self._mac(at, name, guest, nic, nic_name)
             if nic.ip is not None:
                 self._address((*at, "ip"), nic.ip, guest_names(name, guest), nic.switch)

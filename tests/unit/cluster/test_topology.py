@@ -76,6 +76,14 @@ def guest(line: str) -> str:
             guest("w: {kind: netns, nics: [{switch: lan, model: venet}]}"),
             "lab.yaml:5: `model: venet` in netns guest `w`, whose interfaces are the kernel's own; leave `model` out",
         ),
+        (
+            guest("w: {kind: netns, nics: [{switch: lan, mtu: 65522}]}"),
+            "lab.yaml:5: `mtu` is 65522 in netns guest `w`, whose interfaces are TAPs; use 65521 at most",
+        ),
+        (
+            "name: t\nswitches: {lan: }\nuplinks:\n  - {switch: lan, tap: vb0, mtu: 65522}\n",
+            "lab.yaml:4: `uplinks[0].mtu` is `65522`; expected a whole number <= 65521",
+        ),
         (guest("w: {kind: stack, nics: [{swich: lan}]}"), "lab.yaml:5: unknown key `swich`; did you mean `switch`?"),
         (guest("w: {kind: python}"), "lab.yaml:5: `run` is missing in `guests.w`; add `run: ...`"),
         (guest("w: {kind: stack}"), "lab.yaml:5: guest `w` has no NIC; add `nics: [{switch: ...}]`"),
