@@ -338,7 +338,7 @@ def test_disk_counts_requests_bytes_errors_and_latency(
 LAB = """
 name: t
 guests:
-  writer: {kind: python, run: "disks.py:write", disks: [{image: data.img}]}
+  writer: {kind: python, run: "disks.py:write", disks: [{image: data.img, serial: "note 1"}]}
   readers: {kind: python, count: 2, run: "disks.py:read", disks: [{image: base.img, name: base, readonly: true}]}
 """
 FUNCTIONS = """
@@ -348,7 +348,7 @@ def write(guest):
     disk = guest.disk("disk0")
     disk.write(b"written by a guest")
     disk.flush()
-    print("written", flush=True)
+    print("written on", disk.disk.serial, flush=True)
     guest.wait_device("never", 3600)
 
 def read(guest):
@@ -366,7 +366,7 @@ def test_lab_has_disks() -> None:
     files = {"disks.py": FUNCTIONS, "data.img": "\0" * 4096, "base.img": base}
     with real_lab(LAB, files=files) as lab:
         digest = hashlib.sha256(base.encode()).hexdigest()
-        eventually(lambda: "written" in "".join(lab.logs("writer")), "the writer")
+        eventually(lambda: "written on note 1\n" in "".join(lab.logs("writer")), "the writer")
         found = eventually(
             lambda: said if len(said := [log for log in lab.logs("readers") if digest in log]) == 2 else None,
             "both readers",

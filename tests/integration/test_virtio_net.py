@@ -163,7 +163,7 @@ name: t
 switches: {lan: }
 guests:
   a: {kind: stack, nics: [{switch: lan, ip: 10.0.0.1/24}]}
-  b: {kind: stack, nics: [{switch: lan, ip: 10.0.0.2/24, model: virtio-net}]}
+  b: {kind: stack, nics: [{switch: lan, ip: 10.0.0.2/24, model: virtio-net, pairs: 4}]}
   c: {kind: stack, nics: [{switch: lan, ip: 10.0.0.3/24, model: virtio-net-mmio, trap-cost: 2us}]}
   d: {kind: traffic, nics: [{switch: lan, model: virtio-net-pci}]}
   e: {kind: traffic, nics: [{switch: lan}], send: {to: d, rate: 10k, for: 200ms}}
@@ -192,3 +192,5 @@ def test_lab_of_all_models_comes_up_and_speaks() -> None:
         eventually(lambda: lab.counted("receive_frames").get("d.eth0 receive_frames", 0) >= 2000, "traffic")
         kinds = {row["name"]: row["kind"] for row in lab.rows("port", "list")}
         assert {"venet", "virtio-net"} == set(kinds.values())
+        pairs = {row["name"]: row["attributes"].get("pairs") for row in lab.rows("device", "list")}
+        assert ("4", "1", None) == (pairs["b.eth0"], pairs["c.eth0"], pairs["a.eth0"])

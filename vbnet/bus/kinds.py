@@ -34,6 +34,7 @@ class NicModel:
         has_traps: whether its registers trap: guests get a ``fastcall`` device for them, and the class takes the
             attribute ``trap_cost_ns``.
         has_slots: whether its driver shows fastcall slots of its own, and needs no such device.
+        has_pairs: whether the class takes the attribute ``pairs``, several pairs of queues.
     """
 
     device_class: str
@@ -41,6 +42,7 @@ class NicModel:
     attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     has_traps: bool = False
     has_slots: bool = False
+    has_pairs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

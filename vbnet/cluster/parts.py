@@ -16,10 +16,11 @@ import msgspec
 from vbnet.cluster.source import Place, Problem, Source
 from vbnet.errors import did_you_mean
 
-__all__ = ["NAME_PATTERN", "TAP_PATTERN", "PartReader", "dotted", "said"]
+__all__ = ["NAME_PATTERN", "SERIAL_PATTERN", "TAP_PATTERN", "PartReader", "dotted", "said"]
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,30}$"
 TAP_PATTERN = r"^[A-Za-z][A-Za-z0-9_.-]{0,14}$"
+SERIAL_PATTERN = r"^[ -~]{0,20}$"
 
 T = TypeVar("T")
 
@@ -152,6 +153,8 @@ def _advice(expected: str) -> str:
         return "use lower-case letters, digits and hyphens, at most 31, a letter first"
     if TAP_PATTERN in expected:
         return "use at most 15 letters, digits, `_`, `.` or `-`"
-    expected = expected.replace("`str`", "text").replace("`int`", "a whole number").replace("`bool`", "true or false")
+    if SERIAL_PATTERN in expected:
+        return "use at most 20 printable ASCII characters"
+    expected = expected.replace(" | null`", "`").replace("`str`", "text").replace("`int`", "a whole number").replace("`bool`", "true or false")
     expected = re.sub(r", got .*$", "", expected)
     return expected[:1].lower() + expected[1:]

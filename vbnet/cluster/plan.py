@@ -56,6 +56,7 @@ class NicPlan(_Part, frozen=True):
     offloads: bool = True
     model: str | None = None
     trap_cost_ns: int = 0
+    pairs: int | None = None
 
 
 class DiskPlan(_Part, frozen=True):
@@ -235,6 +236,8 @@ def _nic_requests(kind: str, plan: GuestPlan) -> Iterator[Request]:
             attributes |= model.attributes
             if nic.trap_cost_ns:
                 attributes["trap_cost_ns"] = str(nic.trap_cost_ns)
+            if nic.pairs is not None:
+                attributes["pairs"] = str(nic.pairs)
             if not nic.offloads and class_name in _WITH_OFFLOADS:
                 attributes["offloads"] = "0"
         args = {"name": nic.device, "type": class_name, "attributes": attributes}
@@ -258,6 +261,8 @@ def _disk_requests(full: str, bus: str, guest: Guest) -> Iterator[Request]:
     disks = guest.disks if isinstance(guest, PythonGuest) else []
     for disk, name in zip(disks, lab_file.disk_names(guest), strict=True):
         attributes = {"transport": disk.transport}
+        if disk.serial is not None:
+            attributes["serial"] = disk.serial
         yield Request(
             verb="device.create", args={"name": f"{full}.{name}", "type": DISK_CLASS, "attributes": attributes}
         )
@@ -303,6 +308,7 @@ def _guest_plan(lab: str, full: str, index: int, guest: Guest) -> GuestPlan:
             offloads=nic.offloads,
             model=nic.model,
             trap_cost_ns=0 if nic.trap_cost is None else round(duration_s(nic.trap_cost) * 1e9),
+            pairs=nic.pairs,
         )
         for nic, nic_name in zip(guest.nics, lab_file.nic_names(guest), strict=True)
     )

@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from vbnet.bus.kinds import NicModel, discover
-from vbnet.cluster.parts import NAME_PATTERN, TAP_PATTERN, PartReader, said
+from vbnet.cluster.parts import NAME_PATTERN, SERIAL_PATTERN, TAP_PATTERN, PartReader, said
 from vbnet.cluster.quantity import duration_s, length_bytes, rate_per_second
 from vbnet.cluster.source import Place, Problem, Source, TopologyError, load_source, parse_source
 from vbnet.errors import did_you_mean
@@ -43,6 +43,7 @@ TAP_CLASS = "tap"
 TRAP_COST_MAX_S = 1e-3
 NICS_MAX = 8
 DISKS_MAX = 8
+PAIRS_MAX = 8
 SOCKET_PATH_MAX_BYTES = 107
 MTU_MIN, MTU_MAX = 68, 65535
 TAP_MTU_MAX = MTU_MAX - 14
@@ -112,6 +113,13 @@ class Nic(_Part, frozen=True):
         Annotated[Amount, Meta(description="What each trap of a trapping model costs the guest on top, such as 2us.")]
         | None
     ) = msgspec.field(default=None, name="trap-cost")
+    pairs: (
+        Annotated[
+            int,
+            Meta(ge=1, le=PAIRS_MAX, description="Pairs of queues that a virtio card offers; one when left out."),
+        ]
+        | None
+    ) = None
     ip: Address | None = None
     mac: Annotated[str, Meta(description="Derived from the names of lab, guest and NIC when left out.")] | None = None
     mtu: Mtu = 1500
@@ -132,6 +140,13 @@ class Disk(_Part, frozen=True):
     readonly: Annotated[bool, Meta(description="Writes are refused; needed for a file that all of `count` use.")] = (
         False
     )
+    serial: (
+        Annotated[
+            str,
+            Meta(pattern=SERIAL_PATTERN, description="Serial number that the guest reads; its name when left out."),
+        ]
+        | None
+    ) = None
     transport: Annotated[
         Literal["vbus", "mmio", "pci"], Meta(description="How the driver reaches registers; the others trap.")
     ] = "vbus"
@@ -651,6 +666,10 @@ class _Checker(PartReader):
             if nic.model not in trapping and (nic.model is None or nic.model in known):
                 what = f"`trap-cost` with a card without traps, `{nic.model or 'venet'}`"
                 self.add((*at, "trap-cost"), what, f"leave it out, or use a model that traps: {', '.join(trapping)}")
+        able = [model for model, about in known.items() if about.has_pairs]
+        if nic.pairs is not None and nic.model not in able and (nic.model is None or nic.model in known):
+            what = f"`pairs` with a card of one pair of queues, `{nic.model or 'venet'}`"
+            self.add((*at, "pairs"), what, f"leave it out, or use a model that has several: {', '.join(able)}")
         if nic.model is None:
             return
         if nic.model not in known:

@@ -77,6 +77,28 @@ def guest(line: str) -> str:
             "lab.yaml:5: `model: venet` in netns guest `w`, whose interfaces are the kernel's own; leave `model` out",
         ),
         (
+            guest("w: {kind: traffic, nics: [{switch: lan, pairs: 2}]}"),
+            (
+                "lab.yaml:5: `pairs` with a card of one pair of queues, `venet`; leave it out, or use a model that has "
+                "several: virtio-net, virtio-net-mmio, virtio-net-pci"
+            ),
+        ),
+        (
+            guest("w: {kind: traffic, nics: [{switch: lan, model: virtio-net, pairs: 9}]}"),
+            "lab.yaml:5: `guests.w.nics[0].pairs` is `9`; expected a whole number <= 8",
+        ),
+        (
+            guest('w: {kind: python, run: "os:getpid", disks: [{image: a, serial: "a number that is too long"}]}'),
+            (
+                "lab.yaml:5: `guests.w.disks[0].serial` is `a number that is too long`; "
+                "use at most 20 printable ASCII characters"
+            ),
+        ),
+        (
+            guest('w: {kind: python, run: "os:getpid", disks: [{image: a, serial: 12}]}'),
+            "lab.yaml:5: `guests.w.disks[0].serial` is `12`; expected text",
+        ),
+        (
             guest("w: {kind: netns, nics: [{switch: lan, mtu: 65522}]}"),
             "lab.yaml:5: `mtu` is 65522 in netns guest `w`, whose interfaces are TAPs; use 65521 at most",
         ),

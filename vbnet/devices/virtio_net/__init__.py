@@ -13,8 +13,8 @@ KIND = Kind(
     classes={"virtio-net": "vbnet.devices.virtio_net.device:VirtioNetClass"},
     drivers={_ABI_TYPE: "vbnet.devices.virtio_net.driver:VirtioNetDriver"},
     nics={
-        "virtio-net": NicModel("virtio-net", _ABI_TYPE, {"transport": "vbus"}),
-        "virtio-net-mmio": NicModel("virtio-net", _ABI_TYPE, {"transport": "mmio"}, has_traps=True),
-        "virtio-net-pci": NicModel("virtio-net", _ABI_TYPE, {"transport": "pci"}, has_traps=True),
+        "virtio-net": NicModel("virtio-net", _ABI_TYPE, {"transport": "vbus"}, has_pairs=True),
+        "virtio-net-mmio": NicModel("virtio-net", _ABI_TYPE, {"transport": "mmio"}, has_traps=True, has_pairs=True),
+        "virtio-net-pci": NicModel("virtio-net", _ABI_TYPE, {"transport": "pci"}, has_traps=True, has_pairs=True),
     },
 )
