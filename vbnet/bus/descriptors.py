@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vbnet.errors import ResourceError
 
-__all__ = ["is_eventfd", "opened_image", "raise_descriptor_limit"]
+__all__ = ["is_eventfd", "opened_image", "opened_log", "raise_descriptor_limit"]
 
 
 def is_eventfd(fd: int) -> bool:
@@ -31,13 +31,29 @@ def opened_image(path: str | os.PathLike[str], *, is_read_only: bool) -> Iterato
     Raises:
         ResourceError: the system refused; with its errno.
     """
-    access = os.O_RDONLY if is_read_only else os.O_RDWR
+    wish = "reading" if is_read_only else "reading and writing"
+    with _opened(path, os.O_RDONLY if is_read_only else os.O_RDWR, "the disk image", wish) as fd:
+        yield fd
+
+
+@contextlib.contextmanager
+def opened_log(path: str | os.PathLike[str]) -> Iterator[int]:
+    """Open a file that is to become a console's log, made if it is not there, which is closed in the end.
+
+    Raises:
+        ResourceError: the system refused; with its errno.
+    """
+    with _opened(path, os.O_RDWR | os.O_CREAT, "the log", "writing") as fd:
+        yield fd
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], access: int, what: str, wish: str) -> Iterator[int]:
     try:
-        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
     except OSError as error:
-        wish = "reading" if is_read_only else "reading and writing"
         raise ResourceError(
-            f"cannot open the disk image {os.fspath(path)} for {wish}: {error.strerror}",
+            f"cannot open {what} {os.fspath(path)} for {wish}: {error.strerror}",
             errno=error.errno or 0,
             path=os.fspath(path),
         ) from error

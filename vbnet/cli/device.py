@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
 
-from vbnet.bus.descriptors import opened_image
+from vbnet.bus.descriptors import opened_image, opened_log
 from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
 from vbnet.cli.connection import on_host
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cli.settings import read_settings
+from vbnet.errors import UsageError
+
+_CONSOLE: Final = "virtio-console"
+"""The class whose files are logs."""
 
 app = output.application(
     "List, create, set, fill, plug, unplug and delete devices.\n\nCreation has two steps: a device gets its type once, "
@@ -24,6 +28,7 @@ app = output.application(
         ("vbnet device set nic0 mtu=9000", "set attributes"),
         ("vbnet device plug nic0 lab", "show it on a bus"),
         ("vbnet device insert disk0 ./image.raw", "put a file into a virtio-blk device"),
+        ("vbnet device insert console0 ./guest.log", "keep what a virtio-console says; the log is made if need be"),
         ("vbnet device classes", "what types there are"),
     ],
     is_group=True,
@@ -110,14 +115,21 @@ def insert(
     operator: SyncOperator,
     name: NameArgument,
     file: Annotated[
-        Path, typer.Argument(help="A file or block device, opened here and handed to the host.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A file or block device that is there, or a console's log; opened here and handed to the host.",
+            show_default=False,
+        ),
     ],
     *,
     is_read_only: Annotated[bool, typer.Option("--read-only", help="The device only reads it.")] = False,
     how: FormatOption = Format.table,
 ) -> None:
-    """Put a file into a device, as a disk into a drive."""
-    with opened_image(file, is_read_only=is_read_only) as fd:
+    """Put a file into a device, as a disk into a drive, or as a console's log."""
+    is_log = operator.device_get(name).type == _CONSOLE
+    if is_log and is_read_only:
+        raise UsageError("a console writes to its log; leave --read-only out", name=name)
+    with opened_log(file) if is_log else opened_image(file, is_read_only=is_read_only) as fd:
         operator.device_insert(name, fd, str(file), is_read_only=is_read_only)
     output.print_done(f"{file} put into {name}", {"name": name, "file": str(file), "result": "inserted"}, how)
 

@@ -155,6 +155,11 @@ def _advice(expected: str) -> str:
         return "use at most 15 letters, digits, `_`, `.` or `-`"
     if SERIAL_PATTERN in expected:
         return "use at most 20 printable ASCII characters"
-    expected = expected.replace(" | null`", "`").replace("`str`", "text").replace("`int`", "a whole number").replace("`bool`", "true or false")
+    expected = (
+        expected.replace(" | null`", "`")
+        .replace("`str`", "text")
+        .replace("`int`", "a whole number")
+        .replace("`bool`", "true or false")
+    )
     expected = re.sub(r", got .*$", "", expected)
     return expected[:1].lower() + expected[1:]

@@ -260,7 +260,7 @@ def _needs_fastcalls(model: NicModel) -> bool:
 def _disk_requests(full: str, bus: str, guest: Guest) -> Iterator[Request]:
     disks = guest.disks if isinstance(guest, PythonGuest) else []
     for disk, name in zip(disks, lab_file.disk_names(guest), strict=True):
-        attributes = {"transport": disk.transport}
+        attributes: dict[str, str] = {"transport": disk.transport}
         if disk.serial is not None:
             attributes["serial"] = disk.serial
         yield Request(
