@@ -1,5 +1,6 @@
 """Disks across real processes: files that operators put in, guests that use them, and either of them dying."""
 
+import asyncio
 import errno
 import hashlib
 import io
@@ -26,6 +27,7 @@ from vbnet.errors import (
     UnsupportedError,
     UsageError,
 )
+from vbnet.guestnode import GuestNode
 from vbnet.telemetry import read_counted
 from vbnet.testing.processes import HostProcess, PythonProcess, count_fds
 
@@ -135,6 +137,51 @@ def test_disk_reads_and_writes_the_file_beneath(
         disk.flush()
 
     assert bytes(expected) == image.read_bytes()
+
+
+def test_disk_that_is_opened_is_a_file(host: HostProcess, make_disk: Callable[..., str], image: Path) -> None:
+    """As `guest.disk` gives it, which goes on working; nothing has to be known of drivers."""
+    make_disk(image)
+
+    with vbnet.Guest("app", "lan", address=host.run_dir) as guest, guest.open("disk0") as disk:
+        found = disk.read(512)
+        disk.seek(1000)
+        assert 5 == disk.write(b"hello")
+        disk.seek(-5, io.SEEK_CUR)
+        assert b"hello" == disk.read(5)
+        assert found == guest.disk("disk0").read(512)
+        assert found == guest.open("virtio:2").read(512)
+        with pytest.raises(UsageError, match="version"):
+            guest.open("disk0", version=2)
+
+    assert image.read_bytes()[:512] == found
+
+
+def test_disk_that_is_opened_on_an_event_loop_is_a_file(
+    host: HostProcess, make_disk: Callable[..., str], image: Path
+) -> None:
+    """It waits in a thread of its own."""
+    make_disk(image)
+
+    async def program() -> bytes:
+        async with await GuestNode.connect(host.run_dir, "app") as node:
+            guest = await node.join("app", "lan")
+            disk = await guest.open("disk0")
+            found: bytes = await asyncio.to_thread(disk.read, 4096)
+            return found
+
+    assert image.read_bytes()[:4096] == asyncio.run(program())
+
+
+def test_open_device_says_where_a_drivers_methods_are(host: HostProcess, operator: SyncOperator) -> None:
+    """What is no file has none of its methods, and the error names what has."""
+    operator.device_create("console0", "virtio-console")
+    operator.device_plug("console0", "lan")
+
+    with vbnet.Guest("app", "lan", address=host.run_dir) as guest:
+        with guest.open("console0") as opened, pytest.raises(AttributeError, match=r"close it.*bind\('console0'\)"):
+            opened.write(b"hello")
+        assert 5 == guest.bind("console0").write(b"hello")
 
 
 def test_file_of_a_disk_is_a_raw_file(host: HostProcess, make_disk: Callable[..., str], image: Path) -> None:

@@ -150,7 +150,7 @@ def add(
         )
         return
     if not offloads:
-        raise UsageError("a front end agrees on offloads with its own driver; --no-offloads goes with a TAP")
+        raise UsageError("front and back end agree on offloads themselves; --no-offloads goes with a TAP")
     does_connect = front_end if connect is None else connect
     socket = None if vhost_user == _AUTO else str(Path(vhost_user).absolute())
     number = operator.port_listen(

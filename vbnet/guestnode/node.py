@@ -59,7 +59,7 @@ _LINGER_MS = 100
 _EVENT_BACKLOG = 4096
 _MARKS = 15
 """Moments in a heartbeat's interval at which a machine's guests say that they live."""
-_DISK_TYPE = "virtio:2"
+_DISK_TYPE, _DISK_VERSION = "virtio:2", 1
 _FASTCALL_TYPE = "fastcall"
 _SIGNAL = "signal"
 _LEND = "lend"
@@ -467,6 +467,24 @@ class GuestSession:
         return await self._wait_until(
             lambda: self._find(name_or_type), f"device {name_or_type!r} on bus {self.bus!r}", timeout
         )
+
+    async def open(self, name_or_type: str, version: int = 1, timeout: float | None = None) -> Any:  # noqa: ASYNC109, ANN401
+        """Wait for a device and connect to it: an ``OpenDevice``, to speak its ABI; a disk is opened as a file.
+
+        To speak a disk's registers, open what ``wait_device`` gives.
+
+        Args:
+            name_or_type: what to look for.
+            version: of the device's ABI.
+            timeout: seconds to wait for it; None: as the node was made.
+
+        Raises:
+            DeadlineError: no such device in time. What ``ProxyDevice.open`` raises, or of a disk ``disk``.
+        """
+        device = await self.wait_device(name_or_type, timeout)
+        if (device.abi_type, version) == (_DISK_TYPE, _DISK_VERSION):
+            return await self.disk(device.name, timeout)
+        return await device.open(version)
 
     async def bind(self, name_or_type: str, timeout: float | None = None) -> Any:  # noqa: ASYNC109, ANN401
         """A device's driver at work: waits for the device, loads a driver if none is registered.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, Self
 
 from vbnet.errors import ClosedError, PeerGone, VbnetError
 from vbnet.guestnode.memory import Memory
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vbnet.guestnode.driver import DriverInstance
     from vbnet.sharedmem import Ram
 
-__all__ = ["Carrier", "FastSlots", "OpenDevice", "ProxyDevice", "RegionSpec", "SharedSignal"]
+__all__ = ["Carrier", "FastSlots", "OpenDevice", "ProxyDevice", "RegionSpec", "SharedSignal", "nothing_but_calls"]
 
 
 _SERIAL_SHIFT: Final = 32
@@ -217,6 +217,21 @@ class ProxyDevice:
             opened.void(reason)
 
 
+def nothing_but_calls(opened: Any, name: str) -> AttributeError:  # noqa: ANN401 - an open device, or what stands for one
+    """The error for whoever looks for a driver's methods at a device that was only opened.
+
+    Args:
+        opened: the open device; its ``device`` has the name.
+        name: what it does not have.
+    """
+    text = f"{type(opened).__name__!r} object has no attribute {name!r}"
+    if not name.startswith("_"):
+        text += (
+            f": it takes calls and regions only; close it, and bind({opened.device.name!r}) gives a driver's methods"
+        )
+    return AttributeError(text, name=name, obj=opened)
+
+
 class OpenDevice:
     """One open of a device; also an async context manager.
 
@@ -231,6 +246,12 @@ class OpenDevice:
         self._signals: list[SharedSignal] = []
         self._void: VbnetError | None = None
         self._is_closed = False
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say where to find what an open device does not have, such as ``read``."""
+            raise nothing_but_calls(self, name)
 
     async def __aenter__(self) -> Self:
         return self

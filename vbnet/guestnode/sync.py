@@ -4,7 +4,7 @@
         echo = guest.open("echo0")
         print(echo.call(1, b"hello"))
         nic = guest.nic("eth0")
-        disk = guest.disk("disk0")
+        disk = guest.disk("disk0")  # or guest.open("disk0"): a file
 
 The bus runs in a thread of its own; every method waits until it is done or its deadline has passed. What a driver
 offers as a coroutine, ``guest.run`` awaits there.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from vbnet.bus.closing import Closing
 from vbnet.bus.limits import DEFAULT_RAM_BYTES, REQUEST_DEADLINE_S
@@ -23,7 +23,7 @@ from vbnet.bus.loopthread import LoopThread
 from vbnet.errors import DeadlineError, VbnetError
 from vbnet.guestnode.driver import Driver
 from vbnet.guestnode.node import GuestNode, GuestSession
-from vbnet.guestnode.proxy import OpenDevice, ProxyDevice, SharedSignal
+from vbnet.guestnode.proxy import OpenDevice, ProxyDevice, SharedSignal, nothing_but_calls
 
 if TYPE_CHECKING:
     from vbnet.sharedmem.programs import ProgramCounters
@@ -108,13 +108,10 @@ class Guest(Closing):
         """The first device with this name or ABI type, now or when it comes; raises DeadlineError."""
         return self._thread.run(self._session.wait_device(name_or_type, timeout))
 
-    def open(self, name_or_type: str, version: int = 1, *, timeout: float | None = None) -> SyncOpenDevice:
-        """Wait for a device and connect to it."""
-
-        async def open_it() -> OpenDevice:
-            return await (await self._session.wait_device(name_or_type, timeout)).open(version)
-
-        return SyncOpenDevice(self._thread, self._thread.run(open_it()))
+    def open(self, name_or_type: str, version: int = 1, *, timeout: float | None = None) -> Any:  # noqa: ANN401
+        """Wait for a device and connect to it: a ``SyncOpenDevice``, to speak its ABI; a disk is opened as a file."""
+        opened = self._thread.run(self._session.open(name_or_type, version, timeout))
+        return SyncOpenDevice(self._thread, opened) if isinstance(opened, OpenDevice) else opened
 
     def bind(self, name_or_type: str, timeout: float | None = None) -> Any:  # noqa: ANN401 - the driver's own class
         """A device's driver at work; waits for the device, loads a driver if none is registered."""
@@ -183,6 +180,12 @@ class SyncOpenDevice(Closing):
     def __init__(self, thread: LoopThread, opened: OpenDevice) -> None:
         self._thread = thread
         self._opened = opened
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say where to find what an open device does not have, such as ``read``."""
+            raise nothing_but_calls(self, name)
 
     @property
     def device(self) -> ProxyDevice:
