@@ -347,7 +347,7 @@ _FRONT_ENDS: Final = Row(
         Panel(
             "Front ends connected",
             [Query(HERE.total(VHOST_USER.values["is_connected"], "lab", "device"), _PORT)],
-            "1 for each port of kind vhost-user that a front end is connected to.",
+            "1 for each port of kind vhost-user or front-end whose other end is connected.",
             "0: its virtual machine does not run, or connects elsewhere; `vbnet port list` has the socket.",
             width=8,
             empty_until=_LISTENS,

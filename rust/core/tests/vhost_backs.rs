@@ -5,6 +5,9 @@
 use std::io::Write;
 use std::path::Path;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use crate::switch_guest::{Lab, SWITCH, eventually, frame, long_frame, mac};
 use crate::vhost_back::{BackEnd, RX, TX, listen, reply};
 use crate::vhost_front::{
@@ -43,8 +46,10 @@ fn switches_of_two_host_nodes_are_one() {
         there.guests[0].send(&back);
         assert_eq!(back, here.guests[0].receive(), "{length}");
     }
-    assert_eq!(10, here.count_of("out", PortCounter::ReceiveFrames));
-    assert_eq!(10, here.count_of("out", PortCounter::TransmitFrames));
+    // Counted once the receivers know.
+    for counter in [PortCounter::ReceiveFrames, PortCounter::TransmitFrames] {
+        eventually(|| here.count_of("out", counter) == 10);
+    }
 }
 
 #[test]
@@ -244,6 +249,19 @@ fn back_end_that_answers_nothing_is_left_after_the_deadline() {
     assert_next_back_end_is_served(&mut lab, &listener);
 }
 
+/// Both wait to be asked: a port that is connected and no front end tells so.
+#[test]
+fn back_end_before_a_back_end_is_told_of() {
+    let (here, there) = (Lab::new(0), Lab::new(0));
+    here.fabric.port_join_vhost_user(SWITCH, "in", &add_port(&there, "in"), VenetParams::default()).unwrap();
+
+    for lab in [&here, &there] {
+        let told = lab.fault();
+        assert_eq!("silent", told.reason);
+        assert!(told.text.contains("has to be its front end"), "{told:?}");
+    }
+}
+
 #[test]
 fn back_end_that_says_what_nobody_asked_for_is_left() {
     let path = socket_path();
@@ -320,6 +338,62 @@ fn used_entries_that_cannot_be_quarantine_the_queue_until_the_next_back_end() {
         lab.assert_passes(0, 1);
         drop(back);
         eventually(|| !is_served(&lab, "out"));
+        assert_next_back_end_is_served(&mut lab, &listener);
+    }
+}
+
+/// What a back end does that knows no rules.
+#[derive(Clone, Debug)]
+enum Step {
+    Take(usize),
+    Complete(usize, u32, u32),
+    Show(usize, u16),
+    /// Bytes anywhere in the memory that it was given.
+    Write(u64, Vec<u8>),
+    /// A frame of a guest's comes by.
+    Send,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let queue = || 0..2_usize;
+    let number = prop_oneof![8 => 0..1024_u32, 1 => Just(1024), 1 => any::<u32>()];
+    let length = prop_oneof![6 => 26..1530_u32, 2 => 0..27_u32, 1 => any::<u32>()];
+    prop_oneof![
+        2 => queue().prop_map(Step::Take),
+        6 => (queue(), number, length).prop_map(|(queue, number, length)| Step::Complete(queue, number, length)),
+        1 => (queue(), any::<u16>()).prop_map(|(queue, index)| Step::Show(queue, index)),
+        2 => (0..0x20_0000_u64, vec(any::<u8>(), 1..64)).prop_map(|(place, bytes)| Step::Write(place, bytes)),
+        4 => Just(Step::Send),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever it writes, guests keep their switch, and the next back end is served.
+    #[test]
+    fn prop_back_end_that_writes_anything_harms_nobody_else(steps in vec(step(), 1..60)) {
+        let path = socket_path();
+        let listener = listen(&path);
+        let mut lab = Lab::new(2);
+        join(&lab, &path);
+        let mut back = BackEnd::accept(&listener);
+        eventually(|| is_served(&lab, "out"));
+
+        for step in steps {
+            match step {
+                Step::Take(queue) => drop(back.take(queue)),
+                Step::Complete(queue, number, length) => back.complete(queue, number, length),
+                Step::Show(queue, index) => back.show(queue, index),
+                Step::Write(place, bytes) => back.scribble(place, &bytes),
+                Step::Send => lab.guests[0].send(&frame(MacAddress::BROADCAST, mac(1), 60, 1)),
+            }
+        }
+        drop(back);
+        eventually(|| !is_served(&lab, "out"));
+
+        lab.settle();
+        lab.assert_passes(0, 1);
         assert_next_back_end_is_served(&mut lab, &listener);
     }
 }

@@ -49,6 +49,8 @@ use crate::worker::{ANSWER_DEADLINE, WorkerDoor};
 
 /// How long to wait after a front end could not be let in, or connected to.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How long a front end may say nothing before that is told.
+const SILENCE: Duration = Duration::from_secs(2);
 /// Longest path of a socket.
 pub const PATH_BYTES_MAX: usize = 107;
 
@@ -357,6 +359,20 @@ fn converse(stream: UnixStream, shared: &Shared, params: &ServerParams) -> std::
     }
 }
 
+/// Says so, once, when whoever is connected has said nothing for [`SILENCE`]: two back ends wait for each other for ever.
+fn mind_silence(stream: &UnixStream, params: &ServerParams) {
+    let limit = Timespec { tv_sec: SILENCE.as_secs() as i64, tv_nsec: 0 };
+    if poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&limit)) == Ok(0) {
+        let text = format!(
+            "whoever is connected to port {} has said nothing for {} s: if it is a back end too, the port has to be its front end",
+            params.name,
+            SILENCE.as_secs()
+        );
+        let _ = params.sink.events.send(told(params, "silent", text));
+        let _ = params.sink.bell.ring();
+    }
+}
+
 /// Does what a front end asks, message by message.
 fn serve_front_end(
     stream: UnixStream,
@@ -364,6 +380,7 @@ fn serve_front_end(
     shared: &Shared,
     params: &ServerParams,
 ) -> std::result::Result<(), Ended> {
+    mind_silence(&stream, params);
     let session = Arc::new(Session::new(params.port, params.mac, params.door.clone()));
     let mut messages = BackendReqHandler::from_stream(stream, session.clone());
     let outcome = loop {

@@ -200,7 +200,7 @@ impl BackEnd {
         let QueueAt { size, descriptors, available, taken, .. } = self.queues[queue];
         self.queues[queue].taken = taken.wrapping_add(1);
         let id = self.word(available + 4 + 2 * u64::from(taken % size)).load(Ordering::Relaxed);
-        let entry = self.read(descriptors + 16 * u64::from(id), 12);
+        let entry = self.read(descriptors + 16 * u64::from(id % size), 12);
         let address = u64::from_le_bytes(entry[..8].try_into().unwrap());
         Some((id, address, u32::from_le_bytes(entry[8..].try_into().unwrap())))
     }
@@ -225,6 +225,13 @@ impl BackEnd {
         self.word(self.queues[queue].used + 2).store(done, Ordering::Release);
         self.queues[queue].done = done;
         self.queues[queue].call.as_ref().unwrap().ring().unwrap();
+    }
+
+    /// Writes anywhere in the memory, or nothing beyond its end.
+    pub fn scribble(&self, place: u64, bytes: &[u8]) {
+        if place as usize + bytes.len() <= self.length {
+            self.write(self.guest + place, bytes);
+        }
     }
 
     /// The next frame from the front end, whose buffer goes back.
