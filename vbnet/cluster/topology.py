@@ -50,6 +50,11 @@ TAP_MTU_MAX = MTU_MAX - 14
 """What Linux takes for a TAP: packet and Ethernet header have room for 65535 bytes together."""
 RAM_MIN_BYTES, RAM_MAX_BYTES = 64 << 10, 4 << 30
 
+IPV6_MTU_MIN = 1280
+"""What IPv6 demands of a link (RFC 8200)."""
+LOOPBACK_NAME = "lo"
+"""The interface that every namespace has."""
+
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="Lower-case letters, digits and hyphens; at most 31.")]
 Mtu = Annotated[int, Meta(ge=MTU_MIN, le=MTU_MAX, description="Largest IP packet in bytes.")]
 TapMtu = Annotated[int, Meta(ge=MTU_MIN, le=TAP_MTU_MAX, description="Largest IP packet in bytes.")]
@@ -58,6 +63,7 @@ Offloads = Annotated[
     bool,
     Meta(description="Checksums and segments may be left to the switch and taken from it, by a kernel or a driver."),
 ]
+_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
 Amount = str | int
 Restart = Literal["no", "on-failure", "always"]
 Environment = dict[str, str | int | float | bool]
@@ -409,6 +415,17 @@ def address_at(ip: str, index: int) -> str:
     return f"{interface.ip + index}/{interface.network.prefixlen}"
 
 
+def _what_no_card_has(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
+    """Return what an address is that is none of a card's, with its article; None: it may be one's."""
+    if address.is_multicast:
+        return "a multicast"
+    if address.is_loopback:
+        return "a loopback"
+    if address.is_unspecified or (address.version == 4 and address in _THIS_NETWORK):  # noqa: PLR2004 -- IPv4
+        return "an unspecified"
+    return "a reserved" if address.version == 4 and address.is_reserved else None  # noqa: PLR2004 -- IPv4
+
+
 def _checked(source: Source) -> LabFile:
     topology, problems = _Reader(source).read()
     if topology is not None:
@@ -518,6 +535,7 @@ class _Checker(PartReader):
             taps.setdefault(uplink.tap, line)
             if uplink.ip is not None:
                 self._address((*place, "ip"), uplink.ip, [f"uplink {uplink.tap}"], uplink.switch)
+                self._mtu_of_ipv6((*place, "mtu"), uplink.ip, uplink.mtu)
         sockets: dict[Path, int] = {}
         for name, port in self.topology.vhost_user.items():
             self._vhost_user(("vhost-user", name), name, port, sockets)
@@ -648,10 +666,13 @@ class _Checker(PartReader):
             if isinstance(guest, NetnsGuest) and nic.mtu > TAP_MTU_MAX:
                 what = f"`mtu` is {nic.mtu} in netns guest `{name}`, whose interfaces are TAPs"
                 self.add((*at, "mtu"), what, f"use {TAP_MTU_MAX} at most")
+            if isinstance(guest, NetnsGuest) and nic_name == LOOPBACK_NAME:
+                self.add((*at, "name"), f"the NIC name `{nic_name}` is taken by every namespace", "use another name")
             self._mac(at, name, guest, nic, nic_name)
             if nic.ip is not None:
                 self._address((*at, "ip"), nic.ip, guest_names(name, guest), nic.switch)
                 self._only_ipv4((*at, "ip"), guest, nic.ip)
+                self._mtu_of_ipv6((*at, "mtu"), nic.ip, nic.mtu)
             elif isinstance(guest, StackGuest):
                 self.add(at, f"guest `{name}` has no `ip`", "a stack guest needs one, such as `ip: 10.10.0.10/24`")
             self._routes(at, nic)
@@ -682,6 +703,10 @@ class _Checker(PartReader):
     def _only_ipv4(self, place: Place, guest: Guest, ip: str) -> None:
         if isinstance(guest, StackGuest) and ":" in ip:
             self.add(place, f"`{ip}` is IPv6", "stack guests speak IPv4; use a netns guest for IPv6")
+
+    def _mtu_of_ipv6(self, place: Place, ip: str, mtu: int) -> None:
+        if ":" in ip and mtu < IPV6_MTU_MIN:
+            self.add(place, f"`mtu` is {mtu} with the IPv6 address `{ip}`", f"use {IPV6_MTU_MIN} at least")
 
     def _routes(self, at: Place, nic: Nic) -> None:
         if nic.gateway is not None:
@@ -759,6 +784,10 @@ class _Checker(PartReader):
             self.add(place, f"`{ip}` has no prefix length", f"write `{ip}/24` or what your network has")
             return
         network = interface.network
+        noun = _what_no_card_has(interface.ip)
+        if noun is not None:
+            self.add(place, f"`{ip}` is {noun} address", "use one that a single card may have, such as 10.10.0.10/24")
+            return
         count = len(owners)
         last = int(interface.ip) + count - 1
         has_ends = network.version == 4 and network.prefixlen < 31  # noqa: PLR2004 -- RFC 3021: /31 has no broadcast

@@ -98,6 +98,32 @@ def guest(line: str) -> str:
             guest('w: {kind: python, run: "os:getpid", disks: [{image: a, serial: 12}]}'),
             "lab.yaml:5: `guests.w.disks[0].serial` is `12`; expected text",
         ),
+        *(
+            (
+                guest(f"w: {{kind: netns, nics: [{{switch: lan, ip: '{ip}'}}]}}"),
+                f"lab.yaml:5: `{ip}` is {noun} address; use one that a single card may have",
+            )
+            for ip, noun in (
+                ("224.0.0.4/24", "a multicast"),
+                ("ff02::1/64", "a multicast"),
+                ("127.0.0.1/8", "a loopback"),
+                ("::1/64", "a loopback"),
+                ("0.0.0.5/24", "an unspecified"),
+                ("255.255.255.254/24", "a reserved"),
+            )
+        ),
+        (
+            guest("w: {kind: netns, nics: [{switch: lan, name: lo}]}"),
+            "lab.yaml:5: the NIC name `lo` is taken by every namespace; use another name",
+        ),
+        (
+            guest("w: {kind: netns, nics: [{switch: lan, ip: 'fd00::1/64', mtu: 1279}]}"),
+            "lab.yaml:5: `mtu` is 1279 with the IPv6 address `fd00::1/64`; use 1280 at least",
+        ),
+        (
+            "name: t\nswitches: {lan: }\nuplinks:\n  - {switch: lan, tap: vb0, ip: 'fd00::1/64', mtu: 68}\n",
+            "lab.yaml:4: `mtu` is 68 with the IPv6 address `fd00::1/64`; use 1280 at least",
+        ),
         (
             guest("w: {kind: netns, nics: [{switch: lan, mtu: 65522}]}"),
             "lab.yaml:5: `mtu` is 65522 in netns guest `w`, whose interfaces are TAPs; use 65521 at most",
