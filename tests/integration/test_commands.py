@@ -282,6 +282,32 @@ def test_a_function_can_be_run_as_a_guest(bring_up: Callable[[str], Path], tmp_p
     run("guest", "run", f"{tmp_path}/functions.py:fail", code=3)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def main(guest):\n    return 1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("async def main(guest):\n    return 1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("def main(guest:\n", "SyntaxError"),
+    ],
+    ids=["function", "coroutine function", "module", "syntax"],
+)
+def test_a_functions_own_mistake_is_shown_as_its_own(
+    bring_up: Callable[[str], Path], tmp_path: Path, text: str, said: str
+) -> None:
+    """With a traceback of the user's code alone, and nobody is asked to report it."""
+    bring_up(LAB)
+    file = tmp_path / "boom.py"
+    file.write_text(text, encoding="utf-8")
+
+    told = run("guest", "run", f"{file}:main", code=1).stderr
+
+    assert said in told
+    assert str(file) in told
+    assert "bug" not in told
+    assert "vbnet/cluster" not in told
+
+
 def test_exec_wants_a_namespace(bring_up: Callable[[str], Path]) -> None:
     """A Python guest has none, and the message says what to do."""
     bring_up(LAB)
@@ -301,7 +327,8 @@ def test_programs_in_namespaces_reach_each_other(
 
     said = run("exec", "one", "--", program("ping"), "-n", "-c", "2", "-i", "0.2", "10.10.0.2").stdout
     run("exec", "one", "--", "sh", "-c", "exit 7", code=7)
-    run("exec", "one", "--", "no-such-program", code=3)
+    run("exec", "one", "--", "no-such-program", code=127)
+    run("exec", "one", "--", "/etc/passwd", code=126)
 
     assert " 0% packet loss" in said
 
@@ -398,7 +425,18 @@ def test_a_host_node_by_itself_runs_and_stops(run_dir: Path) -> None:
 
         assert 0 == host.wait(timeout=vbnet_program.LIMIT_S)
     run("host", "info", code=3)
-    run("clean")
+    assert [] == list(run_dir.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_host_node_that_is_told_to_end_leaves_nothing(run_dir: Path, number: signal.Signals) -> None:
+    """Ctrl-C and SIGTERM are as good as `vbnet host stop`."""
+    with subprocess.Popen([*vbnet_program.COMMAND, "host", "run", "solo"], stderr=subprocess.PIPE, text=True) as host:
+        assert host.stderr is not None
+        assert "host node solo is ready" in host.stderr.readline()
+        host.send_signal(number)
+
+        assert 0 == host.wait(timeout=vbnet_program.LIMIT_S)
     assert [] == list(run_dir.iterdir())
 
 

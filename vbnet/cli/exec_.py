@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -12,11 +12,29 @@ from vbnet.cli import output
 from vbnet.cli.labs import LabOption, complete_guest, find_guest, living_process
 from vbnet.cluster import netns
 from vbnet.cluster.process import MARK
-from vbnet.errors import NotFoundError, ResourceError, UnsupportedError
+from vbnet.errors import UnsupportedError, VbnetError
+
+_NO_PROGRAM: Final = 127
+_CANNOT_RUN: Final = 126
+"""Exit codes as shells have them: whatever this verb says of programs, it says as one."""
+
+
+class _StartError(VbnetError):
+    """The program did not start.
+
+    Args:
+        message: why.
+        exit_code: of this verb.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 app = output.application(
-    "Run a program inside a guest's network namespace (kind netns).\n\nIts exit code is the program's own. The "
-    "program sees "
+    "Run a program inside a guest's network namespace (kind netns).\n\nIts exit code is the program's own, as of a "
+    "shell 127 when there is no such program and 126 when it cannot be run. The program sees "
     "the guest's interfaces and addresses, and this machine's files.",
     [
         ("vbnet exec ns -- ping -c 3 10.10.0.10", "ping another guest"),
@@ -54,6 +72,6 @@ def execute(
     try:
         os.execvp(program[0], program)  # noqa: S606 -- the user's own command
     except FileNotFoundError as error:
-        raise NotFoundError(f"there is no program `{program[0]}` on this machine") from error
+        raise _StartError(f"there is no program `{program[0]}` on this machine", _NO_PROGRAM) from error
     except OSError as error:
-        raise ResourceError(f"cannot run `{program[0]}` ({error.strerror})", errno=error.errno or 0) from error
+        raise _StartError(f"cannot run `{program[0]}` ({error.strerror})", _CANNOT_RUN) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from vbnet.cli import output
 from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, default_keys, on_host, resolve
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cluster import clean
-from vbnet.errors import DeadlineError
+from vbnet.errors import BusyError, DeadlineError
 
 app = output.application(
     "Run, inspect and stop a host node by itself. Labs bring their own.",
@@ -71,6 +71,7 @@ def run(
             make_fabric=lambda: native_fabric(run_dir, workers),
             on_ready=lambda: output.note(f"host node {name} is ready in {run_dir.path}{where}; Ctrl-C ends it"),
         )
+    _remove_folder(run_dir.path)
 
 
 @app.command()
@@ -103,6 +104,13 @@ def stop(
         operator.node_shutdown()
     if identity is not None and not wait_ended(identity, timeout):
         raise DeadlineError(f"host node {facts.name} (process {facts.pid}) did not end within {timeout:g} s")
-    if isinstance(address, RunDir) and not clean.host_lives(address.path):
-        clean.clean_folder(address.path)
+    if isinstance(address, RunDir):
+        _remove_folder(address.path)
     output.print_done(f"host node {facts.name} ended", {"name": facts.name, "pid": facts.pid, "result": "ended"}, how)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove the run directory of a host node that has ended in order, if it did not do so itself."""
+    with suppress(BusyError):
+        if folder.is_dir() and not clean.host_lives(folder):
+            clean.clean_folder(folder)

@@ -16,7 +16,9 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,13 @@ from vbnet.bus.rundir import RunDir
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import GuestPlan
-from vbnet.errors import UsageError
+from vbnet.errors import UsageError, VbnetError
 from vbnet.guestnode import GuestNode
 from vbnet.guestnode.sync import Guest as SyncGuest
 
 NIC_TIMEOUT_S = 30.0
+_PACKAGE = Path(__file__).parents[2]
+"""Of vbnet, whose frames are of no use to whoever reads the traceback of their own code."""
 
 
 def run(job: Job) -> int:
@@ -83,18 +87,47 @@ def run_function(target: str, folder: Path, address: RunDir, name: str, bus: str
 
     Returns:
         The number that the function returned, else 0.
+
+    Raises:
+        SystemExit: the user's code raised something, which was printed. VbnetError: what it did not catch of ours.
     """
-    function = load_function(target, folder)
+    with _own_mistakes():
+        function = load_function(target, folder)
     if inspect.iscoroutinefunction(function):
 
         async def run_it() -> object:
             async with await GuestNode.connect(address, name) as node:
                 guest = await node.join(name, bus)
-                return await with_host(guest, function(guest))
+                with _own_mistakes():
+                    return await with_host(guest, function(guest))
 
         return _code(asyncio.run(run_it()))
-    with SyncGuest(name, bus, address=address) as guest:
+    with SyncGuest(name, bus, address=address) as guest, _own_mistakes():
         return _code(function(guest))
+
+
+@contextmanager
+def _own_mistakes() -> Iterator[None]:
+    """Print what the user's own code raised, with its traceback, and end with 1; our errors have messages of their own.
+
+    Raises:
+        SystemExit: 1, for what was printed.
+    """
+    try:
+        yield
+    except VbnetError:
+        raise
+    except Exception as error:
+        where = error.__traceback__
+        while where is not None and not _is_users(where.tb_frame.f_code.co_filename):
+            where = where.tb_next
+        traceback.print_exception(type(error), error, where)
+        raise SystemExit(1) from error
+
+
+def _is_users(file: str) -> bool:
+    """Whether a file of code is neither of this package nor of what imports modules."""
+    return not file.startswith("<frozen") and not Path(file).is_relative_to(_PACKAGE)
 
 
 async def _run_async(job: Job, function: Callable[[Any], Any]) -> object:
