@@ -392,6 +392,36 @@ def test_a_guest_that_cannot_start_fails_up_with_its_reason(tmp_path: Path, run_
 
 
 @pytest.mark.usefixtures("tun_device", "makes_links")
+def test_a_tap_that_was_there_before_the_lab_is_brought_up_and_left(
+    bring_up: Callable[[str], Path], program: Callable[[str], str], tmp_path: Path
+) -> None:
+    """An address that it does not have is refused with the line that wants it, not left out silently."""
+    if os.geteuid() != 0:
+        pytest.skip("making a TAP on the machine itself needs root")
+    ip, tap = program("ip"), f"vbu{os.getpid() % 100000}"
+    text = (
+        "name: t\nswitches: {lan: }\nguests: {a: {kind: stack, nics: [{switch: lan, ip: 10.213.78.1/24}]}}\nuplinks:\n"
+    )
+    text += f"  - {{switch: lan, tap: {tap}, ip: 10.213.78.254/24}}\n"
+    subprocess.run([ip, "tuntap", "add", tap, "mode", "tap"], check=True)
+    try:
+        file = tmp_path / "wrong.yaml"
+        file.write_text(text, encoding="utf-8")
+        refused = run("validate", "--here", str(file), code=2).stderr
+        subprocess.run([ip, "addr", "add", "10.213.78.254/24", "dev", tap], check=True)
+        bring_up(text)
+        subprocess.run([program("ping"), "-n", "-c", "2", "-i", "0.2", "10.213.78.1"], check=True, capture_output=True)
+        run("down", "--all")
+        is_there = Path("/sys/class/net", tap).exists()
+    finally:
+        subprocess.run([ip, "link", "delete", tap], check=True)
+
+    assert f"{file}:5: `{tap}` is there already, without the address 10.213.78.254/24" in refused
+    assert f"ip addr add 10.213.78.254/24 dev {tap}" in refused
+    assert is_there
+
+
+@pytest.mark.usefixtures("tun_device", "makes_links")
 def test_an_uplink_joins_the_machine_itself_and_goes_with_the_lab(
     bring_up: Callable[[str], Path], program: Callable[[str], str]
 ) -> None:

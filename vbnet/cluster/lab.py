@@ -346,6 +346,8 @@ class Lab:
         for number, uplink in enumerate(self.plan.uplinks, 1):
             if uplink.tap in self.state.taps:
                 await asyncio.to_thread(uplinks.make_tap, uplink, self.state.instance)
+            else:
+                await asyncio.to_thread(uplinks.use_tap, uplink)
             await self._controlled().add_uplink(uplink)
             self._tell("uplink", uplink.tap, "ready", done=number, total=len(self.plan.uplinks))
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import ipaddress
 import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vbnet.cluster.link import find_link
+from vbnet.cluster.link import Link, find_link
 from vbnet.cluster.source import Problem, TopologyError
 from vbnet.cluster.topology import LabFile, NetnsGuest
 
@@ -108,12 +109,6 @@ def can_make_user_namespace() -> bool:
     return subprocess.run(command, check=False, stderr=subprocess.DEVNULL, timeout=10).returncode == 0  # noqa: S603
 
 
-def tap_belongs_to_me(tap: str) -> bool:
-    """Say whether a TAP of that name exists and its owner is this user (then no privilege is needed to use it)."""
-    link = find_link(tap)
-    return link is not None and link.is_tap and link.owner == os.geteuid()
-
-
 def check_privileges(lab: LabFile, privileges: Privileges | None = None) -> None:
     """Refuse a lab that this machine would stop halfway.
 
@@ -133,21 +128,30 @@ def check_privileges(lab: LabFile, privileges: Privileges | None = None) -> None
 def _uplink_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:
     """Yield why uplinks cannot be made here."""
     for index, uplink in enumerate(lab.topology.uplinks):
-        key = "tap"
+        key, link = "tap", find_link(uplink.tap)
         if found.tun is not None:
             what, fix = f"uplink `{uplink.tap}` needs {TUN_DEVICE}, which {found.tun.what}", found.tun.fix
-        elif not found.has_net_admin and not tap_belongs_to_me(uplink.tap):
+        elif not found.has_net_admin and not (link is not None and link.is_tap and link.owner == os.geteuid()):
             what = f"uplink `{uplink.tap}` needs the right to make network interfaces"
-            fix = f"run as root, or have it made for you: ip tuntap add {uplink.tap} mode tap user {os.geteuid()}"
-        elif not found.has_net_admin and uplink.ip is not None:
-            key = "ip"
-            what = f"setting {uplink.ip} on `{uplink.tap}` needs the right to configure network interfaces"
-            fix = "run as root, or set it yourself and leave `ip` out"
-        elif (link := find_link(uplink.tap)) is not None and not link.is_tap:
+            made = f"ip tuntap add {uplink.tap} mode tap user {os.geteuid()}"
+            fix = f"run as root, or have it made for you: {made} && ip link set {uplink.tap} up"
+        elif link is not None and not link.is_tap:
             what, fix = f"`{uplink.tap}` is a network interface of this machine, but no TAP", "use another name"
+        elif link is not None and not link.is_of_lab and uplink.ip is not None and not _has(link, uplink.ip):
+            key = "ip"
+            what = f"`{uplink.tap}` is there already, without the address {uplink.ip}"
+            fix = f"have it set: ip addr add {uplink.ip} dev {uplink.tap}, or leave `ip` out"
+        elif link is not None and not link.is_up and not found.has_net_admin:
+            what = f"`{uplink.tap}` is down, and nothing would pass it"
+            fix = f"have it brought up: ip link set {uplink.tap} up"
         else:
             continue
         yield lab.source.problem(("uplinks", index, key), what, fix)
+
+
+def _has(link: Link, ip: str) -> bool:
+    """Whether an interface has an address, with this prefix length."""
+    return ipaddress.ip_interface(ip) in {ipaddress.ip_interface(address) for address in link.addresses}
 
 
 def _namespace_problems(lab: LabFile, found: Privileges) -> Iterator[Problem]:

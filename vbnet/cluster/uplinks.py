@@ -2,7 +2,7 @@
 
 The host node opens a TAP by its name, so the lab has to make it first, and it has to last until then. A TAP that
 lasts also outlives a lab that was killed; so it carries the lab's instance as its alias, and only an interface with
-that alias is ever removed. A TAP that was there before the lab is used and left alone.
+that alias is ever removed. A TAP that was there before the lab is brought up and used, and otherwise left alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import fcntl
 import os
 from contextlib import suppress
 
-from vbnet.cluster.link import find_link, set_alias
+from vbnet.cluster.link import ALIAS_BEGIN, bring_up, find_link, set_alias
 from vbnet.cluster.netns import configure
 from vbnet.cluster.plan import NicPlan, UplinkPlan
 from vbnet.cluster.privileges import open_tap
@@ -38,6 +38,21 @@ def make_tap(uplink: UplinkPlan, instance: str) -> None:
     configure(NicPlan(name=uplink.tap, device="", switch=uplink.switch, mac="", mtu=uplink.mtu, ip=uplink.ip))
 
 
+def use_tap(uplink: UplinkPlan) -> None:
+    """Bring a TAP up that was there before the lab; nothing passes one that is down.
+
+    Raises:
+        ResourceError: the kernel refused.
+    """
+    link = find_link(uplink.tap)
+    if link is None or link.is_up:
+        return
+    try:
+        bring_up(uplink.tap)
+    except OSError as error:
+        raise ResourceError(f"cannot bring TAP {uplink.tap} up ({error.strerror})", errno=error.errno or 0) from error
+
+
 def is_made_by(tap: str, instance: str) -> bool:
     """Say whether the TAP is there and was made by this lab."""
     link = find_link(tap)
@@ -55,4 +70,4 @@ def remove_tap(tap: str) -> None:
 
 
 def _alias(instance: str) -> str:
-    return f"vbnet {instance}"
+    return f"{ALIAS_BEGIN}{instance}"
