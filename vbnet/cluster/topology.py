@@ -11,6 +11,7 @@ address that the file leaves out is derived from the names of lab, guest and NIC
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import ipaddress
@@ -426,6 +427,24 @@ def _what_no_card_has(address: ipaddress.IPv4Address | ipaddress.IPv6Address) ->
     return "a reserved" if address.version == 4 and address.is_reserved else None  # noqa: PLR2004 -- IPv4
 
 
+def _names_made(tree: ast.Module) -> set[str] | None:
+    """Return all names that a program makes anywhere, by what it says; None: it may make others as it runs."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names |= {alias.asname or alias.name.partition(".")[0] for alias in aliases}
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.Name(id="globals" | "exec" | "setattr" | "vars"):
+                return None
+            case _:
+                pass
+    return None if names & {"*", "__getattr__"} else names
+
+
 def _checked(source: Source) -> LabFile:
     topology, problems = _Reader(source).read()
     if topology is not None:
@@ -651,6 +670,26 @@ class _Checker(PartReader):
                     (*place, "run"),
                     f"there is no file `{path}`",
                     f"paths count from the lab file's folder ({file.parent})",
+                )
+            else:
+                self._function((*place, "run"), path, file, function)
+
+    def _function(self, place: Place, path: str, file: Path, function: str) -> None:
+        """Check that a file of Python may have a function, without running it."""
+        try:
+            tree = ast.parse(file.read_bytes(), path)
+        except OSError as error:
+            self.add(place, f"`{path}` cannot be read ({error.strerror})", "let this user read it")
+        except (SyntaxError, ValueError) as error:
+            line = f" (its line {error.lineno})" if isinstance(error, SyntaxError) else ""
+            self.add(place, f"`{path}` is no Python: {getattr(error, 'msg', error)}{line}", "mend it")
+        else:
+            names = _names_made(tree)
+            if names is not None and function not in names:
+                self.add(
+                    place,
+                    f"`{path}` has no function `{function}`",
+                    did_you_mean(function, sorted(names), otherwise="name one that it has"),
                 )
 
     def _nics(self, place: Place, name: str, guest: Guest) -> None:

@@ -620,3 +620,36 @@ def test_a_device_is_given_to_the_guests_that_are_named(guests: str, expected: l
     ).topology
 
     assert expected == device_guests(topology, topology.devices["irq"])
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("def main(guest): ...", ""),
+        ("async def main(guest): ...", ""),
+        ("main = print", ""),
+        ("from os import getpid as main", ""),
+        ("import os.path as main", ""),
+        ("from os import *", ""),
+        ("if True:\n    def main(guest): ...", ""),
+        ("globals()['main'] = print", ""),
+        ("def __getattr__(name): ...", ""),
+        ("def mian(guest): ...", "lab.yaml:2: `boom.py` has no function `main`; did you mean `mian`?"),
+        ("'main'", "lab.yaml:2: `boom.py` has no function `main`; name one that it has"),
+        ("\ndef main(guest:", "lab.yaml:2: `boom.py` is no Python: '(' was never closed (its line 2); mend it"),
+    ],
+)
+def test_function_that_a_file_cannot_have_is_told_before_anything_starts(
+    tmp_path: Path, program: str, said: str
+) -> None:
+    """The file is read and not run; what it may make as it runs is given the benefit of the doubt."""
+    (tmp_path / "boom.py").write_text(program, encoding="utf-8")
+    (tmp_path / "lab.yaml").write_text("name: t\nguests: {a: {kind: python, run: 'boom.py:main'}}\n", encoding="utf-8")
+    found = ""
+
+    try:
+        load_topology(tmp_path / "lab.yaml", {})
+    except TopologyError as error:
+        found = str(error).removeprefix(f"{tmp_path}/")
+
+    assert said == found
