@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vbnet.bus.rundir import RunDir, run_root
 from vbnet.cli import output
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cluster.plan import make_plan
 from vbnet.cluster.privileges import check_privileges
 from vbnet.cluster.source import Problem, TopologyError
 from vbnet.cluster.topology import json_schema, load_topology
-from vbnet.errors import UsageError
+from vbnet.errors import NotFoundError, UsageError
 
 app = output.application(
     "Check lab files: every problem is printed as file:line: what; what to do.",
@@ -58,9 +60,21 @@ def _check(file: Path, here: bool) -> dict[str, object]:
         guests = sum(1 for _ in make_plan(lab_file).guests)
         if here:
             check_privileges(lab_file)
+            _check_folders(lab_file.topology.name)
     except TopologyError as error:
         problems = error.problems
     return {"file": str(file), "guests": guests, "problems": [_shown(file, problem) for problem in problems]}
+
+
+def _check_folders(lab: str) -> None:
+    """Check the folders in which the lab would run, as far as they are there.
+
+    Raises:
+        NotPermittedError: one is a link, another user's, or open to others.
+    """
+    for run_dir in (RunDir(run_root()), RunDir.for_node(lab)):
+        with suppress(NotFoundError):
+            run_dir.check()
 
 
 def _shown(file: Path, problem: Problem) -> dict[str, object]:

@@ -118,6 +118,22 @@ def test_problems_of_a_lab_file_are_lines_that_editors_open(tmp_path: Path) -> N
     assert finished.stderr.startswith(f"{lab}:2: unknown key `bogus`; ")
 
 
+def test_validate_asks_whether_the_run_directory_may_be_used(tmp_path: Path) -> None:
+    """Only when it is asked about this machine; one that is open to others would stop the lab."""
+    lab, root = tmp_path / "lab.yaml", tmp_path / "run"
+    lab.write_text("name: t\n", encoding="utf-8")
+    root.mkdir()
+    root.chmod(0o755)
+    environment = {**os.environ, "VBNET_RUN_DIR": str(root)}
+
+    vbnet_program.run("validate", str(lab), environment=environment)
+    refused = vbnet_program.run("validate", str(lab), "--here", code=4, environment=environment)
+    root.chmod(0o700)
+    vbnet_program.run("validate", str(lab), "--here", environment=environment)
+
+    assert "chmod 700" in refused.stderr
+
+
 def test_validate_reports_problems_for_programs_too(tmp_path: Path) -> None:
     """``--format json`` has the same lines as fields."""
     lab = tmp_path / "lab.yaml"
