@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vbnet.bus import messages
 from vbnet.bus.limits import DEFAULT_RAM_BYTES
 from vbnet.bus.rundir import RunDir
 from vbnet.cluster.guests import traffic as plain
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
-from vbnet.cluster.plan import NicPlan
-from vbnet.errors import PeerGone
-from vbnet.guestnode import GuestNode, GuestSession
+from vbnet.cluster.plan import GuestPlan, nic_model
+from vbnet.guestnode import GuestNode
 from vbnet.load import orders
 
 if TYPE_CHECKING:
@@ -50,63 +47,51 @@ async def _serve(job: Job) -> int:
     counters = _native.CounterFile.create(place, plain.COUNTER_BYTES)
     async with await GuestNode.connect(job.folder, job.process.name) as node:
         guest = await node.join(plan.name, plan.bus, kind="traffic", ram_bytes=plan.ram_bytes or DEFAULT_RAM_BYTES)
-        nic = await guest.nic(plan.nics[0].name, plain.NIC_TIMEOUT_S)
-        traffic = _native.TrafficGuest(nic, mac=plan.nics[0].mac, counters=counters, name=plan.name)
+        interface = _Interface(plan, counters)
+        guest.register(interface.card)
+        await guest.nic(plan.nics[0].name, plain.NIC_TIMEOUT_S)
         try:
             job.report(plan.name, "ready")
             await job.gone_ahead()
-            return int(await with_host(guest, _obey(job, _Interface(guest, plan.nics[0], traffic))))
+            return int(await with_host(guest, _obey(job, interface)))
         finally:
-            traffic.close()
+            interface.traffic.close()
 
 
-class _Interface:
-    """The interface of a guest, which may leave and come again."""
+class _Interface(plain.TrafficUser):
+    """A guest and its interface, which may leave and come again."""
 
-    def __init__(self, guest: GuestSession, nic: NicPlan, traffic: _native.TrafficGuest) -> None:
-        self._guest, self._nic, self._traffic = guest, nic, traffic
-        self._is_here = True
+    def __init__(self, plan: GuestPlan, counters: _native.CounterFile) -> None:
+        from vbnet.cluster.guests.card import Card  # noqa: PLC0415 -- only in the process that serves
+        from vbnet.guestnode.driver import load_driver  # noqa: PLC0415 -- same
+
+        super().__init__(plan, counters)
+        first = plan.nics[0]
+        self.card = Card(load_driver(nic_model(first).abi_type), first.name, self, self._catch_up)
+        self._mtu = first.mtu
         self._kept: deque[orders.Order] = deque(maxlen=ORDERS_KEPT)
 
     def do(self, order: orders.Order) -> None:
         """Do what is ordered, or keep it until the interface is there again."""
-        if self._is_here:
-            _do(order, self._traffic, self._nic.mtu)
+        if self.card.is_here:
+            _do(order, self.traffic, self._mtu)
         else:
             self._kept.append(order)
 
-    async def follow(self) -> None:
-        """Stop when it leaves, before its memory is another's, and take it into use when it comes."""
-        with suppress(PeerGone):  # the host node ended, and so does this guest
-            async for event in self._guest.events():
-                is_there = any(device.name == self._nic.name and device.is_present for device in self._guest.devices)
-                if isinstance(event, messages.DevDrop) and self._is_here and not is_there:
-                    self._is_here = False
-                    self._traffic.close()
-                elif isinstance(event, messages.DevAdd) and not self._is_here and is_there:
-                    await self._take()
+    def let_go(self) -> None:
+        """Stop: what it is to do with the next is told anew."""
+        if self._traffic is not None:
+            self._traffic.close()
 
-    async def _take(self) -> None:
-        with suppress(PeerGone):  # it has left again
-            self._traffic.attach(await self._guest.nic(self._nic.name, plain.NIC_TIMEOUT_S))
-            self._is_here = True
-            while self._kept:
-                self.do(self._kept.popleft())
+    def _catch_up(self) -> None:
+        while self._kept:
+            self.do(self._kept.popleft())
 
 
 async def _obey(job: Job, interface: _Interface) -> int:
-    following = asyncio.ensure_future(interface.follow())
-    try:
-        while True:
-            ordered = asyncio.ensure_future(job.order())
-            await asyncio.wait({following, ordered}, return_when=asyncio.FIRST_COMPLETED)
-            if following.done():
-                following.result()
-            if not (message := await ordered):
-                return 0
-            interface.do(orders.decode_order(message))
-    finally:
-        following.cancel()
+    while message := await job.order():
+        interface.do(orders.decode_order(message))
+    return 0
 
 
 def _do(order: orders.Order, traffic: _native.TrafficGuest, mtu: int) -> None:

@@ -588,6 +588,32 @@ fn garbage_frames_hurt_nobody() {
 }
 
 #[test]
+fn a_connection_outlives_the_card_it_was_made_through() {
+    //! A server's card is taken away in the middle of an exchange and another put in: not a byte is missing.
+    let mut world = World::new(2, 1500);
+    let request: Vec<u8> = (0..300_000u32).map(|index| (index / 7) as u8).collect();
+    let answers = world.begin(0, tcp(1, 7, &request, request.len()));
+    for _ in 0..20 {
+        world.round();
+    }
+    let before = world.hosts[1].call_bells().is_some();
+    world.hosts[1].detach();
+    for _ in 0..20 {
+        world.round();
+    }
+    let without = world.hosts[1].call_bells().is_some();
+    let (sender, receiver) = world.fake.attach(1500, 256);
+    world.hosts[1].attach(sender, receiver).unwrap();
+
+    let report = world.answer(&answers).unwrap();
+
+    assert_eq!((true, false), (before, without));
+    assert_eq!(ExchangeEnd::Complete, report.end);
+    assert!(request == report.bytes);
+    assert_eq!(1, world.stats(1).tcp_connections);
+}
+
+#[test]
 fn impossible_configurations_are_refused() {
     //! Each impossible field is the caller's mistake, found before anything runs.
     let base = || config(0, 1500);

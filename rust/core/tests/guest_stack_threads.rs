@@ -107,8 +107,8 @@ fn a_sending_ring_of_two_slots_delays_and_loses_nothing() {
 }
 
 #[test]
-fn a_broken_host_costs_one_guest_and_is_reported() {
-    //! The ring of one guest is broken: it is removed with the reason, and the others go on.
+fn a_broken_host_costs_one_guest_its_card_and_is_reported() {
+    //! The ring of one guest is broken: it loses that card, with the reason, and the others go on. So does it, with another.
     let (guests, fake, ids) = world(3);
     assert_eq!(1, guests.ping(ids[0], pings(address(1), 1)).unwrap().received);
 
@@ -120,8 +120,12 @@ fn a_broken_host_costs_one_guest_and_is_reported() {
         vec![(ids[1], "guest-1", "foreign_completion")],
         faults.iter().map(|fault| (fault.guest, fault.name.as_str(), fault.reason)).collect::<Vec<_>>()
     );
-    assert!(matches!(guests.stats(ids[1]), Err(Error::Usage(_))));
     assert_eq!(3, guests.ping(ids[0], pings(address(2), 3)).unwrap().received);
+    let (sender, receiver) = fake.with(|host| host.attach(1500, 64));
+    guests.attach(ids[1], sender, receiver).unwrap();
+    // What the guest sends tells the host where it is now.
+    assert_eq!(1, guests.ping(ids[1], pings(address(0), 1)).unwrap().received);
+    assert_eq!(3, guests.ping(ids[0], pings(address(1), 3)).unwrap().received);
     assert!(guests.take_faults().is_empty());
 }
 
@@ -140,6 +144,48 @@ fn guests_come_and_go_while_others_talk() {
     let gone = PingRequest { timeout: Duration::from_millis(50), ..pings(address(1), 1) };
     assert_eq!(0, guests.ping(ids[0], gone).unwrap().received);
     for outcome in [guests.remove(ids[1]), guests.set_link(ids[1], true)] {
+        assert!(matches!(outcome, Err(Error::Usage(_))), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_guest_whose_card_was_taken_away_goes_on_with_another() {
+    //! Without a card it hears nothing; with another it answers, and counts on.
+    let (guests, fake, ids) = world(2);
+    assert_eq!(2, guests.ping(ids[0], pings(address(1), 2)).unwrap().received);
+    for _ in 0..2 {
+        guests.detach(ids[1]).unwrap();
+    }
+    let short = PingRequest { timeout: Duration::from_millis(50), ..pings(address(1), 1) };
+    assert_eq!(0, guests.ping(ids[0], short).unwrap().received);
+    let before = guests.stats(ids[1]).unwrap();
+
+    let (sender, receiver) = fake.with(|host| host.attach(1500, 64));
+    guests.attach(ids[1], sender, receiver).unwrap();
+
+    // What the guest sends tells the host where it is now.
+    assert_eq!(1, guests.ping(ids[1], pings(address(0), 1)).unwrap().received);
+    assert_eq!(3, guests.ping(ids[0], pings(address(1), 3)).unwrap().received);
+    let after = guests.stats(ids[1]).unwrap();
+    assert_eq!((2, 5), (before.pings_answered, after.pings_answered));
+    assert!(after.rx_frames >= before.rx_frames + 3, "{after:?}");
+    assert!(guests.take_faults().is_empty());
+}
+
+#[test]
+fn a_card_that_does_not_fit_is_refused() {
+    //! Its frames are too short for the guest's MTU, it has no doorbells, or there is no such guest.
+    let (guests, fake, ids) = world(1);
+    let (sender, receiver) = fake.with(|host| host.attach(576, 64));
+    let short = guests.attach(ids[0], sender, receiver);
+    let (sender, receiver) = fake.with(|host| host.attach(1500, 64));
+    let nobody = guests.attach(ids[0] + 1, sender, receiver);
+    let layout = vbnet_core::guest::venet::VenetLayout::plan(0, 1500, 16, 16).unwrap();
+    let ram = vbnet_core::shm::region::Ram::create("test-guest", layout.ram_bytes()).unwrap();
+    let (sender, receiver) = vbnet_core::guest::venet::open(&ram, layout).unwrap();
+    let mute = guests.attach(ids[0], sender, receiver);
+
+    for outcome in [short, nobody, mute, guests.detach(ids[0] + 1)] {
         assert!(matches!(outcome, Err(Error::Usage(_))), "{outcome:?}");
     }
 }

@@ -351,6 +351,39 @@ fn a_source_that_begins_anew_counts_on_and_numbers_from_zero() {
 }
 
 #[test]
+fn generator_and_sink_with_other_drivers_go_on_where_they_were() {
+    //! A thousand frames a second for a second, a fifth of it without drivers: numbers go on, and what was due then is not
+    //! made up for.
+    let config = TrafficConfig {
+        arrivals: Arrivals::Constant { rate: 1000 },
+        duration: Some(Duration::from_secs(1)),
+        ..TrafficConfig::new(ROUTE, 60)
+    };
+    let mut bench = Bench::new(config, 64);
+    let sent = Arc::new(Row::in_memory(SourceStats::WORDS));
+    let step = |bench: &mut Bench, ms: u64| {
+        let step = bench.source.step(START_NS + ms * 1_000_000).unwrap();
+        bench.move_on(START_NS + ms * 1_000_000);
+        step
+    };
+    for ms in 0..300 {
+        step(&mut bench, ms);
+    }
+    let (sender, left) = bench.source.interrupt();
+    let (receiver, streams) = bench.sink.interrupt();
+
+    bench.source = TrafficSource::resume(left, sender, sent).unwrap();
+    bench.sink = TrafficSink::new(receiver, SinkConfig::default(), bench.row.clone()).knowing(streams);
+    for ms in 500..999 {
+        assert_ne!(SourceStep::Done, step(&mut bench, ms));
+    }
+
+    assert_eq!(SourceStep::Done, step(&mut bench, 999));
+    assert_eq!(SinkStats { frames: 800, bytes: 800 * 60, ..SinkStats::default() }, bench.stats());
+    assert_eq!(0, bench.sink.missing(7, 800));
+}
+
+#[test]
 fn recorded_frames_are_sent_byte_for_byte_with_new_addresses() {
     //! What lies behind the addresses is nobody's business; sizes are the recording's own.
     let recorded: Vec<Box<[u8]>> = vec![[9; 20].into(), [7; 1000].into()];

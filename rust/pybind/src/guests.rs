@@ -20,8 +20,8 @@ use vbnet_core::guest::stack_config::StackStats;
 use vbnet_core::guest::traffic::arrivals::{self as core_arrivals, RATE_MAX};
 use vbnet_core::guest::traffic::frame::Route;
 use vbnet_core::guest::traffic::{
-    ClosedConfig, ClosedLoop, Reflector, Running, SinkConfig, SinkStats, SourceStats, TrafficConfig, TrafficSink,
-    TrafficSource,
+    ClosedConfig, ClosedLoop, Interrupted, Reflector, Running, SinkConfig, SinkStats, SourceStats, Streams,
+    TrafficConfig, TrafficSink, TrafficSource,
 };
 use vbnet_core::net::frame::MacAddress;
 use vbnet_core::shm::{histogram, labels};
@@ -118,6 +118,17 @@ impl StackGuests {
         py.detach(|| self.inner.remove(guest)).or_raise(py)
     }
 
+    /// Takes a host's device away: when this returns nothing of it is used. The host waits for another.
+    fn detach(&self, py: Python<'_>, guest: u32) -> PyResult<()> {
+        py.detach(|| self.inner.detach(guest)).or_raise(py)
+    }
+
+    /// Gives a host another device, instead of the one it may have.
+    fn attach(&self, py: Python<'_>, guest: u32, device: &Bound<'_, NicDriver>) -> PyResult<()> {
+        let (sender, receiver) = device.get().take_halves(py)?;
+        py.detach(|| self.inner.attach(guest, sender, receiver)).or_raise(py)
+    }
+
     fn set_link(&self, py: Python<'_>, guest: u32, is_up: bool) -> PyResult<()> {
         py.detach(|| self.inner.set_link(guest, is_up)).or_raise(py)
     }
@@ -164,7 +175,7 @@ impl StackGuests {
         self.inner.fault_bell().raw()
     }
 
-    /// Hosts that ended without being asked to: `guest`, `name`, `rule`, `text`.
+    /// Hosts that lost their device, or ended, without being asked to: `guest`, `name`, `rule`, `text`.
     fn take_faults<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         self.inner
             .take_faults()
@@ -277,6 +288,9 @@ pub(crate) struct TrafficGuest {
     mac: [u8; 6],
     sender: Half<Sender>,
     receiver: Half<Receiver>,
+    /// What was being sent, and the streams that were known, when there was a device last.
+    left: Half<Interrupted>,
+    known: Half<Streams>,
     sending: Mutex<Option<Running>>,
     receiving: Mutex<Option<Running>>,
     sent: Arc<Row>,
@@ -294,6 +308,42 @@ impl TrafficGuest {
     fn end(py: Python<'_>, thread: &Mutex<Option<Running>>) -> PyResult<()> {
         let running = locked(thread).take();
         running.map_or(Ok(()), |mut running| py.detach(|| running.stop())).or_raise(py)
+    }
+
+    /// Nothing of what was sent or known waits for another device.
+    fn forget(&self) {
+        locked(&self.left).take();
+        locked(&self.known).take();
+    }
+
+    /// Sends on a thread of its own, which puts back what it had when it ends.
+    fn send(&self, mut source: TrafficSource) -> Result<()> {
+        let (half, rest) = (self.sender.clone(), self.left.clone());
+        let work = move |stop: &AtomicBool| {
+            let outcome = source.run(stop);
+            let (sender, left) = source.interrupt();
+            *locked(&rest) = Some(left);
+            *locked(&half) = Some(sender);
+            outcome
+        };
+        *locked(&self.sending) = Some(Running::start("vbnet-source", work)?);
+        Ok(())
+    }
+
+    /// Counts what arrives on a thread of its own, which puts back what it had when it ends.
+    fn receive(&self, py: Python<'_>, config: SinkConfig, streams: Streams) -> PyResult<()> {
+        let receiver = Self::take(py, &self.receiver)?;
+        let mut sink = TrafficSink::new(receiver, config, self.received.clone()).knowing(streams);
+        let (half, known) = (self.receiver.clone(), self.known.clone());
+        let work = move |stop: &AtomicBool| {
+            let outcome = sink.run(stop);
+            let (receiver, streams) = sink.interrupt();
+            *locked(&known) = Some(streams);
+            *locked(&half) = Some(receiver);
+            outcome
+        };
+        *locked(&self.receiving) = Some(Running::start("vbnet-sink", work).or_raise(py)?);
+        Ok(())
     }
 
     fn routes(&self, py: Python<'_>, to: &Bound<'_, PyAny>, stream: u32) -> PyResult<Vec<Route>> {
@@ -343,6 +393,8 @@ impl TrafficGuest {
             mac,
             sender: Arc::new(Mutex::new(Some(sender))),
             receiver: Arc::new(Mutex::new(Some(receiver))),
+            left: Arc::default(),
+            known: Arc::default(),
             sending: Mutex::new(None),
             receiving: Mutex::new(None),
             sent,
@@ -391,15 +443,7 @@ impl TrafficGuest {
             *locked(&self.sender) = Some(sender);
             return Err(raise(py, error));
         }
-        let mut source = TrafficSource::new(sender, config, self.sent.clone()).or_raise(py)?;
-        let half = self.sender.clone();
-        let work = move |stop: &AtomicBool| {
-            let outcome = source.run(stop);
-            *locked(&half) = Some(source.into_sender());
-            outcome
-        };
-        *locked(&self.sending) = Some(Running::start("vbnet-source", work).or_raise(py)?);
-        Ok(())
+        TrafficSource::new(sender, config, self.sent.clone()).and_then(|source| self.send(source)).or_raise(py)
     }
 
     /// Begins to ask a reflector, so many requests under way; `BusyError` while this guest sends or reflects.
@@ -434,6 +478,7 @@ impl TrafficGuest {
         let receiver = Self::take(py, &self.receiver)?;
         let (sent, received) = (self.sent.clone(), self.received.clone());
         let mut asking = ClosedLoop::new(sender, receiver, config, sent, received).or_raise(py)?;
+        self.forget();
         let halves = (self.sender.clone(), self.receiver.clone());
         let work = move |stop: &AtomicBool| {
             let outcome = asking.run(stop);
@@ -453,6 +498,7 @@ impl TrafficGuest {
         let receiver = Self::take(py, &self.receiver)?;
         let row = Arc::new(Row::in_memory(Reflector::WORDS));
         let mut reflector = Reflector::new(sender, receiver, false, row).station(self.mac);
+        self.forget();
         let halves = (self.sender.clone(), self.receiver.clone());
         let work = move |stop: &AtomicBool| {
             let outcome = reflector.run(stop);
@@ -471,21 +517,14 @@ impl TrafficGuest {
         let config =
             SinkConfig { batch: positive(py, batch)?, does_copy, mac: Some(self.mac), ..SinkConfig::default() };
         Self::end(py, &self.receiving)?;
-        let receiver = Self::take(py, &self.receiver)?;
-        let mut sink = TrafficSink::new(receiver, config, self.received.clone());
-        let half = self.receiver.clone();
-        let work = move |stop: &AtomicBool| {
-            let outcome = sink.run(stop);
-            *locked(&half) = Some(sink.into_receiver());
-            outcome
-        };
-        *locked(&self.receiving) = Some(Running::start("vbnet-sink", work).or_raise(py)?);
-        Ok(())
+        self.receive(py, config, Streams::default())
     }
 
     /// Ends what is being sent.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
-        Self::end(py, &self.sending)
+        let ended = Self::end(py, &self.sending);
+        locked(&self.left).take();
+        ended
     }
 
     #[getter]
@@ -502,19 +541,37 @@ impl TrafficGuest {
         Ok(fields)
     }
 
-    /// Takes another device into use after `close`, because the one before left the bus; counts go on.
+    /// Takes another device into use after `detach` or `close`, because the one before left the bus; counts go on. After
+    /// `detach` so does what was being sent, and what arrives is of the streams that were known.
     fn attach(&self, py: Python<'_>, device: &Bound<'_, NicDriver>) -> PyResult<()> {
         if locked(&self.sender).is_some() || locked(&self.receiving).is_some() {
             return Err(raise_plain(py, "BusyError", "this guest has a device; close it first"));
         }
         let (sender, receiver) = device.get().take_halves(py)?;
-        *locked(&self.sender) = Some(sender);
         *locked(&self.receiver) = Some(receiver);
-        self.listen(py, SinkConfig::default().batch, false)
+        let config = SinkConfig { mac: Some(self.mac), ..SinkConfig::default() };
+        let (known, left) = (locked(&self.known).take(), locked(&self.left).clone());
+        self.receive(py, config, known.unwrap_or_default())?;
+        let Some(left) = left else {
+            *locked(&self.sender) = Some(sender);
+            return Ok(());
+        };
+        let sent = TrafficSource::resume(left, sender, self.sent.clone()).and_then(|source| self.send(source));
+        if sent.is_err() {
+            self.detach(py);
+        }
+        sent.or_raise(py)
     }
 
-    /// Ends both threads. A device whose host is gone ends quietly.
+    /// Ends both threads, and forgets what they did. A device whose host is gone ends quietly.
     fn close(&self, py: Python<'_>) {
+        self.detach(py);
+        self.forget();
+    }
+
+    /// Ends both threads: when this returns nothing of the device is used. What is asked of a reflector, or reflected, is
+    /// over; what is sent, and what is known of arrivals, waits for another device.
+    fn detach(&self, py: Python<'_>) {
         let (sending, receiving) = (locked(&self.sending).take(), locked(&self.receiving).take());
         py.detach(|| {
             for mut running in [sending, receiving].into_iter().flatten() {

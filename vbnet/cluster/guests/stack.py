@@ -1,13 +1,15 @@
 """Guests that are small IP hosts: ping, echo and a web page, from one to a thousand in one process.
 
 Their stacks run on a native thread; this process only joins them to the bus and then waits for the host node's end.
-Each has little memory: short rings are enough for a small host, and a thousand of them must fit the machine. What they
-do is counted in a file of this process in the run directory, which the supervisor removes.
+Each has little memory: short rings are enough for a small host, and a thousand of them must fit the machine. A host
+whose card leaves goes on when it is there again, with its connections. What they do is counted in a file of this
+process in the run directory, which the supervisor removes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from vbnet.bus.descriptors import raise_descriptor_limit
@@ -15,6 +17,7 @@ from vbnet.bus.rundir import RunDir
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
 from vbnet.cluster.plan import GuestPlan, nic_model
+from vbnet.errors import ClosedError
 from vbnet.guestnode import GuestNode
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ def run(job: Job) -> int:
 
 async def _serve(job: Job) -> int:
     from vbnet import _native  # noqa: PLC0415 -- native code only in the process that serves
+    from vbnet.cluster.guests.card import Card  # noqa: PLC0415 -- same
     from vbnet.guestnode.driver import load_driver_class  # noqa: PLC0415 -- same
 
     place = RunDir(job.folder).process_counters(job.process.name)
@@ -51,9 +55,8 @@ async def _serve(job: Job) -> int:
                 driver: NicDriverClass = load_driver_class(nic_model(first).abi_type)
                 ram_bytes = plan.ram_bytes or driver.ram_bytes(first.mtu, SLOTS)
                 guest = await node.join(plan.name, plan.bus, kind="stack", ram_bytes=ram_bytes)
-                guest.register(driver(slots=SLOTS))
-                nic = await guest.nic(first.name, NIC_TIMEOUT_S)
-                _add(stacks, plan, nic, counters)
+                guest.register(Card(driver(slots=SLOTS), first.name, _Host(stacks, plan, counters)))
+                await guest.nic(first.name, NIC_TIMEOUT_S)
                 job.report(plan.name, "ready")
 
         await asyncio.gather(*(join(plan) for plan in job.process.guests))
@@ -66,9 +69,34 @@ async def _serve(job: Job) -> int:
             stacks.close()
 
 
-def _add(stacks: _native.StackGuests, plan: GuestPlan, nic: _native.NicDriver, counters: _native.CounterFile) -> None:
-    first = plan.nics[0]
-    stacks.add(plan.name, nic, mac=first.mac, ip=first.ip, gateway=first.gateway, mtu=first.mtu, counters=counters)
+class _Host:
+    """One of the hosts, with a card or without one."""
+
+    def __init__(self, stacks: _native.StackGuests, plan: GuestPlan, counters: _native.CounterFile) -> None:
+        self._stacks, self._plan, self._counters = stacks, plan, counters
+        self._number: int | None = None
+
+    def take(self, nic: _native.NicDriver) -> None:
+        """Begin on this card, or go on."""
+        if self._number is not None:
+            self._stacks.attach(self._number, nic)
+            return
+        first = self._plan.nics[0]
+        self._number = self._stacks.add(
+            self._plan.name,
+            nic,
+            mac=first.mac,
+            ip=first.ip,
+            gateway=first.gateway,
+            mtu=first.mtu,
+            counters=self._counters,
+        )
+
+    def let_go(self) -> None:
+        """Wait for another card."""
+        if self._number is not None:
+            with contextlib.suppress(ClosedError):  # all of them have ended
+                self._stacks.detach(self._number)
 
 
 def _print_faults(stacks: _native.StackGuests) -> None:

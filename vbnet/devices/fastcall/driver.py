@@ -77,6 +77,7 @@ class FastcallPool:
         self._regions = itertools.count()
         self._slots: list[tuple[FastSlot, Block]] = []
         self._free: deque[FastSlot] = deque()
+        self._is_removed = False
         self._own = threading.local()
 
     def call(self, handle: int, function: int, data: bytes, deadline_s: float) -> bytes | None:
@@ -125,7 +126,7 @@ class FastcallPool:
                 self._free.extend(slots)
                 return None
             slots.append(slot)
-        return FastSlots(handle >> _HANDLE_SHIFT, slots, self._free.append)
+        return FastSlots(handle >> _HANDLE_SHIFT, slots, self._given_back)
 
     async def show_first(self) -> None:
         """Show the slot of the event loop's thread, which must be the one that runs this."""
@@ -138,12 +139,23 @@ class FastcallPool:
         for slot, _ in self._slots:
             slot.abandon()
         await self._opened.close()
-        for slot, block in self._slots:
-            with contextlib.suppress(BusyError):  # a thread is on its way out of a wait; its memory stays taken
-                slot.close()
-                self._opened.device.memory.free(block)
+        self._is_removed = True
+        for slot, _ in list(self._slots):
+            self._close(slot)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _given_back(self, slot: FastSlot) -> None:
+        self._free.append(slot)
+        if self._is_removed:  # whoever had it left later than we did
+            self._close(slot)
+
+    def _close(self, slot: FastSlot) -> None:
+        with contextlib.suppress(BusyError):  # native code has it, or a thread is on its way out of a wait
+            slot.close()
+            for entry in [entry for entry in self._slots if entry[0] is slot]:
+                self._slots.remove(entry)
+                self._opened.device.memory.free(entry[1])
 
     def _lease(self, deadline_s: float) -> _Lease | None:
         """A slot for the calling thread: one that is free, or a new one; None: there is none to be had."""

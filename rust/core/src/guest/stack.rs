@@ -9,14 +9,15 @@
 //! ```
 //!
 //! Cost follows guests that have traffic: a parked one is an entry in a table, two descriptors in an epoll set, and a
-//! timer only while a connection is open. A guest whose host breaks its rings, or whose stack panics, is removed and
-//! reported; the others go on. Statistics are counters that any thread reads without asking this one. Several
-//! [`StackGuests`] in a process are several threads.
+//! timer only while a connection is open. A guest whose host breaks its rings loses its card and is reported, and goes on
+//! when it is given another, as after a card that was unplugged; one whose stack panics is removed. The others go on.
+//! Statistics are counters that any thread reads without asking this one. Several [`StackGuests`] in a process are several
+//! threads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::Ipv4Addr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -88,7 +89,7 @@ impl StackConfig {
     }
 }
 
-/// Why a guest was removed without being asked for.
+/// Why a guest lost its card, or was removed, without being asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackFault {
     /// Its number.
@@ -121,6 +122,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 enum Command {
     Add(u32, Box<Host>, Channel<Result<()>>),
     Remove(u32, Channel<Result<()>>),
+    Detach(u32, Channel<Result<()>>),
+    Attach(u32, Box<(Sender, Receiver)>, Channel<Result<()>>),
     Link(u32, bool, Channel<Result<()>>),
     Ping(u32, PingRequest, Channel<Result<PingReport>>),
     Exchange(u32, ExchangeRequest, Channel<Result<ExchangeReport>>),
@@ -186,9 +189,7 @@ impl StackGuests {
     ) -> Result<u32> {
         let (sender, receiver) = (sender.into(), receiver.into());
         let StackConfig { name, mac, ipv4, gateway, mtu, is_link_up, connections_max } = config;
-        if sender.call_bell().is_none() || receiver.call_bell().is_none() {
-            return Err(Error::Usage(format!("stack guest {name}: connect both halves to their doorbells first")));
-        }
+        check_bells(&name, &sender, &receiver)?;
         let row = Arc::new(Row::new(block, StackStats::WORDS)?);
         let seed = RandomState::new().build_hasher().finish();
         let host = HostConfig { name: name.clone(), mac, ipv4, gateway, mtu, connections_max };
@@ -214,6 +215,29 @@ impl StackGuests {
     /// [`Error::Usage`]: there is no such guest; [`Error::Closed`].
     pub fn remove(&self, id: u32) -> Result<()> {
         self.ask(ANSWER, |reply| Command::Remove(id, reply))
+    }
+
+    /// Takes a guest's card away; its driver and memory are released when this returns. The guest stays, with what it
+    /// counted and its connections, which hear nothing until it is given another. Twice is once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::remove`].
+    pub fn detach(&self, id: u32) -> Result<()> {
+        self.ask(ANSWER, |reply| Command::Detach(id, reply))
+    }
+
+    /// Gives a guest another card, instead of the one it may have; it announces its address through it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: there is no such guest, doorbells are missing, or the device's frames are shorter than the MTU;
+    /// [`Error::Closed`]; [`Error::Machine`]. The guest then has no card.
+    pub fn attach(&self, id: u32, sender: impl Into<Sender>, receiver: impl Into<Receiver>) -> Result<()> {
+        let card = Box::new((sender.into(), receiver.into()));
+        let name = locked(&self.shared.guests).get(&id).map(|entry| entry.name.clone()).ok_or_else(|| unknown(id))?;
+        check_bells(&name, &card.0, &card.1)?;
+        self.ask(ANSWER, |reply| Command::Attach(id, card, reply))
     }
 
     /// Takes a guest's link up, which announces its address, or down.
@@ -269,7 +293,7 @@ impl StackGuests {
         self.shared.polls.load(Ordering::Relaxed)
     }
 
-    /// Rings when a guest was removed because of a fault; for an event loop. [`Self::take_faults`] quiets it.
+    /// Rings when a guest lost its card, or was removed, because of a fault; for an event loop. [`Self::take_faults`] quiets it.
     #[must_use]
     pub fn fault_bell(&self) -> &Doorbell {
         &self.shared.fault_bell
@@ -324,6 +348,13 @@ impl std::fmt::Debug for StackGuests {
     }
 }
 
+fn check_bells(name: &str, sender: &Sender, receiver: &Receiver) -> Result<()> {
+    if sender.call_bell().is_none() || receiver.call_bell().is_none() {
+        return Err(Error::Usage(format!("stack guest {name}: connect both halves to their doorbells first")));
+    }
+    Ok(())
+}
+
 fn unknown(id: u32) -> Error {
     Error::Usage(format!("there is no stack guest {id}"))
 }
@@ -340,7 +371,7 @@ struct Slot {
 struct Worker {
     shared: Arc<Shared>,
     inbox: Answers<Command>,
-    epoll: rustix::fd::OwnedFd,
+    epoll: OwnedFd,
     spin_ns: u64,
     slots: HashMap<u32, Slot>,
     /// Guests to poll, in no particular order.
@@ -389,6 +420,8 @@ impl Worker {
                 let removed = self.remove(id);
                 drop(reply.send(removed.map(drop).ok_or_else(|| unknown(id))));
             }
+            Command::Detach(id, reply) => drop(reply.send(self.detach(id))),
+            Command::Attach(id, card, reply) => drop(reply.send(self.attach(id, *card))),
             Command::Link(id, is_up, reply) => {
                 let found = self.slots.get_mut(&id).map(|slot| slot.host.set_link(is_up));
                 self.activate(id);
@@ -413,11 +446,7 @@ impl Worker {
     }
 
     fn add(&mut self, id: u32, host: Box<Host>) -> Result<()> {
-        for bell in bells(&host) {
-            let name = epoll::EventData::new_u64(id.into());
-            epoll::add(&self.epoll, bell, name, epoll::EventFlags::IN | epoll::EventFlags::ET)
-                .map_err(|errno| Error::machine("watch a guest's doorbell", errno))?;
-        }
+        watch(&self.epoll, id, &host)?;
         self.slots.insert(id, Slot { host, is_active: false, timer_ns: None, worked_ns: 0 });
         self.activate(id);
         Ok(())
@@ -428,12 +457,28 @@ impl Worker {
         if let Some(at) = slot.timer_ns {
             self.timers.remove(&(at, id));
         }
-        for bell in bells(&slot.host) {
-            // The host holds the same doorbell, so closing ours would leave it in the set.
-            let _ = epoll::delete(&self.epoll, bell);
-        }
+        unwatch(&self.epoll, &slot.host);
         locked(&self.shared.guests).remove(&id);
         Some(slot.host)
+    }
+
+    fn detach(&mut self, id: u32) -> Result<()> {
+        let slot = self.slots.get_mut(&id).ok_or_else(|| unknown(id))?;
+        unwatch(&self.epoll, &slot.host);
+        slot.host.detach();
+        self.activate(id);
+        Ok(())
+    }
+
+    fn attach(&mut self, id: u32, (sender, receiver): (Sender, Receiver)) -> Result<()> {
+        self.detach(id)?;
+        let slot = self.slots.get_mut(&id).ok_or_else(|| unknown(id))?;
+        slot.host.attach(sender, receiver)?;
+        let watched = watch(&self.epoll, id, &slot.host);
+        if watched.is_err() {
+            slot.host.detach();
+        }
+        watched
     }
 
     fn activate(&mut self, id: u32) {
@@ -485,10 +530,8 @@ impl Worker {
                     }
                     self.active.swap_remove(index);
                 }
-                Ok(Err(error)) => {
-                    self.active.swap_remove(index);
-                    self.fault(id, reason_of(&error), error.to_string());
-                }
+                // Without its card it is looked at again at once, and parked.
+                Ok(Err(error)) => self.lose_card(id, &error),
                 Err(_) => {
                     self.active.swap_remove(index);
                     self.fault(id, "panicked", "its IP stack panicked; the guest was removed".to_owned());
@@ -510,10 +553,24 @@ impl Worker {
         })
     }
 
+    /// A guest's driver failed. That its device is gone is no fault: whoever took that away knows.
+    fn lose_card(&mut self, id: u32, error: &Error) {
+        let name = self.slots.get(&id).map(|slot| slot.host.name().to_owned());
+        if let (Ok(()), Some(name)) = (self.detach(id), name)
+            && !matches!(error, Error::PeerGone(_))
+        {
+            self.report(id, name, reason_of(error), error.to_string());
+        }
+    }
+
     fn fault(&mut self, id: u32, reason: &'static str, message: String) {
         let Some(host) = self.remove(id) else { return };
         let name = host.name().to_owned();
         drop(host);
+        self.report(id, name, reason, message);
+    }
+
+    fn report(&self, id: u32, name: String, reason: &'static str, message: String) {
         locked(&self.shared.faults).push(StackFault { guest: id, name, reason, message });
         // A fault bell that is broken leaves the list, which can be asked for.
         let _ = self.shared.fault_bell.ring();
@@ -543,6 +600,22 @@ fn turn(slot: &mut Slot, scratch: &mut Scratch, spin_ns: u64) -> Result<Turn> {
         return Ok(Turn::Again);
     }
     Ok(Turn::Parked(progress.deadline_ns))
+}
+
+fn watch(epoll: &OwnedFd, id: u32, host: &Host) -> Result<()> {
+    for bell in bells(host) {
+        let name = epoll::EventData::new_u64(id.into());
+        epoll::add(epoll, bell, name, epoll::EventFlags::IN | epoll::EventFlags::ET)
+            .map_err(|errno| Error::machine("watch a guest's doorbell", errno))?;
+    }
+    Ok(())
+}
+
+fn unwatch(epoll: &OwnedFd, host: &Host) {
+    for bell in bells(host) {
+        // The host node holds the same doorbell, so closing ours would leave it in the set.
+        let _ = epoll::delete(epoll, bell);
+    }
 }
 
 fn bells(host: &Host) -> impl Iterator<Item = BorrowedFd<'_>> {

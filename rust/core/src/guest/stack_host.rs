@@ -10,6 +10,7 @@
 //! No thread, no clock: whoever owns a host calls [`Host::poll`] with the time and [`Host::park`] before sleeping. No
 //! socket listens: one is made for each connection request that arrives and gone when the connection is, so a host that
 //! nobody talks to has no buffers. Connections are bounded in number, in idle time and in the time a handshake may take.
+//! Its card may be taken away and another put in: connections outlive that as they do a cable that was pulled.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use smoltcp::wire::{
 
 use super::clock::SECOND_NS;
 use super::http::Facts;
-use super::nic::{ETHERNET_HEADER, Receiver, Sender};
+use super::nic::{ETHERNET_HEADER, Receiver, Sender, Totals};
 use super::row::Row;
 use super::stack_client::{Exchange, ExchangeReport, ExchangeRequest, PingReport, PingRequest, Pinger, Step};
 use super::stack_config::{HostConfig, IPV6_MTU_MIN, StackStats, link_local};
@@ -66,14 +67,21 @@ pub struct Progress {
     pub deadline_ns: Option<u64>,
 }
 
+/// The driver of its card.
+struct Card {
+    sender: Sender,
+    receiver: Receiver,
+}
+
 /// One host.
 pub struct Host {
     config: HostConfig,
     mac: EthernetAddress,
     interface: Interface,
     sockets: SocketSet<'static>,
-    sender: Sender,
-    receiver: Receiver,
+    card: Option<Card>,
+    /// What was received by cards that it has no more.
+    received_before: Totals,
     connections: Vec<Connection>,
     pingers: Vec<Pinger>,
     exchanges: Vec<Exchange>,
@@ -93,6 +101,21 @@ fn instant(now_ns: u64) -> Instant {
     Instant::from_micros(i64::try_from(now_ns / 1000).unwrap_or(i64::MAX))
 }
 
+impl HostConfig {
+    /// Refuses a driver whose frames are too short.
+    fn check_card(&self, sender: &Sender) -> Result<()> {
+        if self.mtu + ETHERNET_HEADER > sender.limit() {
+            return Err(Error::Usage(format!(
+                "stack guest {}: MTU {} does not fit its device's frames of {} bytes",
+                self.name,
+                self.mtu,
+                sender.limit()
+            )));
+        }
+        Ok(())
+    }
+}
+
 impl Host {
     /// Makes a host of a driver. Its link is down.
     ///
@@ -109,14 +132,7 @@ impl Host {
     ) -> Result<Self> {
         config.check()?;
         let (mut sender, receiver) = (sender.into(), receiver.into());
-        if config.mtu + ETHERNET_HEADER > sender.limit() {
-            return Err(Error::Usage(format!(
-                "stack guest {}: MTU {} does not fit its device's frames of {} bytes",
-                config.name,
-                config.mtu,
-                sender.limit()
-            )));
-        }
+        config.check_card(&sender)?;
         let mac = EthernetAddress(config.mac);
         let mut tally = Tally::default();
         let mut settings = Config::new(HardwareAddress::Ethernet(mac));
@@ -142,8 +158,8 @@ impl Host {
             mac,
             interface,
             sockets: SocketSet::new(Vec::new()),
-            sender,
-            receiver,
+            card: Some(Card { sender, receiver }),
+            received_before: Totals::default(),
             connections: Vec::new(),
             pingers: Vec::new(),
             exchanges: Vec::new(),
@@ -162,7 +178,34 @@ impl Host {
     /// What wakes the sending and the receiving half, when both are connected.
     #[must_use]
     pub fn call_bells(&self) -> Option<[&Doorbell; 2]> {
-        self.sender.call_bell().zip(self.receiver.call_bell()).map(|(tx, rx)| [tx, rx])
+        let Card { sender, receiver } = self.card.as_ref()?;
+        sender.call_bell().zip(receiver.call_bell()).map(|(tx, rx)| [tx, rx])
+    }
+
+    /// Takes its card away: when this returns nothing of it is used. Connections wait for another, pings go unanswered.
+    pub fn detach(&mut self) {
+        let Some(card) = self.card.take() else { return };
+        let (before, last) = (&mut self.received_before, card.receiver.totals());
+        (before.frames, before.bytes) = (before.frames + last.frames, before.bytes + last.bytes);
+        (self.tally.is_blocked, self.tally.error) = (false, None);
+        self.is_dirty = true;
+    }
+
+    /// Puts another card in, instead of the one it may have, and announces the host's address through it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: the device's frames are shorter than the MTU; the host then has no card.
+    pub fn attach(&mut self, sender: impl Into<Sender>, receiver: impl Into<Receiver>) -> Result<()> {
+        self.detach();
+        let (sender, receiver) = (sender.into(), receiver.into());
+        self.config.check_card(&sender)?;
+        self.card = Some(Card { sender, receiver });
+        if self.is_link_up {
+            self.announce();
+        }
+        self.is_dirty = true;
+        Ok(())
     }
 
     /// What it is called.
@@ -182,7 +225,7 @@ impl Host {
 
     /// Sends a gratuitous ARP, so that the switch learns where we are and neighbours forget who had our address.
     fn announce(&mut self) {
-        let Some((address, _)) = self.config.ipv4 else { return };
+        let (Some((address, _)), Some(card)) = (self.config.ipv4, self.card.as_mut()) else { return };
         let arp = ArpRepr::EthernetIpv4 {
             operation: ArpOperation::Request,
             source_hardware_addr: self.mac,
@@ -196,7 +239,7 @@ impl Host {
         frame.set_dst_addr(EthernetAddress::BROADCAST);
         frame.set_ethertype(EthernetProtocol::Arp);
         arp.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
-        self.tally.send(&mut self.sender, &bytes);
+        self.tally.send(&mut card.sender, &bytes);
     }
 
     /// Begins a series of pings; the report goes into `channel`, a refusal at once.
@@ -253,10 +296,10 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// The driver's: the host broke a ring, or a doorbell is broken. The guest is of no use any more.
+    /// The driver's: the host broke a ring, a doorbell is broken, or the device is gone. The card is of no use any more.
     pub fn poll(&mut self, now_ns: u64, scratch: &mut Scratch) -> Result<Progress> {
         let sent_before = self.tally.frames_out;
-        if !self.is_link_up {
+        if !self.is_link_up || self.card.is_none() {
             // Nothing moves, but whoever waits for an answer hears that there is none.
             self.is_dirty = false;
             self.deadline_ns = self.poll_clients(now_ns);
@@ -273,7 +316,9 @@ impl Host {
         let client_ns = self.poll_clients(now_ns);
         self.send_out(now_ns, scratch);
         self.reap();
-        self.sender.flush()?;
+        if let Some(card) = &mut self.card {
+            card.sender.flush()?;
+        }
         if let Some(error) = self.tally.error.take() {
             return Err(error);
         }
@@ -289,25 +334,29 @@ impl Host {
     ///
     /// The host broke a ring.
     pub fn park(&mut self) -> Result<bool> {
+        let Some(Card { sender, receiver }) = &mut self.card else { return Ok(true) };
         if !self.is_link_up {
-            self.receiver.mask();
+            receiver.mask();
             return Ok(true);
         }
-        if self.tally.is_blocked && !self.sender.arm()? {
+        if self.tally.is_blocked && !sender.arm()? {
             return Ok(false);
         }
-        self.receiver.arm()
+        receiver.arm()
     }
 
     /// No doorbells while we poll anyway.
     pub fn unpark(&self) {
-        self.receiver.mask();
+        if let Some(card) = &self.card {
+            card.receiver.mask();
+        }
     }
 
     /// Gives up to [`BATCH`] received frames to the stack.
     fn take_in(&mut self, now_ns: u64, scratch: &mut Scratch) -> Result<u32> {
         let now = instant(now_ns);
-        let Self { receiver, sender, interface, sockets, connections, tally, stats, config, mac, .. } = self;
+        let Self { card, interface, sockets, connections, tally, stats, config, mac, .. } = self;
+        let Some(Card { sender, receiver }) = card else { return Ok(0) };
         let Scratch { frame: copy, draft, .. } = scratch;
         receiver.receive(BATCH, |frame| {
             copy.clear();
@@ -404,7 +453,8 @@ impl Host {
 
     fn send_out(&mut self, now_ns: u64, scratch: &mut Scratch) {
         let now = instant(now_ns);
-        let Self { sender, interface, sockets, tally, config, .. } = self;
+        let Self { card, interface, sockets, tally, config, .. } = self;
+        let Some(Card { sender, .. }) = card else { return };
         for _ in 0..ROUNDS {
             let mut wire = Wire { frame: None, sender, tally, draft: &mut scratch.draft, mtu: config.mtu };
             if interface.poll_egress(now, &mut wire, sockets) == PollResult::None {
@@ -446,10 +496,11 @@ impl Host {
     }
 
     fn current(&self) -> StackStats {
-        let received = self.receiver.totals();
+        let (before, now) = (self.received_before, self.card.as_ref().map(|card| card.receiver.totals()));
+        let now = now.unwrap_or_default();
         StackStats {
-            rx_frames: received.frames,
-            rx_bytes: received.bytes,
+            rx_frames: before.frames + now.frames,
+            rx_bytes: before.bytes + now.bytes,
             tx_frames: self.tally.frames_out,
             tx_bytes: self.tally.bytes_out,
             tx_drops_no_room: self.tally.drops_no_room,

@@ -28,8 +28,8 @@ pub use arrivals::Arrivals;
 pub use closed::{ClosedConfig, ClosedLoop, ClosedStep};
 pub use echo::{Reflector, Requester, RequesterConfig, RequesterStats};
 pub use frame::Route;
-pub use sink::{SinkConfig, SinkStats, TrafficSink};
-pub use source::{SourceStats, SourceStep, TrafficConfig, TrafficSource};
+pub use sink::{SinkConfig, SinkStats, Streams, TrafficSink};
+pub use source::{Interrupted, SourceStats, SourceStep, TrafficConfig, TrafficSource};
 
 /// How long anything sleeps before it looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(50);

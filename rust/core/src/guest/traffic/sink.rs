@@ -110,6 +110,10 @@ impl SinkStats {
     }
 }
 
+/// The streams that a sink knows, and what has arrived of them: by another driver it goes on with them.
+#[derive(Debug, Default)]
+pub struct Streams(Vec<(u32, Sequence)>);
+
 /// What arrived, without the driver it arrived through.
 #[derive(Debug)]
 struct Intake {
@@ -197,6 +201,13 @@ impl TrafficSink {
         Self { receiver: receiver.into(), config, intake, own: Vec::new(), row }
     }
 
+    /// The same sink, going on with what another one knew.
+    #[must_use]
+    pub fn knowing(mut self, streams: Streams) -> Self {
+        (self.intake.streams, self.intake.last) = (streams.0, 0);
+        self
+    }
+
     /// Takes one batch in; how many frames that were. The clock is read once a batch, after its frames arrived, and
     /// only when a frame says when it was due.
     ///
@@ -265,5 +276,11 @@ impl TrafficSink {
     #[must_use]
     pub fn into_receiver(self) -> Receiver {
         self.receiver
+    }
+
+    /// Ends the sink and gives its driver back, and what it knows.
+    #[must_use]
+    pub fn interrupt(self) -> (Receiver, Streams) {
+        (self.receiver, Streams(self.intake.streams))
     }
 }

@@ -216,6 +216,17 @@ pub struct TrafficSource {
     row: Arc<Row>,
 }
 
+/// What a generator that was interrupted has still to send: by another driver it goes on where it was.
+#[derive(Clone, Debug)]
+pub struct Interrupted {
+    config: TrafficConfig,
+    turn: usize,
+    route: usize,
+    number: u64,
+    end_ns: Option<u64>,
+    frames_before: u64,
+}
+
 impl TrafficSource {
     /// A generator that has not begun. `row` has at least [`SourceStats::WORDS`] counters, which go on from what they say.
     ///
@@ -253,14 +264,30 @@ impl TrafficSource {
         })
     }
 
+    /// The generator that was interrupted, with another driver: numbers go on, and it ends when it would have ended. What
+    /// was due while it had no driver is not made up for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`]: the device does not carry one of the sizes.
+    pub fn resume(left: Interrupted, sender: impl Into<Sender>, row: Arc<Row>) -> Result<Self> {
+        let Interrupted { config, turn, route, number, end_ns, frames_before } = left;
+        Ok(Self { turn, route, number, end_ns, frames_before, ..Self::new(sender, config, row)? })
+    }
+
+    /// Ends the generator and gives its driver back, and what it has still to send.
+    #[must_use]
+    pub fn interrupt(self) -> (Sender, Interrupted) {
+        let Self { sender, config, turn, route, number, end_ns, frames_before, .. } = self;
+        (sender, Interrupted { config, turn, route, number, end_ns, frames_before })
+    }
+
     fn begin(&mut self, now_ns: u64) {
         self.has_begun = true;
         self.start_ns = self.config.start_ns.unwrap_or(now_ns).max(now_ns);
         self.schedule = Schedule::new(&self.config.arrivals, self.start_ns);
-        self.end_ns = self
-            .config
-            .duration
-            .map(|duration| self.start_ns.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)));
+        let lasts_ns = self.config.duration.map(|lasts| u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX));
+        self.end_ns = self.end_ns.or_else(|| lasts_ns.map(|lasts_ns| self.start_ns.saturating_add(lasts_ns)));
     }
 
     /// Sends what is due at `now_ns`, at most one batch. The first step sets the schedule off.
