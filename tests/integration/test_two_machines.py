@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.vbnet_program import COMMAND
+from vbnet import Guest
 from vbnet.bus.keys import KeyStore
 from vbnet.bus.operator import SyncOperator
 from vbnet.testing.processes import HostProcess, PythonProcess
@@ -132,6 +134,60 @@ async with await Operator.connect(address, secrets=secrets) as operator:
         "far True ready",
         "bye",
     ] == lines
+
+
+def test_a_card_is_refused_from_another_machine_and_stays_free(
+    host: HostProcess, machines: Machines, keys: tuple[KeyStore, KeyStore]
+) -> None:
+    """Nothing of it can be used there, so it is not held there either."""
+    with SyncOperator(host.run_dir) as operator:
+        operator.bus_create("lan")
+        operator.switch_create("wire")
+        operator.device_create("v0", "venet", {"switch": "wire"})
+        operator.device_plug("v0", "lan")
+    program = """
+async with await GuestNode.connect(address, secrets=secrets) as node:
+    guest = await node.join("far", "lan")
+    for work in (guest.nic("v0"), guest.devices[0].open()):
+        try:
+            await work
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+    sys.stdin.readline()
+"""
+    refused = (
+        "UnsupportedError shared memory needs the same machine as the host node; from here only list and call work"
+    )
+    with client(machines, keys, program) as far:
+        assert [refused, refused] == [far.line(), far.line()]
+
+        with Guest("near", "lan", address=host.run_dir) as near:
+            near.nic("v0")
+        far.tell("go")
+
+
+def test_function_runs_as_a_guest_of_another_machine(
+    host: HostProcess, machines: Machines, keys: tuple[KeyStore, KeyStore], tmp_path: Path
+) -> None:
+    """The command line takes the address and the keys, as other commands do; the function calls devices."""
+    with SyncOperator(host.run_dir) as operator:
+        operator.bus_create("lan")
+        operator.device_create("e", "echo")
+        operator.device_plug("e", "lan")
+    (tmp_path / "ask.py").write_text(
+        "def main(guest):\n    print(guest.open('echo0').call(1, b'hello'))\n    return 3\n"
+    )
+    where = ["--node", "tcp://10.77.0.1:7400", "--keys", str(keys[1].path), "--server-key", keys[0].load().public]
+
+    done = subprocess.run(
+        [*machines.client, *COMMAND, "guest", "run", "ask.py:main", "--bus", "lan", *where],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (3, "b'HELLO'\n", "") == (done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.usefixtures("host")

@@ -11,12 +11,10 @@ import msgspec
 import typer
 
 from vbnet.bus.operator import SyncOperator
-from vbnet.bus.rundir import RunDir
 from vbnet.cli import output
-from vbnet.cli.connection import NodeOption, on_host, resolve
+from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, on_host, resolve, secrets
 from vbnet.cli.output import Format, FormatOption
 from vbnet.cli.wedged import wedged_text
-from vbnet.errors import UnsupportedError
 
 COLUMNS = ("name", "bus", "kind", "state", "pid", "devices", "faults", "age_s", "detail")
 
@@ -65,14 +63,17 @@ def run(
     bus: Annotated[str | None, typer.Option(help="Bus to join; a private one when left out.")] = None,
     *,
     node: NodeOption = None,
+    keys: KeysOption = None,
+    server_key: ServerKeyOption = None,
 ) -> None:
-    """Run a function as a guest in this process, until it returns; a number it returns is the exit code."""
-    from vbnet.cluster.guests.python import run_function  # noqa: PLC0415 -- only this verb is a guest
+    """Run a function as a guest in this process, until it returns; a number it returns is the exit code.
+
+    On another machine than the host node it can call devices; what needs shared memory, as network interfaces do, is
+    refused.
+    """
+    from vbnet.cluster.guests.python import Where, run_function  # noqa: PLC0415 -- only this verb is a guest
 
     address = resolve(node)
-    if not isinstance(address, RunDir):
-        raise UnsupportedError(
-            f"{address} is another machine: a guest shares memory with its host node, so it runs beside it"
-        )
+    where = Where(address, secrets(address, keys, server_key))
     function = target.rpartition(":")[2]
-    sys.exit(run_function(target, Path.cwd(), address, name or f"{function}-{os.getpid()}", bus))
+    sys.exit(run_function(target, Path.cwd(), where, name or f"{function}-{os.getpid()}", bus))

@@ -411,12 +411,15 @@ class Interface(ABC):
         abi_type: what a driver matches, for instance ``"virtual-ethernet"``.
         versions: of the ABI that can be opened.
         exclusive: whether a second open is refused as busy while the first lasts.
+        needs_memory: whether nothing can be done with it without memory or descriptors of the guest; guests of other
+            machines are then refused before they hold it.
     """
 
     name: str
     abi_type: str
     versions: Sequence[int] = (1,)
     exclusive: bool = True
+    needs_memory: bool = False
 
     @abstractmethod
     def connect(self, opener: Opener, version: int) -> Connection:

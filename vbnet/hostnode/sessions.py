@@ -243,6 +243,7 @@ class Session:
 
         Raises:
             NotFoundError: no such device on its bus. UsageError: not this ABI version.
+            UnsupportedError: it needs memory, and this guest is on another machine.
             BusyError: exclusive and open. ResourceError: too many handles.
         """
         plugboard = self._host.plugboard
@@ -255,6 +256,8 @@ class Session:
                 got=version,
                 versions=list(interface.versions),
             )
+        if interface.needs_memory:
+            self._need_same_machine()
         plugboard.check_open(slot)
         if len(self._handles) >= self._host.limits.handles_per_session:
             raise ResourceError("too many devices open; close some", limit=self._host.limits.handles_per_session)
@@ -481,11 +484,7 @@ class Session:
 
     def _check_region(self, entry: _Open, verb: messages.Shm) -> Ram:
         limits = self._host.limits
-        if self.is_remote:
-            raise UnsupportedError(
-                "shared memory needs the same machine as the host node; from here only list and call work",
-                guest=self.name,
-            )
+        self._need_same_machine()
         if self.ram is None:
             raise UsageError("this guest joined without memory; join with ram_bytes", guest=self.name)
         if verb.id in entry.regions:
@@ -520,6 +519,13 @@ class Session:
                 limit=limits.shared_bytes_per_session,
             )
         return self.ram
+
+    def _need_same_machine(self) -> None:
+        if self.is_remote:
+            raise UnsupportedError(
+                "shared memory needs the same machine as the host node; from here only list and call work",
+                guest=self.name,
+            )
 
     def _drop_region(self, entry: _Region) -> None:
         self._region_count -= 1

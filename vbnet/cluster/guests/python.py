@@ -20,9 +20,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vbnet.bus.limits import DEFAULT_RAM_BYTES
+from vbnet.bus.link import Secrets
 from vbnet.bus.rundir import RunDir
 from vbnet.cluster.guests.waiting import with_host
 from vbnet.cluster.launch import Job
@@ -75,13 +76,20 @@ def load_function(target: str, folder: Path) -> Callable[[Any], Any]:
     return loaded
 
 
-def run_function(target: str, folder: Path, address: RunDir, name: str, bus: str | None) -> int:
+class Where(NamedTuple):
+    """A host node: its address, and keys if it is on another machine."""
+
+    address: RunDir | str
+    secrets: Secrets | None = None
+
+
+def run_function(target: str, folder: Path, where: Where, name: str, bus: str | None) -> int:
     """Run a function as a guest of a host node in this process, outside of a lab.
 
     Args:
         target: ``file.py:function`` (from ``folder``) or ``module:function``.
         folder: where files and modules are looked for.
-        address: the host node.
+        where: the host node.
         name: of the guest.
         bus: to join; None makes a private one.
 
@@ -96,13 +104,13 @@ def run_function(target: str, folder: Path, address: RunDir, name: str, bus: str
     if inspect.iscoroutinefunction(function):
 
         async def run_it() -> object:
-            async with await GuestNode.connect(address, name) as node:
+            async with await GuestNode.connect(where.address, name, secrets=where.secrets) as node:
                 guest = await node.join(name, bus)
                 with _own_mistakes():
                     return await with_host(guest, function(guest))
 
         return _code(asyncio.run(run_it()))
-    with SyncGuest(name, bus, address=address) as guest, _own_mistakes():
+    with SyncGuest(name, bus, address=where.address, secrets=where.secrets) as guest, _own_mistakes():
         return _code(function(guest))
 
 

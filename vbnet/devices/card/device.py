@@ -141,6 +141,7 @@ class CardInterface(Interface):
 
     versions = (wire.VERSION,)
     exclusive = True
+    needs_memory = True
 
     def __init__(self, device: CardDevice) -> None:
         self.name = device.name.rpartition(".")[2]

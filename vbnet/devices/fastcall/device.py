@@ -108,6 +108,7 @@ class FastcallInterface(Interface):
     abi_type = wire.ABI_TYPE
     versions = (wire.VERSION,)
     exclusive = False
+    needs_memory = True
 
     def __init__(self, device: FastcallDevice) -> None:
         self._device = device

@@ -67,6 +67,7 @@ class TapInterface(Interface):
     abi_type = wire.ABI_TYPE
     versions = (wire.VERSION,)
     exclusive = True
+    needs_memory = True
 
     def __init__(self, device: TapDevice) -> None:
         self.name = device.name.rpartition(".")[2]

@@ -200,6 +200,7 @@ class TimerInterface(Interface):
     abi_type = wire.ABI_TYPE
     versions = (wire.VERSION,)
     exclusive = False
+    needs_memory = True
 
     def __init__(self, device: TimerDevice) -> None:
         self.name = device.name.rpartition(".")[2]

@@ -127,6 +127,7 @@ class VenetInterface(Interface):
     abi_type = wire.ABI_TYPE
     versions = (wire.VERSION,)
     exclusive = True
+    needs_memory = True
 
     def __init__(self, device: VenetDevice) -> None:
         self.name = device.name.rpartition(".")[2]

@@ -367,6 +367,7 @@ class VirtioInterface(Interface):
 
     versions = (wire.VERSION,)
     exclusive = True
+    needs_memory = True
 
     def __init__(self, device: VirtioBase) -> None:
         self.name = device.name.rpartition(".")[2]
