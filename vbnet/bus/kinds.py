@@ -35,6 +35,7 @@ class NicModel:
             attribute ``trap_cost_ns``.
         has_slots: whether its driver shows fastcall slots of its own, and needs no such device.
         has_pairs: whether the class takes the attribute ``pairs``, several pairs of queues.
+        mtu_max: longest IP packet that it carries, bytes.
     """
 
     device_class: str
@@ -43,6 +44,7 @@ class NicModel:
     has_traps: bool = False
     has_slots: bool = False
     has_pairs: bool = False
+    mtu_max: int = 65535
 
 
 @dataclass(frozen=True, slots=True)

@@ -738,6 +738,8 @@ class _Checker(PartReader):
         elif isinstance(guest, NetnsGuest):
             what = f"`model: {nic.model}` in netns guest `{name}`, whose interfaces are the kernel's own"
             self.add((*at, "model"), what, "leave `model` out")
+        elif nic.mtu > (most := known[nic.model].mtu_max):
+            self.add((*at, "mtu"), f"`mtu` is {nic.mtu} with the model `{nic.model}`", f"use {most} at most")
 
     def _only_ipv4(self, place: Place, guest: Guest, ip: str) -> None:
         if isinstance(guest, StackGuest) and ":" in ip:

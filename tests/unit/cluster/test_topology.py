@@ -124,6 +124,13 @@ def guest(line: str) -> str:
             "name: t\nswitches: {lan: }\nuplinks:\n  - {switch: lan, tap: vb0, ip: 'fd00::1/64', mtu: 68}\n",
             "lab.yaml:4: `mtu` is 68 with the IPv6 address `fd00::1/64`; use 1280 at least",
         ),
+        *(
+            (
+                guest(f"w: {{kind: traffic, nics: [{{switch: lan, model: {model}, mtu: {most + 1}}}]}}"),
+                f"lab.yaml:5: `mtu` is {most + 1} with the model `{model}`; use {most} at most",
+            )
+            for model, most in (("e1000", 16106), ("rtl8139", 1500))
+        ),
         (
             guest("w: {kind: netns, nics: [{switch: lan, mtu: 65522}]}"),
             "lab.yaml:5: `mtu` is 65522 in netns guest `w`, whose interfaces are TAPs; use 65521 at most",

@@ -18,7 +18,7 @@ KIND = Kind(
     },
     metrics="vbnet.devices.card.metrics:BLOCKS",
     nics={
-        "e1000": NicModel(device_class="e1000", abi_type="e1000", has_traps=True, has_slots=True),
-        "rtl8139": NicModel(device_class="rtl8139", abi_type="rtl8139", has_traps=True, has_slots=True),
+        "e1000": NicModel("e1000", abi_type="e1000", has_traps=True, has_slots=True, mtu_max=16_106),
+        "rtl8139": NicModel("rtl8139", abi_type="rtl8139", has_traps=True, has_slots=True, mtu_max=1500),
     },
 )

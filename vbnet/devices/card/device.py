@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from vbnet.devices.card import wire
+from vbnet.devices.card import KIND, wire
 from vbnet.errors import ExistsError, UnsupportedError, UsageError, VbnetError
 from vbnet.hostnode.device import (
     Attribute,
@@ -53,7 +53,7 @@ class E1000Class(DeviceClass):
             20_000,
             is_locked_while_open=True,
         )
-        return CardDevice(services, name, wire.E1000_TYPE, 16_106, (throttle,))
+        return CardDevice(services, name, wire.E1000_TYPE, KIND.nics[self.name].mtu_max, (throttle,))
 
 
 class Rtl8139Class(DeviceClass):
@@ -64,7 +64,7 @@ class Rtl8139Class(DeviceClass):
 
     def create(self, services: HostServices, name: str) -> CardDevice:
         """Make one; it needs its ``switch`` before a driver can start it."""
-        return CardDevice(services, name, wire.RTL8139_TYPE, 1500)
+        return CardDevice(services, name, wire.RTL8139_TYPE, KIND.nics[self.name].mtu_max)
 
 
 class CardDevice(OneBusDevice):
