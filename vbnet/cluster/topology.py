@@ -17,7 +17,7 @@ import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -427,6 +427,20 @@ def _what_no_card_has(address: ipaddress.IPv4Address | ipaddress.IPv6Address) ->
     return "a reserved" if address.version == 4 and address.is_reserved else None  # noqa: PLR2004 -- IPv4
 
 
+def _listed(value: object) -> list[tuple[int, object]]:
+    return list(enumerate(value)) if isinstance(value, list) else []
+
+
+def _named(value: object) -> list[tuple[str, object]]:
+    return [(str(name), part) for name, part in value.items()] if isinstance(value, dict) else []
+
+
+def _unknown_switch(switch: str, known: Iterable[str]) -> tuple[str, str]:
+    """Return what is wrong, and what to do."""
+    otherwise = f"declare it: `switches: {{{switch}: {{}}}}`"
+    return f"unknown switch `{switch}`", did_you_mean(switch, known, otherwise=otherwise)
+
+
 def _names_made(tree: ast.Module) -> set[str] | None:
     """Return all names that a program makes anywhere, by what it says; None: it may make others as it runs."""
     names: set[str] = set()
@@ -487,7 +501,23 @@ class _Reader(PartReader):
             parts["host"] = self.part(("host",), data["host"], Host)
         if data.get("metrics") is not None:
             parts["metrics"] = self.part(("metrics",), data["metrics"], Metrics)
+        if self.found:
+            self._switches(data)
         return (None if self.found else Topology(**parts)), self.found
+
+    def _switches(self, data: Mapping[str, Any]) -> None:
+        """Say which switches are not there also where other mistakes keep the file from being checked as a whole."""
+        known = data.get("switches") or {}
+        if not isinstance(known, dict):
+            return
+        places: list[tuple[Place, object]] = [(("uplinks", at), part) for at, part in _listed(data.get("uplinks"))]
+        places += [(("vhost-user", name), part) for name, part in _named(data.get("vhost-user"))]
+        for name, guest in _named(data.get("guests")):
+            nics = guest.get("nics") if isinstance(guest, dict) else None
+            places += [(("guests", name, "nics", at), nic) for at, nic in _listed(nics)]
+        for place, part in places:
+            if isinstance(part, dict) and isinstance(switch := part.get("switch"), str) and switch not in known:
+                self.add((*place, "switch"), *_unknown_switch(switch, known))
 
     def _guest(self, name: str, value: object) -> Guest | None:
         place: Place = ("guests", name)
@@ -778,9 +808,7 @@ class _Checker(PartReader):
 
     def _switch(self, place: Place, switch: str) -> None:
         if switch not in self.topology.switches:
-            known = self.topology.switches
-            otherwise = f"declare it: `switches: {{{switch}: {{}}}}`"
-            self.add(place, f"unknown switch `{switch}`", did_you_mean(switch, known, otherwise=otherwise))
+            self.add(place, *_unknown_switch(switch, self.topology.switches))
 
     def _is_station(self, at: Place, mac: str) -> bool:
         """Check that an address can be one card's."""

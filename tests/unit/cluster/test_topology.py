@@ -660,3 +660,19 @@ def test_function_that_a_file_cannot_have_is_told_before_anything_starts(
         found = str(error).removeprefix(f"{tmp_path}/")
 
     assert said == found
+
+
+def test_switches_that_are_not_there_are_told_beside_other_mistakes() -> None:
+    """One run tells all of them, wherever a switch is named, and whatever else is wrong with the file."""
+    said = problems(
+        "name: t\nswitches: {lan: }\nguests:\n  a: {kind: stak, nics: [{switch: lam}]}\n"
+        "uplinks:\n  - {switch: wan, tap: vb0, mtu: 1}\nvhost-user: {vm: {switch: lann}, ok: {switch: lan}}\n"
+    )
+
+    assert {
+        "lab.yaml:4: unknown kind `stak`; did you mean `stack`?",
+        "lab.yaml:4: unknown switch `lam`; did you mean `lan`?",
+        "lab.yaml:6: `uplinks[0].mtu` is `1`; expected a whole number >= 68",
+        "lab.yaml:6: unknown switch `wan`; did you mean `lan`?",
+        "lab.yaml:7: unknown switch `lann`; did you mean `lan`?",
+    } == set(said)
