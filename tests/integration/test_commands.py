@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,42 @@ def test_a_labs_device_serves_the_guests_it_names_and_ps_shows_who_is_wedged(bri
     assert ["db", "web"] == sorted(plug["bus"] for plug in device["plugs"])
     assert {"web": "wedged", "db": "ready", "other": "ready"} == {name: row["state"] for name, row in shown.items()}
     assert shown["web"]["detail"].startswith("vCPU 0 priority 2 vector ")
+
+
+def test_ps_says_when_the_host_node_does_not_answer(bring_up: Callable[[str], Path]) -> None:
+    """Whoever was ready is not shown without a word when nobody knows."""
+    lab = state.read_state(bring_up(LAB))
+    assert lab.host is not None
+
+    with stopped(lab.host.identity):
+        found = rows("ps")
+
+    assert {"the host node does not answer"} == {row["detail"] for row in found}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_ps_and_guest_list_agree_on_who_is_stuck(bring_up: Callable[[str], Path]) -> None:
+    """A guest that missed two heartbeats of 7.5 s is; the others are not, and neither is it when it goes on."""
+    lab = state.read_state(bring_up(LAB))
+
+    with stopped(lab.processes[lab.guests["a"].process].identity):
+        eventually(lambda: {row["guest"]: row["state"] for row in rows("ps")}["a"] == "stuck", "a is stuck", 60)
+        listed = {row["name"]: row["state"] for row in rows("guest", "list")}
+    eventually(lambda: {row["state"] for row in rows("ps")} == {"ready"}, "it goes on", 60)
+
+    assert ("stuck", "ready") == (listed["a"], listed["b-0"])
+
+
+@contextmanager
+def stopped(identity: process.Identity | None) -> Iterator[None]:
+    """Let a process do nothing for a while."""
+    assert identity is not None
+    assert process.send_signal(identity, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(identity, signal.SIGCONT)
 
 
 def test_logs_have_what_a_guest_printed(bring_up: Callable[[str], Path]) -> None:

@@ -100,11 +100,17 @@ def test_a_quarantined_small_host_answers_again_after_a_reset(hosts: RealLab) ->
     with operating(hosts) as operator:
         eventually(lambda: 2 == sum(bool(port["receive_fault"]) for port in operator.port_list()), "two quarantines")
 
+        told = {row["guest"]: row["detail"] for row in hosts.rows("ps")}
+        faults = {row["name"]: row["faults"] for row in hosts.rows("guest", "list")}
         for guest in ("s1-0", "s1-1"):
             operator.guest_reset(guest)
 
     for guest in ("s1-0", "s1-1"):
         answers(hosts, guest)
+        assert 1 == faults[guest]
+        assert told[guest].startswith("quarantined: eth0: ")
+        assert f"`vbnet guest reset {guest}`" in told[guest]
+    assert 0 == faults["s2-0"]
 
 
 @pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(model, marks=pytest.mark.slow) for model in MODELS[1:])])

@@ -414,7 +414,10 @@ class WedgedLevel(Struct, frozen=True):
 
 
 class GuestInfo(Struct, frozen=True):
-    """A guest: ``state`` is joining, joined, ready, stuck or wedged; ``devices`` is what it has open, by dev-id."""
+    """A guest: ``state`` is joining, joined, ready, stuck or wedged; ``devices`` is what it has open, by dev-id.
+
+    ``quarantined`` has a line for each device of its own on whose ports it broke a rule, and which is served no more.
+    """
 
     name: str
     bus: str
@@ -428,6 +431,7 @@ class GuestInfo(Struct, frozen=True):
     ram_bytes: int
     devices: list[int]
     wedged: list[WedgedLevel] = []
+    quarantined: list[str] = []
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------

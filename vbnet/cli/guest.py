@@ -14,7 +14,7 @@ from vbnet.bus.operator import SyncOperator
 from vbnet.cli import output
 from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, on_host, resolve, secrets
 from vbnet.cli.output import Format, FormatOption
-from vbnet.cli.wedged import wedged_text
+from vbnet.cli.wedged import guest_text
 
 COLUMNS = ("name", "bus", "kind", "state", "pid", "devices", "faults", "age_s", "detail")
 
@@ -36,8 +36,8 @@ def list_(
     *,
     how: FormatOption = Format.table,
 ) -> None:
-    """List guests. A wedged one has a handler that does not return; the detail says which."""
-    rows = [{**msgspec.to_builtins(guest), "detail": wedged_text(guest.wedged)} for guest in operator.guest_list()]
+    """List guests. A wedged one has a handler that does not return, a stuck one does nothing; the detail says more."""
+    rows = [{**msgspec.to_builtins(guest), "detail": guest_text(guest)} for guest in operator.guest_list()]
     output.print_rows(rows, COLUMNS, how, empty="no guest yet")
 
 

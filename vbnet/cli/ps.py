@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vbnet.cli import output
 from vbnet.cli.labs import LabArgument
 from vbnet.cli.output import Format, FormatOption
-from vbnet.cli.wedged import ANSWER_DEADLINE_S, wedged_guests
+from vbnet.cli.wedged import ANSWER_DEADLINE_S, guest_text, guests_told
 from vbnet.cluster.process import is_alive
 from vbnet.cluster.state import LabState, choose_lab, lab_folders, read_state, shown_state
 from vbnet.errors import VbnetError
+
+if TYPE_CHECKING:
+    from vbnet.bus.admin import GuestInfo
 
 _SERVED_KINDS = ("vhost-user", "front-end")
 """Ports at whose other end is a program that a lab does not start."""
@@ -24,7 +27,8 @@ app = output.application(
     "List the guests of running labs, of one or of all.\n\nWorks from any shell, also when a lab's supervisor "
     "was killed: "
     "such guests are shown as dead, and `vbnet down` or `vbnet clean` removes what is left. A guest is wedged when a "
-    "handler of its signals does not return; the detail says which. Virtual machines and DPDK applications of the "
+    "handler of its signals does not return, and stuck when its process does nothing; the detail says which handler, "
+    "and which interface is quarantined. Virtual machines and DPDK applications of the "
     "lab's `vhost-user` are not started by it: they are `connected` or `waiting`, and the detail has the socket.",
     [("vbnet ps", "guests of all labs"), ("vbnet ps demo --format json", "of one, for a program")],
 )
@@ -38,7 +42,7 @@ def ps(lab: LabArgument = None, how: FormatOption = Format.table) -> None:
     rows = [
         row
         for folder, state in states
-        for row in [*_with_wedged(folder, guest_rows(state)), *front_end_rows(state, front_ends(folder, state))]
+        for row in [*_as_told(folder, guest_rows(state)), *front_end_rows(state, front_ends(folder, state))]
     ]
     output.print_rows(rows, COLUMNS, how, empty="no lab is up; start one with `vbnet up FILE`")
 
@@ -117,14 +121,19 @@ def front_ends(folder: Path, state: LabState) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def _with_wedged(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Show guests whose host node says that a handler of theirs does not return."""
+def _as_told(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Show of guests that are ready what their host node says of them, or that it does not answer."""
     if not any(row["state"] == "ready" for row in rows):
         return rows
-    wedged = wedged_guests(folder)
-    return [
-        {**row, "state": "wedged", "detail": wedged[row["guest"]]}
-        if row["state"] == "ready" and row["guest"] in wedged
-        else row
-        for row in rows
-    ]
+    told = guests_told(folder)
+    return [_row_as_told(row, told) if row["state"] == "ready" else row for row in rows]
+
+
+def _row_as_told(row: dict[str, Any], told: Mapping[str, GuestInfo] | None) -> dict[str, Any]:
+    if told is None:
+        return {**row, "detail": row["detail"] or "the host node does not answer"}
+    guest = told.get(row["guest"])
+    if guest is None:
+        return row
+    state = guest.state if guest.state in {"stuck", "wedged"} else row["state"]
+    return {**row, "state": state, "detail": guest_text(guest) or row["detail"]}

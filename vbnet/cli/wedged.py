@@ -1,4 +1,4 @@
-"""Guests whose handlers do not return, for the verbs that show how guests are."""
+"""What a host node says of its guests, for the verbs that show how guests are."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vbnet.errors import VbnetError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vbnet.bus.admin import WedgedLevel
+    from vbnet.bus.admin import GuestInfo, WedgedLevel
 
 ANSWER_DEADLINE_S = 1.0
-"""How long a host node may take to say which guests are wedged; one that hangs is shown without."""
+"""How long a host node may take to say how its guests are; of one that hangs it is said that it does."""
 
 
 def wedged_text(levels: Sequence[WedgedLevel]) -> str:
@@ -26,10 +26,16 @@ def wedged_text(levels: Sequence[WedgedLevel]) -> str:
     )
 
 
-def wedged_guests(run_dir: Path) -> dict[str, str]:
-    """Return, for each wedged guest of a host node, what :func:`wedged_text` says; nothing when nobody answers."""
+def guest_text(guest: GuestInfo) -> str:
+    """Return what is wrong with a guest, as one line: handlers that have not returned, ports that are quarantined."""
+    out = [f"{line}; `vbnet guest reset {guest.name}` begins anew" for line in guest.quarantined]
+    return "; ".join(filter(None, [wedged_text(guest.wedged), *(f"quarantined: {line}" for line in out)]))
+
+
+def guests_told(run_dir: Path) -> dict[str, GuestInfo] | None:
+    """Return what a host node says of its guests, by name; None when it does not answer."""
     from vbnet.bus.operator import SyncOperator  # noqa: PLC0415 -- ZeroMQ is loaded for labs that are up only
 
     with suppress(VbnetError), SyncOperator(run_dir, deadline_s=ANSWER_DEADLINE_S) as operator:
-        return {guest.name: wedged_text(guest.wedged) for guest in operator.guest_list() if guest.wedged}
-    return {}
+        return {guest.name: guest for guest in operator.guest_list()}
+    return None

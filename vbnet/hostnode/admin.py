@@ -272,6 +272,7 @@ class AdminDesk:
 
     def _guest_list(self, _verb: admin.GuestList) -> list[admin.GuestInfo]:
         wedged = {session.name: wedged_levels(self._services.signals, session.name) for session in self._book.all()}
+        broken = self._services.port_faults.broken(self._services.fabric)
         return [
             admin.GuestInfo(
                 name=session.name,
@@ -286,6 +287,11 @@ class AdminDesk:
                 ram_bytes=session.ram.size if session.ram is not None else 0,
                 devices=[slot.dev_id for slot in session.open_devices()],
                 wedged=wedged[session.name],
+                quarantined=[
+                    f"{slot.interface.name}: {broken[slot.device]}"
+                    for slot in session.open_devices()
+                    if slot.device in broken
+                ],
             )
             for session in self._book.all()
         ]

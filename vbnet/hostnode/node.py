@@ -295,6 +295,8 @@ class HostNode:
             return
         for fault in self._fabric.take_faults():
             self._services.port_faults.note(fault)
+            for session in self.plugboard.openers(fault["name"]):
+                session.count_fault()
             self._log.warning("port_fault", **fault)
             self.publish("port.fault", **fault)
 

@@ -249,6 +249,10 @@ class Plugboard:
         """Whether any guest has any interface of this device open."""
         return any(self._openers.get(slot) for slot in self.model.slots_of(name))
 
+    def openers(self, name: str) -> list[Session]:
+        """Who has an interface of this device open; nobody of a device that there is not."""
+        return [session for slot, openers in self._openers.items() if slot.device == name for session, _ in openers]
+
     def open_count(self, slot: Slot[Interface]) -> int:
         """How many have this interface open."""
         return len(self._openers.get(slot, ()))

@@ -26,6 +26,12 @@ class PortFaults:
         """Keep what a fault of the fabric says: its text, or at least the rule."""
         self._texts[fault["port"]] = fault.get("text", fault["rule"])
 
+    def broken(self, fabric: Fabric | None) -> dict[str, str]:
+        """Why, for each port of which a queue is quarantined, by the port's name."""
+        rows = self.rows(fabric) if fabric is not None else []
+        faults = {row["name"]: row.get("transmit_fault") or row.get("receive_fault") for row in rows}
+        return {row["name"]: row["detail"] or str(faults[row["name"]]) for row in rows if faults[row["name"]]}
+
     def rows(self, fabric: Fabric) -> list[dict[str, Any]]:
         """Every port as the fabric has it, with a ``detail``: why it does not work, or empty."""
         rows = [{**row, "detail": ""} for row in fabric.ports()]

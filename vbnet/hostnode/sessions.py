@@ -464,11 +464,15 @@ class Session:
             os.close(fd)
         self._gifts.clear()
 
-    def report(self, fault: PeerFault, device: str) -> None:
-        """Take note of a rule this guest broke."""
+    def count_fault(self) -> None:
+        """Take note of a rule this guest broke, of which others tell."""
         self.faults += 1
         self._host.tally.add(metrics.FAULTS)
         self.row.add("faults")
+
+    def report(self, fault: PeerFault, device: str) -> None:
+        """Take note of a rule this guest broke, and tell of it."""
+        self.count_fault()
         self._host.services.log.warning("guest_fault", guest=self.name, device=device, fault=str(fault))
         self._host.services.publish(
             "guest.fault",

@@ -85,6 +85,24 @@ async def test_a_quarantined_port_is_an_error_of_its_own(run_root: Path) -> None
     assert (3, "got 900") == (found.count, found.message)
 
 
+async def test_a_quarantined_card_is_a_fault_of_the_guest_that_has_it(run_root: Path) -> None:
+    """Its count goes up, nobody else's does, and whoever lists guests is told why it is served no more."""
+    async with Lab.open(run_root) as lab:
+        await lab.plugged("web.eth0", "lan", "venet")
+        await lab.plugged("db.eth0", "lan", "venet")
+        web, db = await lab.guest("web", "lan"), await lab.guest("db", "lan")
+        await web.open_device(1, 1)
+        await db.open_device(2, 1)
+        lab.fabric.add_port("", "web.eth0", "venet", receive_fault="bad_size", transmit_fault=None)
+        port = lab.fabric.ports()[0]["id"]
+
+        lab.fabric.fault(port=port, name="web.eth0", part="receive", rule="bad_size", text="got 900")
+        lab.host._take_faults()
+        found = {guest.name: (guest.faults, guest.quarantined) for guest in await lab.operator.guest_list()}
+
+    assert {"web": (1, ["eth0: got 900"]), "db": (0, [])} == found
+
+
 async def test_a_bug_in_a_device_is_told_and_contained(run_root: Path) -> None:
     """Which device, in which method, what kind of error; not what it was about, which may be a guest's data."""
     async with Lab.open(run_root) as lab:
