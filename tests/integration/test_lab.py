@@ -208,12 +208,41 @@ def test_the_host_nodes_death_ends_the_lab(make_lab: Callable[..., Lab], run_dir
         assert lab.state.host is not None
         assert lab.state.host.identity is not None
         process.send_signal(lab.state.host.identity, signal.SIGKILL)
-        with pytest.raises(LabFailed, match="the host node of lab t ended"):
+        with pytest.raises(LabFailed, match="the host node of lab t ended: killed by SIGKILL"):
             await lab.run()
         await lab.down()
 
     run(work())
 
+    assert list(run_dir.iterdir()) == []
+
+
+def test_guests_whose_host_node_died_are_not_started_again(run_dir: Path, events: list[LabEvent]) -> None:
+    """They end by themselves, maybe before the lab hears of it; nobody is told that they come back."""
+    text = (
+        "name: t\nswitches: {lan: }\nguests: {g: {kind: traffic, count: 4, restart: always, nics: [{switch: lan}]}}\n"
+    )
+    lab = Lab(
+        make_plan(parse_topology(text, "lab.yaml", {})),
+        root=run_dir,
+        watch=events.append,
+        entries={"host": f"{FAKES}:host_without_switching", "traffic": f"{FAKES}:joined"},
+    )
+
+    async def work() -> None:
+        await lab.up()
+        assert lab.state.host is not None
+        assert lab.state.host.identity is not None
+        process.send_signal(lab.state.host.identity, signal.SIGKILL)
+        with pytest.raises(LabFailed, match="killed by SIGKILL"):
+            await lab.run()
+        while not all(found.identity is None for found in lab.state.processes.values()):
+            await lab.changed()
+        await lab.down()
+
+    run(work())
+
+    assert [] == [event.subject for event in events if event.state == "restarting"]
     assert list(run_dir.iterdir()) == []
 
 

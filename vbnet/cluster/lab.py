@@ -30,7 +30,7 @@ import msgspec
 from vbnet.bus.rundir import RunDir
 from vbnet.clock import Clock, MonotonicClock, Timer
 from vbnet.cluster import clean, operate, process, state
-from vbnet.cluster.launch import Launcher, Process, Report
+from vbnet.cluster.launch import HOST_GONE, Launcher, Process, Report
 from vbnet.cluster.link import link_exists
 from vbnet.cluster.operate import HostControl
 from vbnet.cluster.plan import Plan, ProcessPlan
@@ -195,8 +195,9 @@ class Lab:
         """
         while True:
             if self._host.ended.is_set() and not self._is_stopping:
-                raise LabFailed(f"the host node of lab {self.plan.lab} ended{self._log_tail(HOST)}")
-            if self._slots and all(slot.ended.is_set() for slot in self._slots.values()):
+                how = _how(self._record(self._host).exit_code or 0)
+                raise LabFailed(f"the host node of lab {self.plan.lab} ended: {how}{self._log_tail(HOST)}")
+            if self._slots and all(slot.ended.is_set() for slot in self._slots.values()) and not self._is_host_gone():
                 guests = self.state.guests.values()
                 return int(any(guest.state in {"failed", "given-up"} for guest in guests))
             await self.changed()
@@ -438,12 +439,13 @@ class Lab:
         slot.process = None
         record = self._record(slot)
         record.exit_code, record.identity = code, None
-        if slot is self._host or self._is_stopping:
+        is_orphan = code == HOST_GONE and self._is_host_gone()  # it is not started again: the lab is about to end
+        if slot is self._host or self._is_stopping or is_orphan:
             slot.ended.set()
             self._set_guests(slot, "stopped")
             self._note_change()
             return
-        said = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        said = _how(code)
         self.publish("lab.exited", **_of(slot.plan), exit_code=code, detail=said)
         match slot.policy.decide(code, slot.started_ns, self._clock.now_ns()):
             case Again(delay_ns):
@@ -463,6 +465,10 @@ class Lab:
                     self.publish("lab.failed", **_of(slot.plan), detail=said)
                 self._set_guests(slot, "failed" if ended.is_failure else "ended", said)
         self._note_change()
+
+    def _is_host_gone(self) -> bool:
+        """Whether the host node has ended, also where its end was not told yet."""
+        return not process.is_alive(self._record(self._host).identity)
 
     def _restart(self, slot: _Running) -> None:
         if not self._is_stopping:
@@ -520,6 +526,11 @@ class Lab:
         except OSError:
             return ""
         return "".join(f"\n  {name}: {line}" for line in tail)
+
+
+def _how(code: int) -> str:
+    """Say how a process ended; a negative code is the signal that ended it."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def _of(plan: ProcessPlan) -> dict[str, object]:

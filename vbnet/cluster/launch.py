@@ -48,6 +48,8 @@ REPORT_LENGTH_MAX_BYTES = 4096
 REPORTS_PER_TURN = 1024
 ORDER_LENGTH_MAX_BYTES = 64 << 10
 GO = b"go"
+HOST_GONE = 7
+"""Exit code of a guest whose host node ended, the same as the command line's."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 

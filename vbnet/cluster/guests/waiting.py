@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from vbnet.cluster.launch import HOST_GONE
 from vbnet.errors import PeerGone
 from vbnet.guestnode import GuestSession
-
-HOST_GONE = 7
-"""Exit code of a guest whose host node ended, the same as the command line's."""
 
 
 async def host_ended(session: GuestSession) -> None:
