@@ -138,36 +138,48 @@ def test_killed_machine_leaves_its_port_to_the_next(
         assert checksum == following.run("sha256sum </tmp/file").split()[0]
 
 
-def test_machines_survive_the_death_of_their_host_node(lab_root: Path) -> None:
-    """Killed under traffic and started again, a host node has its machines back by themselves, and traffic goes on."""
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_machines_survive_the_death_of_their_host_node(lab_root: Path, packed: bool) -> None:
+    """Killed under traffic and started again, a host node has its machines back by themselves, and traffic goes on.
+
+    So it is when their port is removed and added again: QEMU was told of neither where its queues were.
+    """
     sockets = [lab_root / f"{name}.sock" for name in ("one", "two")]
 
     def listen(lab: Lab) -> None:
-        lab.operator.switch_create("lan")
         for socket, mac in zip(sockets, MACS, strict=True):
             lab.operator.port_listen("lan", socket.stem, socket=str(socket), mac=mac)
 
     with ExitStack() as stack:
         with Lab(lab_root / "host") as lab:
+            lab.operator.switch_create("lan")
             listen(lab)
             one, two = (
-                stack.enter_context(VirtualMachine(socket.stem, qemu_card(socket, mac=mac)))
+                stack.enter_context(VirtualMachine(socket.stem, qemu_card(socket, mac=mac, packed=packed)))
                 for socket, mac in zip(sockets, MACS, strict=True)
             )
             up(one, "10.10.0.1")
             up(two, "10.10.0.2")
             assert reaches(one, "10.10.0.2")
+            assert packed == ("1" == one.run("cut -c 35 /sys/class/net/eth0/device/features").strip())
             one.run("(ping -i 0.05 10.10.0.2 >/dev/null 2>&1 &)")
             lab.host.kill()
         assert not reaches(two, "10.10.0.1")
 
         with Lab(lab_root / "host") as lab:
+            lab.operator.switch_create("lan")
             listen(lab)
             eventually(lambda: all(port["is_served"] for port in lab.ports().values()), "both came again", AT_ONCE)
             eventually(lambda: reaches(two, "10.10.0.1"), "traffic goes on", AT_ONCE)
             checksum = serve_file(one, 1)
             two.run("wget -q -O /tmp/file http://10.10.0.1/file", patience=AT_ONCE)
             assert checksum == two.run("sha256sum </tmp/file").split()[0]
+
+            for port in lab.operator.port_list():
+                lab.operator.port_remove(port["id"])
+            listen(lab)
+            eventually(lambda: all(port["is_served"] for port in lab.ports().values()), "both came again", AT_ONCE)
+            eventually(lambda: reaches(two, "10.10.0.1"), "traffic goes on", AT_ONCE)
             drops = {name: value for name, value in lab.port_counters("one").items() if "fault" in name and value}
             assert {} == drops
 

@@ -154,16 +154,18 @@ def _accelerator() -> str:
     return found
 
 
-def qemu_card(socket: Path, *, mac: str | None = None, queues: int = 1) -> list[str]:
+def qemu_card(socket: Path, *, mac: str | None = None, queues: int = 1, packed: bool = False) -> list[str]:
     """Arguments that give a machine shared memory and a network card whose other end is a port.
 
     Args:
         socket: of the port.
         mac: of the card.
         queues: pairs of queues.
+        packed: the driver is offered packed ones.
     """
     version = qemu_version(*emulator()) or ASSUMED
-    return [*memory_arguments(_MEMORY), *card_arguments(socket, mac=mac, queues=queues, version=version)]
+    *arguments, card = card_arguments(socket, mac=mac, queues=queues, version=version)
+    return [*memory_arguments(_MEMORY), *arguments, f"{card},packed=on" if packed else card]
 
 
 class VirtualMachine(Program):

@@ -50,8 +50,8 @@
 //! | `SC-2 whole or again` | an odd number before the words / the words before the second look | `Record::publish` | `Record::sample` |
 //! | `CP-1 record visible` | a captured frame before `tail` | `CaptureRing::push` | `CaptureReader::refresh` |
 //! | `CP-2 room returned` | the reader's copies before `head` | `CaptureReader::give_back` | `CaptureRing::has_room` |
-//! | `VQ-1 chains visible` | a driver's chains before its index or flags | the driver | `SplitQueue::refresh`, `PackedQueue::available` |
-//! | `VQ-2 used visible` | used entries and buffers before our index or flags | `complete` of both queues | the driver |
+//! | `VQ-1 chains visible` | a driver's chains before its index or flags | the driver | `SplitQueue::refresh`, `PackedQueue::available`, `PackedQueue::slots` |
+//! | `VQ-2 used visible` | used entries and buffers before our index or flags | `complete` of both queues, `PackedQueue::mend` | the driver |
 //! | `VQ-3 call or see` | our index or flags before the driver's wish / its wish before them | `complete` of both queues | the driver |
 //! | `VQ-4 kick or see` | our wish before the driver's index or flags / those before our wish | `arm` of both queues | the driver |
 //! | `VQ-5 trail beside ring` | descriptors shown before a position is settled | `Trail::note_packed` | `Trail::resume`, after a crash |

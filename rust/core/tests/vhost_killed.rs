@@ -42,9 +42,11 @@ fn main() {
     {
         return host(Path::new(a), Path::new(b));
     }
-    let tests: [(&str, fn()); 2] = [
-        ("frames_of_split_queues_survive_a_host_that_is_killed", || survive(FEATURES)),
-        ("frames_of_packed_queues_survive_a_host_that_is_killed", || survive(FEATURES | PACKED)),
+    let tests: [(&str, fn()); 4] = [
+        ("frames_of_split_queues_survive_a_host_that_is_killed", || survive(FEATURES, true)),
+        ("frames_of_packed_queues_survive_a_host_that_is_killed", || survive(FEATURES | PACKED, true)),
+        ("frames_of_split_queues_survive_without_a_region_for_chains_in_flight", || survive(FEATURES, false)),
+        ("frames_of_packed_queues_survive_without_a_region_for_chains_in_flight", || survive(FEATURES | PACKED, false)),
     ];
     let filters: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let chosen = tests.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|part| name.contains(*part)));
@@ -130,13 +132,26 @@ impl Sender {
     }
 }
 
-fn join(front: Option<FrontEnd>, path: &Path, features: u64, region: &mut Option<Inflight>) -> FrontEnd {
+/// How front ends join: what they agree to, and whether they have a region for chains in flight. Without, they say, as QEMU
+/// does, that queues are at their beginning.
+#[derive(Clone, Copy)]
+struct Manner {
+    features: u64,
+    is_tracked: bool,
+}
+
+fn join(front: Option<FrontEnd>, path: &Path, manner: Manner, region: &mut Option<Inflight>) -> FrontEnd {
     let mut front = match front {
         Some(front) => front.rejoin(path),
-        None => FrontEnd::bare(path, features),
+        None => FrontEnd::bare(path, manner.features),
     };
-    let region = region.get_or_insert_with(|| front.track());
-    front.hand_over(region);
+    if manner.is_tracked {
+        let region = region.get_or_insert_with(|| front.track());
+        front.hand_over(region);
+    } else {
+        front.rx.is_lost = true;
+        front.tx.is_lost = true;
+    }
     front.start();
     front
 }
@@ -146,7 +161,8 @@ fn numbers(receiver: &mut FrontEnd) -> Vec<u32> {
     receiver.received().iter().map(|bytes| u32::from_le_bytes(bytes[14..18].try_into().unwrap())).collect()
 }
 
-fn survive(features: u64) {
+fn survive(features: u64, is_tracked: bool) {
+    let manner = Manner { features, is_tracked };
     let sockets = [socket_path(), socket_path()];
     let mut regions = [None, None];
     let mut fronts: Option<(Sender, FrontEnd)> = None;
@@ -157,16 +173,16 @@ fn survive(features: u64) {
         let [a, b] = &mut regions;
         let (mut sender, mut receiver) = match fronts.take() {
             None => {
-                let mut receiver = join(None, &sockets[1], features, b);
+                let mut receiver = join(None, &sockets[1], manner, b);
                 receiver.post(SIZE);
                 (
-                    Sender { front: join(None, &sockets[0], features, a), next: 0, is_out: [false; SIZE as usize] },
+                    Sender { front: join(None, &sockets[0], manner, a), next: 0, is_out: [false; SIZE as usize] },
                     receiver,
                 )
             }
             Some((sender, receiver)) => {
-                let receiver = join(Some(receiver), &sockets[1], features, b);
-                (Sender { front: join(Some(sender.front), &sockets[0], features, a), ..sender }, receiver)
+                let receiver = join(Some(receiver), &sockets[1], manner, b);
+                (Sender { front: join(Some(sender.front), &sockets[0], manner, a), ..sender }, receiver)
             }
         };
         let end = (kill + 1) * FRAMES;

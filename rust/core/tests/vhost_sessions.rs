@@ -14,10 +14,11 @@ use crate::switch_guest::{Guest, Lab, SWITCH, Shape, eventually, frame, mac};
 use crate::vhost_front::verdict::{CONTENT, MESSAGE, assert_quarantined, assert_quarantined_of, assert_refused, told};
 use crate::vhost_front::{
     ADD_MEM_REG, Entry, FEATURES, FrontEnd, GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_PROTOCOL_FEATURES,
-    GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY, Memory, NEXT, PACKED, PROTOCOL, REM_MEM_REG,
-    RESET_DEVICE, SEND_RARP, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR,
-    SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE,
-    Wire, add_port, counted, describe, inflight, longs, memfd, socket_path, table, wait_until_alone, words,
+    GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER, INDIRECT, INDIRECT_DESCRIPTORS, KINDS, MEMORY, Memory, NEXT, PACKED,
+    PROTOCOL, REM_MEM_REG, RESET_DEVICE, SEND_RARP, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE,
+    SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR,
+    SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, addresses, counted, describe, inflight, longs,
+    memfd, socket_path, table, wait_until_alone, words,
 };
 use rustix::fs::{OFlags, fcntl_setfl, ftruncate};
 use vbnet_core::error::Error;
@@ -882,4 +883,39 @@ fn queues_without_memory_are_refused_and_the_reason_says_what_helps() {
     let event = told(&lab, PortPart::Control);
     assert_eq!(CONTENT, event.reason);
     assert!(event.text.contains("share=on"), "{}", event.text);
+}
+
+/// One frame waits in a packed ring whose last chain had the same id, of a driver that may as well have made one chain of both; and
+/// the front end does not know. Nothing is guessed, and who does know is believed.
+#[test]
+fn packed_queue_whose_place_is_lost_is_refused_and_the_reason_says_what_helps() {
+    let mut lab = Lab::new(1);
+    let path = add_port(&lab, "vm");
+    let mut front = FrontEnd::bare(&path, FEATURES & !INDIRECT_DESCRIPTORS | PACKED);
+    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 1);
+    let entry = (GUEST + front.tx.buffer(0), (HEADER + 64) as u32, 0, 0);
+    front.memory.write(front.tx.buffer(0), &[&[0; HEADER][..], &sent].concat());
+    front.tx.describe(&front.memory, 0, entry);
+    front.start();
+    front.offer_tx(0);
+    assert_eq!(sent, lab.guests[0].receive());
+    front.drain();
+    let mut front = front.rejoin(&path);
+    front.tx.offer(&front.memory, 0);
+
+    front.wire.done(SET_VRING_NUM, &words(&[1, SIZE.into()]), &[]);
+    front.wire.done(SET_VRING_BASE, &words(&[1, 0x8000]), &[]);
+    front.wire.done(SET_VRING_ADDR, &addresses(&front.tx, None), &[]);
+    front.wire.done(SET_VRING_KICK, &longs(&[1]), &[front.tx.kick.as_fd()]);
+    front.wire.send(SET_VRING_ENABLE, 0, &words(&[1, 1]), &[]);
+
+    let event = told(&lab, PortPart::Control);
+    wait_until_alone(&lab, "vm");
+    assert_eq!(CONTENT, event.reason);
+    assert!(event.text.contains("reset the card in the machine"), "{}", event.text);
+    let mut front = front.rejoin(&path);
+    lab.guests[0].refill();
+    front.start_queue(1);
+    assert_eq!(sent, lab.guests[0].receive());
+    front.drain();
 }

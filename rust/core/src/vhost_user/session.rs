@@ -38,7 +38,7 @@ use crate::port::PortId;
 use crate::port::virtqueues::{Ends, Ring};
 use crate::shm::doorbell::Doorbell;
 use crate::virtio::dirty::DirtyLog;
-use crate::virtio::inflight;
+use crate::virtio::inflight::{self, Trail};
 use crate::virtio::memory::{GuestMemory, REGIONS_MAX, RegionAt};
 use crate::virtio::net::{self, OFFLOADS, PAIRS_MAX, bit};
 use crate::virtio::packed::PackedQueue;
@@ -90,6 +90,8 @@ struct Queue {
     addresses: Option<(u64, u64, u64)>,
     /// Where it goes on: what was said, or where it was when it was stopped. None: at its beginning.
     base: Option<u32>,
+    /// The base is where we left it, not what somebody said.
+    is_ours: bool,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     is_enabled: bool,
@@ -204,6 +206,7 @@ impl Session {
         for ring in rings.into_iter().flat_map(|rings| rings.tx.into_iter().chain(rings.rx)) {
             if let Some(queue) = state.queues.get_mut(ring.index) {
                 queue.base = Some(ring.queue.position());
+                queue.is_ours = true;
                 queue.fault = ring.fault;
             }
         }
@@ -259,17 +262,36 @@ fn ready_ring(state: &State, index: usize) -> Result<Option<Ring>> {
         Some(region) => region.trail(index, at.size, at.is_packed)?,
         None => None,
     };
-    let mut made = queue::Queue::new(state.memory.clone(), &at, base_of(queue, at.is_packed), trail)?;
+    let is_known = queue.is_ours || !at.is_packed || trail.as_ref().is_some_and(Trail::is_kept);
+    let base = base_of(queue, at.is_packed);
+    let base = if is_known { base } else { find_base(state, &at, base)? };
+    let mut made = queue::Queue::new(state.memory.clone(), &at, base, trail)?;
     if let Some(used) = queue.log {
         let Some(log) = &state.log else { return Ok(None) };
         made.keep_log(log.clone(), used)?;
     }
+    made.mend();
     let bell = |file: &OwnedFd| {
         let file = file.try_clone().map_err(|error| Error::machine("duplicate an eventfd", error))?;
         Ok::<_, Error>(Doorbell::from_fd(file))
     };
     let call = queue.call.as_ref().map(bell).transpose()?;
     Ok(Some(Ring::new(index, made, Arc::new(bell(kick)?), Ends::FrontEnd(call))))
+}
+
+/// Where a packed ring is. A front end whose back end has died was not told, and says something older.
+fn find_base(state: &State, at: &QueueAt, told: u32) -> Result<u32> {
+    if let Some(found) = PackedQueue::find(state.memory.clone(), at, told)? {
+        return Ok(found);
+    }
+    // Others complete in order without a trace in each descriptor.
+    if state.features & bit(VIRTIO_F_IN_ORDER) != 0 && told as u16 != PackedQueue::START as u16 {
+        return Ok(told);
+    }
+    Err(Error::Usage(
+        "where its packed queue goes on is lost, and its ring does not tell; reset the card in the machine, or the machine"
+            .into(),
+    ))
 }
 
 fn base_of(queue: &Queue, is_packed: bool) -> u32 {
@@ -467,6 +489,7 @@ impl VhostUserBackendReqHandler for Session {
     fn set_vring_base(&self, index: u32, base: u32) -> Answer<()> {
         self.change(|state| {
             let queue = queue_of(state, index as usize)?;
+            queue.is_ours &= queue.base == Some(base);
             queue.base = Some(base);
             queue.fault = None;
             Ok(())

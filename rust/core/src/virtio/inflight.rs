@@ -8,7 +8,7 @@
 //!
 //! A chain is taken when it is completed, and not before: one that was only looked at is still available. So none is ever in
 //! flight, entries stay empty, and only positions are kept. Of a split queue its used ring has it anyway; of a packed one
-//! nothing else tells after a host was killed.
+//! nothing else is sure to tell after a host was killed ([`super::whereabouts`] finds it in most rings).
 //!
 //! Who writes what: we, while a queue runs; the front end holds the file, and may write or cut it at any time.
 //! The danger: what is in it is checked like everything of a front end's, and a region in which another back end has left
@@ -154,7 +154,7 @@ impl Trail {
     }
 
     /// Whether somebody has begun to keep this part.
-    fn is_kept(&self) -> bool {
+    pub(crate) fn is_kept(&self) -> bool {
         // [VQ-5 trail beside ring] acquire: places before the version that says that they are kept.
         u16::from_le(self.word(VERSION_AT).load(Ordering::Acquire)) == VERSION
     }
@@ -196,7 +196,8 @@ impl Trail {
                     return Err(Fault::IndexOutOfRange { index: found.index.into(), limit: size.into() });
                 }
             }
-            // A batch that was under way is done as soon as its first descriptor is not available any more.
+            // A batch that was under way is done as soon as its first descriptor is not available any more; until then
+            // `PackedQueue::mend` does the rest.
             next = if used != old && is_available(old) { old } else { used };
         }
         self.note_packed(next, next);

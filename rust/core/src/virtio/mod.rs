@@ -3,7 +3,7 @@
 //! ```text
 //!   front end's files ──▶ memory: regions, each mapped, each address looked up ──▶ queue: one of either kind
 //!   guest's RAM ────────▶         guard: what happens when a file is cut short      split · packed
-//!                               inflight: where each queue is, for whoever is next     ▼
+//!                               inflight: where each queue is, for whoever is next     ▼   └▶ whereabouts: where a ring is
 //!                               dirty: which pages were written, for who moves a guest
 //!   registers (bus calls, or traps) ──▶ device: features, status, set-up ──▶ server: a thread ──▶ blk, …: a model
 //!                                                                          └▶ net: queues for a port of the switch
@@ -29,3 +29,4 @@ mod test_memory;
 mod traps;
 #[cfg(any(test, fuzzing))]
 pub mod walk;
+pub(crate) mod whereabouts;

@@ -32,11 +32,14 @@ use super::queue::{
     Ahead, CHAIN_MAX, Chain, Checked, DESCRIPTOR_BYTES, Descriptor, Direction, INDIRECT, Lookup, NEXT, QueueAt,
     SIZE_MAX, Table, Used, WRITE,
 };
+use super::whereabouts::{self, Round, Slot};
 use crate::error::Fault;
 
-const AVAILABLE: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
-const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
+pub(super) const AVAILABLE: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
+pub(super) const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
 const WRAP: u16 = 1 << 15;
+/// So often a ring is copied until it holds still; the driver fills one at most.
+const LOOKS_MAX: usize = 64;
 
 /// A descriptor's place, and which way round its flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +49,26 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Where a ring that was never used is.
+    pub const START: Self = Self { index: 0, wrap: true };
+
     #[inline]
-    const fn advance(&mut self, by: u16, size: u16) {
+    pub const fn advance(&mut self, by: u16, size: u16) {
         let index = self.index + by;
         if index >= size {
             self.index = index - size;
             self.wrap = !self.wrap;
         } else {
             self.index = index;
+        }
+    }
+
+    /// The one before it.
+    pub const fn back(self, size: u16) -> Self {
+        if self.index == 0 {
+            Self { index: size - 1, wrap: !self.wrap }
+        } else {
+            Self { index: self.index - 1, ..self }
         }
     }
 
@@ -69,11 +84,16 @@ impl Place {
 
     /// Whether flags say that the descriptor here is available.
     #[inline]
-    const fn is_available(self, flags: u16) -> bool {
+    pub const fn is_available(self, flags: u16) -> bool {
         (flags & AVAILABLE != 0) == self.wrap && (flags & USED != 0) != self.wrap
     }
 
-    /// Flags that say that it is used.
+    /// Whether they say that it is used.
+    pub const fn is_used(self, flags: u16) -> bool {
+        flags & (AVAILABLE | USED) == self.used_flags()
+    }
+
+    /// Flags that say so.
     #[inline]
     const fn used_flags(self) -> u16 {
         if self.wrap { AVAILABLE | USED } else { 0 }
@@ -108,6 +128,76 @@ unsafe impl Send for PackedQueue {}
 impl PackedQueue {
     /// The position of a ring that was never used.
     pub(crate) const START: u32 = (WRAP as u32) << 16 | WRAP as u32;
+
+    /// Where the ring at `at` is, as its memory has it: at `told`, if nothing speaks against it. None: that cannot be told.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub(crate) fn find(memory: Arc<GuestMemory>, at: &QueueAt, told: u32) -> Checked<Option<u32>> {
+        let mut queue = Self::new(memory, at, told, None)?;
+        let Some(slots) = queue.slots() else { return Ok(None) };
+        let wish = u32::from_le(queue.wish(queue.device_wish).load(Ordering::Relaxed));
+        let asleep = Some(Place::from_word(wish as u16))
+            .filter(|place| wish >> 16 & 3 == VRING_PACKED_EVENT_FLAG_DESC && place.index < queue.size);
+        let found = whereabouts::find(&slots, queue.next, asleep, at.has_indirect);
+        Ok(found.map(|place| {
+            queue.next = place;
+            queue.position()
+        }))
+    }
+
+    /// A copy of what turns each descriptor over, of one moment: none if the driver does not stop writing. While nobody takes
+    /// what it makes available it has to.
+    fn slots(&self) -> Option<Vec<Slot>> {
+        // [VQ-1 chains visible] acquire: one look after the other; nothing is read by what is found.
+        let copy = || (0..self.size).map(|index| Slot(u64::from_le(self.second_half(index).load(Ordering::Acquire))));
+        let mut slots: Vec<Slot> = copy().collect();
+        for _ in 0..LOOKS_MAX {
+            let mut is_same = true;
+            for (before, now) in slots.iter_mut().zip(copy()) {
+                is_same &= *before == now;
+                *before = now;
+            }
+            if is_same {
+                return Some(slots);
+            }
+        }
+        None
+    }
+
+    /// Ends a batch in the middle of which a host was killed. The driver looks at its first descriptor, which is written last;
+    /// the others are used, and what they were is lost. So the first is used too, of nothing.
+    pub(crate) fn mend(&mut self) {
+        let Some(first) = self.available(self.next) else { return };
+        let mut behind = self.next;
+        behind.advance(1, self.size);
+        let is_whole = !first.goes_on() && {
+            let half = u64::from_le(self.second_half(behind.index).load(Ordering::Relaxed));
+            !behind.is_used((half >> 48) as u16)
+        };
+        if is_whole {
+            return;
+        }
+        let Some(slots) = self.slots() else { return };
+        let mut round = Round::new(&slots, self.next);
+        let Some(id) = round.chain() else { return };
+        if !round.used_ahead() {
+            return;
+        }
+        let place = self.next;
+        let half = u64::from(id) << 32 | u64::from(place.used_flags()) << 48;
+        self.next = round.place();
+        self.seen = self.next;
+        // [VQ-2 used visible] release: as in `complete`.
+        self.second_half(place.index).store(half.to_le(), Ordering::Release);
+        if let Some(trail) = &self.trail {
+            trail.note_packed(self.next, self.next);
+        }
+        if let Some(log) = &self.log {
+            self.mark(log, place.index, 1);
+        }
+    }
 
     /// A queue that goes on where its trail was left, or at `base`, as [`Self::position`] tells it. The half for used
     /// descriptors says nothing that the other does not: front ends leave it empty, or have it from us.
@@ -818,6 +908,88 @@ mod tests {
 
         let turned = (14 % 3) | (u32::from(14 / 3 % 2 == 0) << 15);
         assert_eq!(turned | turned << 16, base);
+    }
+
+    /// All but the first descriptor of a batch are used when a host dies: the next one finishes it, and goes on behind it.
+    #[test]
+    fn batch_that_was_cut_off_is_finished() {
+        let mut driver = Driver::new(SIZE);
+        let mut queue = driver.queue();
+        let chains: [&[_]; 3] = [
+            &[(buffer(0), 64, 0), (buffer(1), 64, 0)],
+            &[(buffer(2), 64, 0), (buffer(3), 64, 0)],
+            &[(buffer(4), 64, 0)],
+        ];
+        (0..).zip(chains).for_each(|(id, chain)| driver.offer(id, chain));
+        let mut ahead = Ahead::default();
+        queue.look(Direction::FromDriver, 2, &mut ahead).unwrap();
+        let first = queue.second_half(0).load(Ordering::Relaxed);
+        queue.complete(ahead.chains.iter().map(|chain| chain.used));
+        queue.second_half(0).store(first, Ordering::Relaxed);
+        assert_eq!(None, driver.used());
+
+        let mut next = PackedQueue::new(driver.memory.whole(), &driver.at(), 0x8000, None).unwrap();
+        next.mend();
+
+        assert_eq!([Some((0, 0, false)), Some((1, 0, false)), None], [(); 3].map(|()| driver.used()));
+        ahead.clear();
+        assert_eq!(Ok(1), next.look(Direction::FromDriver, 8, &mut ahead));
+        next.complete(ahead.chains.iter().map(|chain| chain.used));
+        assert_eq!(Some((2, 0, false)), driver.used());
+    }
+
+    #[test]
+    fn whole_ring_is_mended_by_nothing() {
+        for chain in [&[(buffer(0), 64, 0)][..], &[(buffer(0), 64, 0), (buffer(1), 64, 0)]] {
+            for offered in 0..=1 {
+                let mut driver = Driver::new(SIZE);
+                (0..offered).for_each(|id| driver.offer(id, chain));
+                let mut queue = driver.queue();
+
+                queue.mend();
+
+                assert_eq!((0x8000_8000, None), (queue.position(), driver.used()));
+            }
+        }
+    }
+
+    /// Told its beginning, as by a front end whose back end died, a queue goes on where its ring is.
+    #[test]
+    fn queue_is_found_where_its_ring_is() {
+        let mut driver = Driver::new(3);
+        for id in 0..14 {
+            driver.offer(id, &[(buffer(0), 64, WRITE)]);
+            let base = PackedQueue::find(driver.memory.whole(), &driver.at(), 0x8000).unwrap().unwrap();
+            let mut queue = PackedQueue::new(driver.memory.whole(), &driver.at(), base, None).unwrap();
+            let mut ahead = Ahead::default();
+            assert_eq!(Ok(1), queue.look(Direction::ToDriver, 3, &mut ahead));
+            queue.complete(ahead.chains.iter().map(|chain| chain.used));
+            assert_eq!(Some((id, 0, false)), driver.used());
+        }
+    }
+
+    /// A driver that writes on and on: an answer in time.
+    #[test]
+    fn ring_that_never_holds_still_is_found_nowhere_or_somewhere() {
+        let driver = Driver::new(SIZE);
+        let (memory, at) = (driver.memory.whole(), driver.at());
+        let finder = thread::spawn(move || {
+            for _ in 0..2000 {
+                let found = PackedQueue::find(memory.clone(), &at, 0x8000).unwrap();
+                assert!(found.is_none_or(|base| u32::from(base as u16 & !WRAP) < at.size));
+            }
+        });
+
+        let mut seed = 1_u32;
+        while !finder.is_finished() {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            driver
+                .memory
+                .word(RING + 14 + 16 * u64::from(seed >> 8) % 80)
+                .store((seed >> 16) as u16, Ordering::Relaxed);
+        }
+
+        finder.join().unwrap();
     }
 
     /// CVE-2026-86848: what a driver changes while a chain is walked leads to a piece of its memory or to a fault.

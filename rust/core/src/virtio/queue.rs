@@ -62,6 +62,11 @@ impl Descriptor {
         Self { address, length: rest as u32, flags: (rest >> 48) as u16, next: (rest >> 32) as u16 }
     }
 
+    /// Whether the chain goes on behind it.
+    pub const fn goes_on(&self) -> bool {
+        self.flags & NEXT != 0
+    }
+
     /// Whether this is a whole chain, of one buffer that goes the right way.
     #[inline]
     pub const fn is_single(&self, direction: Direction) -> bool {
@@ -264,6 +269,13 @@ impl Queue {
         match self {
             Self::Split(queue) => queue.complete(used),
             Self::Packed(queue) => queue.complete(used),
+        }
+    }
+
+    /// Ends a batch in the middle of which a host was killed: see [`PackedQueue::mend`]. A split queue is shown a batch whole.
+    pub(crate) fn mend(&mut self) {
+        if let Self::Packed(queue) = self {
+            queue.mend();
         }
     }
 

@@ -323,6 +323,8 @@ pub struct Queue {
     pub available: u16,
     pub seen: u16,
     pub packed: Option<PackedRing>,
+    /// Its front end has not heard where the device was, and says that it is at the beginning.
+    pub is_lost: bool,
 }
 
 impl Queue {
@@ -330,7 +332,7 @@ impl Queue {
     pub fn new(index: u32, features: u64) -> Self {
         let [kick, call] = [(); 2].map(|()| Doorbell::create().unwrap());
         let packed = (features & PACKED != 0).then(PackedRing::default);
-        Self { index, kick, call, available: 0, seen: 0, packed }
+        Self { index, kick, call, available: 0, seen: 0, packed, is_lost: false }
     }
 
     pub fn descriptors(&self) -> u64 {
@@ -405,7 +407,12 @@ impl Queue {
 
     /// Where the device goes on, as front ends say it.
     pub fn base(&self) -> u32 {
-        self.packed.as_ref().map_or(self.seen.into(), PackedRing::base)
+        match &self.packed {
+            Some(_) if self.is_lost => PackedRing::default().base(),
+            Some(ring) => ring.base(),
+            None if self.is_lost => 0,
+            None => self.seen.into(),
+        }
     }
 }
 
@@ -582,9 +589,10 @@ impl FrontEnd {
         bytes[HEADER..].to_vec()
     }
 
-    /// Frames that came in so far.
+    /// Frames that came in so far. A buffer that came back empty is none.
     pub fn received(&mut self) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| self.receive_whole_nowait()).map(|bytes| bytes[HEADER..].to_vec()).collect()
+        let came = std::iter::from_fn(|| self.receive_whole_nowait());
+        came.filter(|bytes| !bytes.is_empty()).map(|bytes| bytes[HEADER..].to_vec()).collect()
     }
 }
 
