@@ -31,38 +31,49 @@ const OWN: u64 = 0x30_0000;
 struct Log {
     file: File,
     base: *mut u8,
+    bytes: u64,
 }
 
 impl Log {
     fn new() -> Self {
-        let file = memfd(LOG_BYTES);
+        Self::of(LOG_BYTES)
+    }
+
+    /// A file of so many bytes, all of it mapped.
+    fn of(bytes: u64) -> Self {
+        let file = memfd(bytes);
         // SAFETY: a fresh mapping.
         let base = unsafe {
             let rights = ProtFlags::READ | ProtFlags::WRITE;
-            mmap(std::ptr::null_mut(), LOG_BYTES as usize, rights, MapFlags::SHARED, &file, 0).unwrap()
+            mmap(std::ptr::null_mut(), bytes as usize, rights, MapFlags::SHARED, &file, 0).unwrap()
         };
-        Self { file, base: base.cast() }
+        Self { file, base: base.cast(), bytes }
     }
 
     /// Takes the bits: pages of the front end's memory that were marked since the last time, first bytes.
     fn take(&self) -> BTreeSet<u64> {
-        let mut pages = BTreeSet::new();
-        for index in 0..LOG_BYTES {
+        let pages = self.take_bits().into_iter().map(|bit| bit * PAGE);
+        pages.map(|address| address.checked_sub(GUEST).expect("a page of the memory")).collect()
+    }
+
+    /// Takes the numbers of the bits that were set since the last time, counted from the beginning of the file.
+    fn take_bits(&self) -> BTreeSet<u64> {
+        let mut found = BTreeSet::new();
+        for index in 0..self.bytes {
             // SAFETY: within the mapping.
             let byte = unsafe { AtomicU8::from_ptr(self.base.add(index as usize)) };
             // Before the page is read, as in the host: [VQ-6].
             let bits = byte.swap(0, Ordering::AcqRel);
-            let set = (0..8).filter(|bit| bits >> bit & 1 == 1).map(|bit| (index * 8 + bit) * PAGE);
-            pages.extend(set.map(|address| address.checked_sub(GUEST).expect("a page of the memory")));
+            found.extend((0..8).filter(|bit| bits >> bit & 1 == 1).map(|bit| index * 8 + bit));
         }
-        pages
+        found
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
         // SAFETY: what `new` mapped.
-        unsafe { munmap(self.base.cast(), LOG_BYTES as usize).unwrap() };
+        unsafe { munmap(self.base.cast(), self.bytes as usize).unwrap() };
     }
 }
 
@@ -264,6 +275,29 @@ fn next_log_takes_the_place_of_the_one_before() {
 
     assert_eq!(BTreeSet::from([OWN]), marked(&lab, &front, &after));
     assert_eq!(BTreeSet::new(), marked(&lab, &front, &before));
+}
+
+/// 8, CVE-2026-86563: of a log that begins within its file, marks lie where it begins, its offset counted once, and nowhere else.
+/// The file is long enough for an offset that is counted twice, or not at all.
+#[test]
+fn log_that_begins_at_an_offset_of_its_file_is_marked_from_there() {
+    for features in KINDS {
+        let mut lab = Lab::new(1);
+        let mut front = FrontEnd::bare(&add_port(&lab, "vm"), features);
+        front.start();
+        let log = Log::of(LOG_BYTES + 3 * PAGE);
+        front.wire.send(SET_LOG_BASE, 0, &longs(&[LOG_BYTES, PAGE]), &[log.file.as_fd()]);
+        front.wire.reply();
+        switch(&mut front, true, false);
+        for at in [OWN, OWN + 5 * PAGE, MEMORY - PAGE] {
+            post(&mut front, 0, &[(at, 2000)]);
+
+            receive(&mut lab, &mut front, 200);
+
+            lab.barrier();
+            assert_eq!(BTreeSet::from([8 * PAGE + (GUEST + at) / PAGE]), log.take_bits(), "{at:#x} {features:#x}");
+        }
+    }
 }
 
 /// What a front end may be told of marks by is taken and not used.

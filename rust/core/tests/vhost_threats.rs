@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,8 +12,9 @@ use crate::switch_guest::{Lab, eventually, frame, long_frame, mac, tcp_frame};
 use crate::vhost_front::verdict::{CONTENT, MESSAGE, assert_quarantined, assert_quarantined_of, assert_refused};
 use crate::vhost_front::{
     Entry, FEATURES, FrontEnd, GET_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, GUEST, HEADER, INDIRECT, KINDS, MEMORY,
-    MERGEABLE, NEXT, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_NUM, SIZE,
-    USER, WRITE, Wire, add_port, counted, inflight, longs, memfd, table, wait_until_alone, words,
+    MERGEABLE, NEXT, PACKED, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_PROTOCOL_FEATURES, SET_VRING_ADDR,
+    SET_VRING_BASE, SET_VRING_ENABLE, SET_VRING_KICK, SET_VRING_NUM, SIZE, USER, WRITE, Wire, add_port, addresses,
+    counted, inflight, longs, memfd, table, wait_until_alone, words,
 };
 use vbnet_core::fabric::VhostUserCounter;
 use vbnet_core::net::frame::MacAddress;
@@ -300,6 +302,169 @@ fn stopped_queue_is_not_touched_by_a_worker_that_had_it() {
             front.start_queue(0);
         }
         assert!(lab.fabric.take_faults().is_empty());
+    }
+}
+
+/// Sends a frame from descriptor 0 without a look at what the host says is used.
+fn send_blindly(front: &mut FrontEnd, sent: &[u8]) {
+    let place = front.tx.buffer(0);
+    front.memory.write(place, &[&[0; HEADER][..], sent].concat());
+    front.tx.describe(&front.memory, 0, (GUEST + place, (HEADER + sent.len()) as u32, 0, 0));
+    front.offer_tx(0);
+}
+
+/// Rings of one queue that lie over each other, in whole or in part, so that what the host writes into one is what the driver said
+/// in another: the queue is served, or ends; it can be stopped, and the next front end is served.
+#[test]
+fn rings_that_overlap_end_their_queue_at_most() {
+    for features in KINDS {
+        // Descriptors, used, available: offsets within the place of the queue.
+        for places in
+            [[0, 0x800, 0x800], [0, 0x804, 0x800], [0, 0x1000, 0], [0, 0, 0x800], [0, 0, 0], [0, 0x3f0, 0x3f8]]
+        {
+            let mut lab = Lab::new(2);
+            let path = add_port(&lab, "vm");
+            let mut front = FrontEnd::with(&path, features);
+            let rings = places.map(|offset| USER + front.tx.descriptors() + offset);
+            let body = [words(&[1, 0]), longs(&[rings[0], rings[1], rings[2], 0])].concat();
+
+            front.wire.send(SET_VRING_ADDR, 0, &body, &[]);
+            (0..8).for_each(|seed| send_blindly(&mut front, &frame(MacAddress::BROADCAST, mac(1), 64, seed)));
+            front.tx.kick.ring().unwrap();
+            front.wire.send(GET_VRING_BASE, 0, &words(&[1, 0]), &[]);
+            let answer = front.wire.0.read_exact(&mut [0; 20]).map_err(|error| error.kind());
+
+            assert!(
+                [Ok(()), Err(ErrorKind::UnexpectedEof), Err(ErrorKind::ConnectionReset)].contains(&answer),
+                "{places:#x?} {answer:?}"
+            );
+            drop(front);
+            wait_until_alone(&lab, "vm");
+            lab.barrier();
+            lab.guests.iter_mut().for_each(|guest| drop(guest.received()));
+            lab.assert_passes(0, 1);
+            let mut next = FrontEnd::with(&path, features);
+            lab.guests[0].refill();
+            assert_talks(&mut next, &mut lab, 1);
+        }
+    }
+}
+
+/// The driver writes over what the host says is used, index and entries of a split ring: the host keeps its own count.
+#[test]
+fn used_ring_that_the_driver_wrote_is_not_read_while_the_queue_runs() {
+    let mut lab = Lab::new(1);
+    let mut front = FrontEnd::new(&add_port(&lab, "vm"));
+    assert_talks(&mut front, &mut lab, 1);
+    front.drain();
+    for ring in [front.tx.used_ring(), front.rx.used_ring()] {
+        front.memory.write(ring + 2, &[0xee; 2 + 8 * SIZE as usize]);
+    }
+
+    let there = frame(MacAddress::BROADCAST, mac(1), 64, 2);
+    send_blindly(&mut front, &there);
+    assert_eq!(there, lab.guests[0].receive());
+    let index = |front: &FrontEnd, ring: u64| front.memory.word(ring + 2).load(Ordering::Acquire);
+    eventually(|| index(&front, front.tx.used_ring()) == front.tx.available);
+    let back = frame(mac(1), mac(2), 80, 3);
+    lab.guests[0].send(&back);
+    eventually(|| index(&front, front.rx.used_ring()) == front.rx.seen.wrapping_add(1));
+
+    assert_eq!(back, front.receive());
+    assert!(lab.fabric.take_faults().is_empty());
+}
+
+/// The same before the queue is taken up again, where the used index says how far it was.
+#[test]
+fn used_index_that_the_driver_wrote_ends_the_queue_when_it_is_taken_up_again() {
+    assert_quarantined("ahead", "tail_out_of_range", PortPart::Transmit, |front, _| {
+        front.memory.word(front.tx.used_ring() + 2).store(front.tx.available.wrapping_add(1), Ordering::Release);
+        front.wire.done(SET_VRING_ENABLE, &words(&[1, 1]), &[]);
+    });
+}
+
+/// The driver says of descriptors of a packed ring that they are used before they were available: nothing is taken, and what it
+/// makes available later is.
+#[test]
+fn packed_descriptor_that_the_driver_says_is_used_is_not_taken() {
+    let mut lab = Lab::new(1);
+    let mut front = FrontEnd::with(&add_port(&lab, "vm"), FEATURES | PACKED);
+    let ring = front.tx.descriptors();
+    for index in 0..u64::from(SIZE) {
+        front.memory.write(ring + 16 * index + 8, &[0xff, 0xff, 0, 0, 0xee, 0xee, 0x80, 0x80]);
+    }
+    front.tx.kick.ring().unwrap();
+    lab.barrier();
+    assert_eq!(0, lab.guests[0].received().len());
+
+    let sent = frame(MacAddress::BROADCAST, mac(1), 64, 2);
+    send_blindly(&mut front, &sent);
+
+    assert_eq!(sent, lab.guests[0].receive());
+    // Its id, and its own flags.
+    eventually(|| front.memory.read(ring + 12, 4) == [0, 0, 0x80, 0x80]);
+    assert!(lab.fabric.take_faults().is_empty());
+}
+
+/// Kicks from before there is anything to kick until the queue is enabled: nothing is taken until then, and everything after.
+#[test]
+fn kick_before_a_queue_is_enabled_takes_nothing_and_loses_nothing() {
+    for features in KINDS {
+        let mut lab = Lab::new(1);
+        let mut front = FrontEnd::bare(&add_port(&lab, "vm"), features);
+        let sent = frame(MacAddress::BROADCAST, mac(1), 64, 4);
+        front.tx.kick.ring().unwrap();
+        send_blindly(&mut front, &sent);
+        let addresses = addresses(&front.tx, None);
+        for (request, body) in [
+            (SET_VRING_NUM, words(&[1, SIZE.into()])),
+            (SET_VRING_BASE, words(&[1, front.tx.base()])),
+            (SET_VRING_ADDR, addresses),
+        ] {
+            front.wire.done(request, &body, &[]);
+            front.tx.kick.ring().unwrap();
+        }
+        front.wire.done(SET_VRING_KICK, &longs(&[1]), &[front.tx.kick.as_fd()]);
+        front.tx.kick.ring().unwrap();
+        lab.barrier();
+        assert_eq!((0, None), (lab.guests[0].received().len(), front.tx.used(&front.memory)));
+
+        front.wire.done(SET_VRING_ENABLE, &words(&[1, 1]), &[]);
+
+        assert_eq!(sent, lab.guests[0].receive());
+        front.drain();
+    }
+}
+
+/// Kicks by four threads at once, with and without something behind them: each frame arrives, once and in order.
+#[test]
+fn kicks_by_many_at_once_bring_each_frame_once() {
+    for features in KINDS {
+        let mut lab = Lab::new(2);
+        let mut front = FrontEnd::with(&add_port(&lab, "vm"), features);
+        let kick = rustix::io::dup(front.tx.kick.as_fd()).unwrap();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        rustix::io::write(&kick, &1_u64.to_ne_bytes()).unwrap();
+                    }
+                });
+            }
+            for seed in 0..200 {
+                let sent = frame(MacAddress::BROADCAST, mac(1), 64, seed);
+                front.send(&sent);
+                assert_eq!(sent, lab.guests[0].receive());
+                lab.guests[0].refill();
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        front.drain();
+        lab.barrier();
+        assert_eq!(0, lab.guests[0].received().len());
+        lab.guests[1].received();
+        lab.assert_passes(0, 1);
     }
 }
 

@@ -60,11 +60,17 @@ const SIZE: u16 = 16;
 
 impl Commander {
     fn new() -> Self {
+        let commander = Self::asleep();
+        commander.card.call(SET_STATUS, &[ALIVE]);
+        commander
+    }
+
+    /// One whose driver has not said DRIVER_OK.
+    fn asleep() -> Self {
         let lab = Lab::new();
         let card = lab.card(1, Transport::Vbus, 4);
         card.agree(COMMON_FEATURES | CONTROL | PAIRS);
         let kick = card.queue(8, SIZE.into(), (RING, RING_BYTES), RINGS);
-        card.call(SET_STATUS, &[ALIVE]);
         Self { lab, card, kick, sent: 0 }
     }
 
@@ -82,13 +88,18 @@ impl Commander {
         u32::from_le_bytes(self.card.read(entry + 4, 4).try_into().unwrap())
     }
 
-    /// Sends a command with a place for its answer: the answer.
-    fn command(&mut self, bytes: &[u8]) -> u8 {
+    /// Sends a command with a place for its answer.
+    fn send(&mut self, bytes: &[u8]) {
         self.card.write(BUFFER, bytes);
         self.card.write(BUFFER + 0x1000, &[0xee]);
         self.card.describe(RING, 0, BUFFER, bytes.len() as u32, [NEXT, 1]);
         self.card.describe(RING, 1, BUFFER + 0x1000, 1, [WRITE, 0]);
         self.offer(0);
+    }
+
+    /// The same, and waits for the answer.
+    fn command(&mut self, bytes: &[u8]) -> u8 {
+        self.send(bytes);
         assert_eq!(1, self.wait());
         self.card.read(BUFFER + 0x1000, 1)[0]
     }
@@ -199,6 +210,53 @@ fn control_command_for_a_vlan_of_any_number_is_answered_with_an_error() {
         }
     }
     assert_eq!(ALIVE, status(&commander.card));
+}
+
+/// Tables of addresses that are longer than they say, shorter, or as long as nobody has memory for; no filter was offered.
+#[test]
+fn control_command_with_a_table_of_addresses_is_answered_with_an_error() {
+    let mut commander = Commander::new();
+    for (claimed, given) in [(0_u32, 0), (1, 1), (2, 1), (1, 2), (600, 600), (0x2aaa_aaab, 1), (u32::MAX, 10)] {
+        let mut asked = vec![1, 0];
+        for _ in 0..2 {
+            asked.extend(claimed.to_le_bytes());
+            asked.extend(std::iter::repeat_n(2, 6 * given.min(300)));
+        }
+        assert_eq!(1, commander.command(&asked), "{claimed} of {given}");
+    }
+    assert_eq!(0, commander.command(&[4, 0, 4, 0]));
+    assert_eq!(ALIVE, status(&commander.card));
+}
+
+/// Coalescing of all queues, of one, of the control queue and of queues that there are not; it was not offered.
+#[test]
+fn control_command_to_coalesce_a_queue_that_there_is_not_is_answered_with_an_error() {
+    let mut commander = Commander::new();
+    for command in 0..4 {
+        for queue in [0_u16, 8, 9, 16, 0x7fff, 0xffff] {
+            let mut asked = vec![6, command];
+            asked.extend(queue.to_le_bytes());
+            asked.extend([0, 0]);
+            asked.extend([u32::MAX; 2].into_iter().flat_map(u32::to_le_bytes));
+            assert_eq!(1, commander.command(&asked), "command {command}, queue {queue}");
+        }
+    }
+    assert_eq!(0, commander.command(&[4, 0, 2, 0]));
+}
+
+/// A kick before DRIVER_OK: nothing is taken until then, and nothing is lost.
+#[test]
+fn kick_before_driver_ok_takes_nothing() {
+    let mut commander = Commander::asleep();
+    commander.send(&[4, 0, 2, 0]);
+    let used = |commander: &Commander| commander.card.word(RINGS[2] + 2).load(Ordering::SeqCst);
+    assert_eq!(11, status(&commander.card));
+    assert_eq!((0, vec![0xee]), (used(&commander), commander.card.read(BUFFER + 0x1000, 1)));
+
+    commander.card.call(SET_STATUS, &[ALIVE]);
+
+    assert_eq!((1, vec![0]), (commander.wait(), commander.card.read(BUFFER + 0x1000, 1)));
+    assert_eq!(0, commander.command(&[4, 0, 1, 0]));
 }
 
 // ---- registers -----------------------------------------------------------------------------------------------------

@@ -1022,6 +1022,35 @@ mod tests {
         walker.join().unwrap();
     }
 
+    /// CVE-2026-93683: a table whose length changes without end has one length for whoever walks it, and nothing behind that is
+    /// looked at.
+    #[test]
+    fn indirect_table_whose_length_changes_between_reads_has_one_length() {
+        const LENGTHS: [u32; 3] = [2, 40, 0x1_0000];
+        let mut driver = Driver::new(SIZE);
+        (0..64).for_each(|entry| driver.memory.describe(TABLES + 16 * entry, buffer(entry % 16), 1, [0, 0]));
+        driver.offer(0, &[(GUEST + TABLES, 16 * LENGTHS[0], INDIRECT)]);
+        let mut queue = driver.queue();
+        let walker = thread::spawn(move || {
+            let mut ahead = Ahead::default();
+            for _ in 0..20_000 {
+                ahead.clear();
+                queue.rewind();
+                match queue.look(Direction::FromDriver, 1, &mut ahead) {
+                    Ok(_) => assert!(LENGTHS[..2].contains(&ahead.chains[0].bytes), "{}", ahead.chains[0].bytes),
+                    Err(fault) => assert!(["bad_indirect", "chain_too_long"].contains(&fault.reason()), "{fault}"),
+                }
+            }
+        });
+
+        while !walker.is_finished() {
+            let length = driver.memory.double_word(RING + 8);
+            LENGTHS.iter().for_each(|entries| length.store(16 * entries, Ordering::Relaxed));
+        }
+
+        walker.join().unwrap();
+    }
+
     /// One thing that one of the two sides does.
     #[derive(Clone, Debug)]
     enum Step {

@@ -849,6 +849,38 @@ mod tests {
         assert_eq!(STEPS as u16, device.join().unwrap());
     }
 
+    /// CVE-2026-93683: a table whose length changes without end has one length for whoever walks it: a link that leads out of
+    /// that is refused, also where it led into the table before.
+    #[test]
+    fn indirect_table_whose_length_changes_between_reads_has_one_length() {
+        const LENGTHS: [u32; 3] = [2, 40, 0x1_0000];
+        let mut driver = Driver::new();
+        let indirect = 0x6000;
+        (0..39).for_each(|entry| driver.describe(indirect, entry, buffer(entry % 16), 1, NEXT, entry as u16 + 1));
+        driver.describe(indirect, 39, buffer(0), 1, 0, 0);
+        driver.describe(TABLE, 0, GUEST + indirect, 16 * LENGTHS[0], INDIRECT, 0);
+        driver.offer(0);
+        let mut queue = driver.queue();
+        let walker = thread::spawn(move || {
+            let mut ahead = Ahead::default();
+            for _ in 0..20_000 {
+                ahead.clear();
+                queue.rewind();
+                match queue.look(Direction::FromDriver, 1, &mut ahead) {
+                    Ok(_) => assert_eq!(40, ahead.chains[0].bytes),
+                    Err(fault) => assert!(["index_out_of_range", "bad_indirect"].contains(&fault.reason()), "{fault}"),
+                }
+            }
+        });
+
+        while !walker.is_finished() {
+            let length = driver.memory.double_word(TABLE + 8);
+            LENGTHS.iter().for_each(|entries| length.store(16 * entries, Ordering::Relaxed));
+        }
+
+        walker.join().unwrap();
+    }
+
     /// CVE-2026-86848: what a driver changes while a chain is walked leads to a piece of its memory or to a fault.
     #[test]
     fn descriptor_that_changes_while_it_is_read_never_leads_outside() {
