@@ -21,6 +21,7 @@ from vbnet.bus.operator import SyncOperator
 from vbnet.devices.echo.wire import EchoFunction
 from vbnet.devices.fastcall.driver import FastcallPool
 from vbnet.errors import VbnetError
+from vbnet.guestnode.sync import SyncOpenDevice
 from vbnet.testing.processes import HostProcess, PythonProcess, count_fds
 
 REQUEST_SEQUENCE, REQUEST_LENGTH, ANSWER_SEQUENCE, CALL_ENABLED = 0x80, 0x8C, 0x200, 0x500
@@ -87,7 +88,7 @@ class Caller:
             net.operator.device_plug(net.device(f"{self.name}.{kind}", kind), self.name)
         self._net = net
         self.guest: Guest = net.guest(self.name)
-        self._echo = self.guest.open("echo0")
+        self._echo: SyncOpenDevice = self.guest.open("echo0")
         self._echo.fastcall(EchoFunction.ECHO, b"first")
         pool: FastcallPool = self.guest.bind("fastcall0")
         self._offset = pool._slots[1][1].offset
