@@ -181,7 +181,7 @@ def test_topics_are_completed_and_listed(run: Run, run_dir: Path) -> None:
     with HostProcess(run_dir):
         listed = {row["topic"]: row for row in json.loads(run("events", "--topics", "--format", "json"))}
 
-    assert ["port.fault"] == complete_topic("por")
+    assert ["port.set", "port.fault"] == complete_topic("por")
     assert ("error", ["port", "name", "part", "rule", "text"]) == (
         listed["port.fault"]["severity"],
         listed["port.fault"]["fields"],
