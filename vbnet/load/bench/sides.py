@@ -55,6 +55,8 @@ RARE_ETHERTYPE: Final = b"\x88\xb6"
 _TURN_FRAMES: Final = 64
 """Frames sent between two decisions whether there is room for more under way."""
 _TURNS_A_LOOK: Final = 16
+_LOST_AFTER_SECONDS: Final = 0.02
+"""How long nothing may come back before what is under way counts as lost."""
 _EVERYTHING: Final = NicGrant(list(OFFLOADS.values()), list(OFFLOADS.values()), is_scattered=True, is_merged=True)
 _HEADERS: Final = 54
 _PLAIN_BYTES: Final = 1514
@@ -281,11 +283,15 @@ def _objects_per_second(
 
 
 def _rates(turn: Callable[[bool], int], size: int, under_way: int, windows: tuple[float, float, int]) -> list[float]:
-    """What turns receive a second, each of which may send ``size``; the clock is read once in a while."""
+    """What turns receive a second, each of which may send ``size``; the clock is read once in a while.
+
+    What does not come back for a while is lost, and other objects are sent in its place: a receiver without room loses
+    what was cut for it.
+    """
     warm_up_seconds, window_seconds, count = windows
-    outstanding = received = 0
+    outstanding = received = total = total_before = 0
     rates: list[float] = []
-    begun = time.perf_counter()
+    begun = heard = time.perf_counter()
     end = begun + warm_up_seconds
     is_warm = False
     while len(rates) < count:
@@ -294,7 +300,14 @@ def _rates(turn: Callable[[bool], int], size: int, under_way: int, windows: tupl
             got = turn(is_sending)
             outstanding += size - got if is_sending else -got
             received += got
+            total += got
         now = time.perf_counter()
+        if total != total_before:
+            heard, total_before = now, total
+        elif now - heard > _LOST_AFTER_SECONDS:
+            heard, outstanding = now, 0
+        # Of what was given up some may come late.
+        outstanding = max(outstanding, 0)
         if now >= end:
             if is_warm and received == 0:
                 raise PeerGone("no object came back")
