@@ -33,6 +33,7 @@ fn payload_and_slots_are_seen_whole_and_reused_only_after_their_return() {
                     let count = producer.completed().unwrap();
                     for _ in 0..count {
                         assert_eq!(100, producer.peek(0).length, "the consumer's completion is in the slot");
+                        assert!(producer.peek_newest().is_none_or(|newest| newest == producer.peek(0)));
                         producer.reap(1);
                     }
                     thread::yield_now();
@@ -52,6 +53,7 @@ fn payload_and_slots_are_seen_whole_and_reused_only_after_their_return() {
             }
             let descriptor = consumer.peek(0);
             assert_eq!(expected, descriptor.length);
+            assert!(consumer.peek_newest().is_none_or(|newest| newest == descriptor));
             payload.0[descriptor.offset as usize].with(|place| assert_eq!(expected, unsafe { *place }));
             consumer.complete(0, Descriptor::new(descriptor.offset, 100));
             consumer.advance(1);

@@ -199,6 +199,84 @@ proptest! {
 }
 
 /// Sends `count` descriptors through in turns of at most `batch`, and checks that each comes out, answered, in order.
+/// What fits beside an index, and what just does not.
+fn lonely() -> impl Strategy<Value = Descriptor> {
+    let flags = prop_oneof![4 => Just(0), 1 => any::<u8>()];
+    (any::<u32>(), prop_oneof![0..3u32, 65_534..65_538u32, 0..=LENGTH_MAX], flags)
+        .prop_map(|(offset, length, flags)| Descriptor { offset, length, flags })
+}
+
+const fn fits_beside_an_index(descriptor: Descriptor) -> bool {
+    descriptor.flags == 0 && descriptor.length != 0 && descriptor.length < 1 << 16
+}
+
+proptest! {
+    /// The last slot of each batch stands beside the index in both directions, if it fits, and no other ever does.
+    #[test]
+    fn word_beside_an_index_says_what_the_last_slot_says(
+        first in first_index(), batches in vec(vec((lonely(), lonely()), 1..5), 1..40),
+    ) {
+        let (mut producer, mut consumer) = ends_in_ram(4, first);
+        for batch in batches {
+            let last = batch.len() as u32 - 1;
+            for (descriptor, _) in &batch {
+                assert!(producer.stage(*descriptor));
+            }
+            producer.publish();
+            assert_eq!(Ok(last + 1), consumer.available());
+            for (number, (descriptor, answer)) in (0..).zip(&batch) {
+                let expected = (number == last && fits_beside_an_index(*descriptor)).then_some(*descriptor);
+                assert_eq!(expected, consumer.peek_newest());
+                consumer.complete(0, *answer);
+                consumer.advance(1);
+            }
+            consumer.release();
+            assert_eq!(Ok(last + 1), producer.completed());
+            for (number, (_, answer)) in (0..).zip(&batch) {
+                let expected = (number == last && fits_beside_an_index(*answer)).then_some(*answer);
+                assert_eq!(expected, producer.peek_newest());
+                producer.reap(1);
+            }
+        }
+    }
+}
+
+/// A consumer that never answers does not touch the lines of the slots to say something of them.
+#[test]
+fn slot_that_was_not_answered_is_not_repeated() {
+    let (mut producer, mut consumer) = ends_on_heap(4, 0);
+    assert!(producer.stage(Descriptor::new(0, 60)));
+    producer.publish();
+    assert_eq!(Ok(1), consumer.available());
+    consumer.advance(1);
+    consumer.release();
+
+    assert_eq!((Ok(1), None), (producer.completed(), producer.peek_newest()));
+}
+
+/// Tags come round after 65536 slots; what is said of one long gone is not taken for one that is there now.
+#[test]
+fn slot_of_65536_ago_is_never_taken_for_the_newest() {
+    let (mut producer, mut consumer) = ends_on_heap(1, 0);
+    for round in 0..1 << 16 {
+        assert!(producer.stage(Descriptor::new(round, 60)));
+        producer.publish();
+        assert_eq!(Ok(1), consumer.available());
+        if round == 0 {
+            consumer.complete(0, Descriptor::new(round, 61));
+        }
+        consumer.advance(1);
+        consumer.release();
+        assert_eq!(Ok(1), producer.completed());
+        assert_eq!(Some(producer.peek(0)), producer.peek_newest());
+        producer.reap(1);
+    }
+    assert!(producer.stage(Descriptor { flags: 1, ..Descriptor::new(0, 60) }));
+    producer.publish();
+    assert_eq!(Ok(1), consumer.available());
+    assert_eq!(None, consumer.peek_newest());
+}
+
 fn pump(count: u32, batch: u32, (mut producer, mut consumer): (Producer, Consumer)) {
     let (mut sent, mut worked, mut back) = (0, 0, 0);
     while back < count {

@@ -16,6 +16,7 @@ use vbnet_core::port::{PortCounter, PortPart};
 use vbnet_core::shm::ring::Descriptor;
 
 const TAIL: u32 = 0x80;
+const PUBLISHED_NEWEST: u32 = 0x98;
 const SLOTS: u32 = 0x400;
 
 /// A descriptor that breaks a rule, and the reason under which that is counted.
@@ -129,6 +130,30 @@ fn frame_that_breaks_a_rule_ends_the_queue_wherever_it_stands_in_a_batch() {
             assert_eq!(position as u64, lab.count(2, PortCounter::TransmitFrames), "{reason} at {position}");
             assert_eq!(position as u32, lab.guests[2].tx.completed().unwrap());
         }
+    }
+}
+
+/// What stands beside the index is looked at instead of the slot, and checked like it.
+#[test]
+fn frame_named_beside_the_index_keeps_the_rules_of_slots() {
+    let short = ("too_short", descriptor(Shape::SMALL.tx_buffer(0), 13, 0));
+    for (reason, garbage) in places().into_iter().chain([short]) {
+        if garbage.flags != 0 || garbage.length == 0 {
+            continue;
+        }
+        let mut lab = lab();
+        let good = frame(mac(9), mac(2), 100, 0);
+        let offset = Shape::SMALL.tx_buffer(0);
+        lab.guests[2].write(offset, &good);
+        let tx = Shape::SMALL.tx_ring().0;
+        lab.guests[2].write(tx + SLOTS, &Descriptor::new(offset, 100).to_word().to_ne_bytes());
+        lab.guests[2].write(tx + PUBLISHED_NEWEST, &garbage.to_word().to_ne_bytes());
+
+        lab.guests[2].write(tx + TAIL, &1u32.to_ne_bytes());
+        lab.guests[2].tx_kick.ring().unwrap();
+
+        assert_quarantined(&mut lab, PortPart::Transmit, reason);
+        assert_eq!(0, lab.count(2, PortCounter::TransmitFrames), "{reason}");
     }
 }
 

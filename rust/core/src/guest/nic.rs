@@ -227,7 +227,11 @@ impl Sender {
     /// As [`Stage::stage_with`].
     #[inline]
     pub fn stage_with(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Result<bool> {
-        self.burst(1, One { length, fill })
+        match self {
+            // Its answer comes in a register: from memory, it would wait there behind the frame's own bytes.
+            Self::Venet(driver) => driver.stage_with(length, fill),
+            Self::Virtio(_) | Self::E1000(_) | Self::Rtl8139(_) => self.burst(1, One { length, fill }),
+        }
     }
 
     /// Stages a copy of `frame`. `false`: no room now.

@@ -213,6 +213,7 @@ pub fn open(ram: &Arc<Ram>, layout: VenetLayout) -> Result<(Sender, Receiver)> {
         ring: Producer::new(rx),
         pool: BufferPool::new(layout.buffers_offset, stride, buffer_bytes, layout.buffers),
         posted: vec![0; layout.rx_slots as usize].into_boxed_slice(),
+        owed: 0,
         broken: None,
         receive_flags: 0,
         gives: Features::NONE,
@@ -403,8 +404,20 @@ impl Sender {
     /// [`Error::Usage`]: no Ethernet frame has this length; [`Error::Peer`]: the host broke the ring.
     #[inline]
     pub fn stage_with(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) -> Result<bool> {
-        let outcome = self.burst(1, |burst| burst.put(length, fill));
-        self.verdict(outcome, length)
+        let bytes = self.check(length)?;
+        let Some(run) = self.plan(bytes, 1)? else { return Ok(false) };
+        let place = self.arena_place(run.offset);
+        let warm_end = self.arena_place(self.arena.warm_end(bytes));
+        ask_ahead(place, run.step, warm_end);
+        // SAFETY: the piece lies in the arena, which `open` found to be in bounds, and is lent to us alone until its slot
+        // comes back.
+        fill(unsafe { std::slice::from_raw_parts_mut(place, length) });
+        self.arena.take_run(run, 1);
+        self.ring.fill(self.ring.next_index(), Descriptor::new(run.offset, bytes));
+        self.ring.stage_filled(1);
+        self.totals.frames += 1;
+        self.totals.bytes += u64::from(bytes);
+        Ok(true)
     }
 
     /// Says that frames are about to be staged and flushed, while there is still something else to do: what the host
@@ -637,13 +650,7 @@ impl Burst<'_> {
                 }
             }
         }
-        // The host has read the lines of the frames behind this one last.
-        let ahead = self.place.wrapping_add(step.max(ASK_AHEAD_BYTES) as usize);
-        if let Some(ahead) = NonNull::new(ahead)
-            && ahead.as_ptr() < self.sender.warm_end
-        {
-            line::fetch_to_write(ahead, step as usize);
-        }
+        ask_ahead(self.place, step, self.sender.warm_end);
         // SAFETY: the piece lies in the arena, which `open` found to be in bounds, and is lent to us alone until its slot
         // comes back.
         fill(unsafe { std::slice::from_raw_parts_mut(self.place, length) });
@@ -656,6 +663,17 @@ impl Burst<'_> {
     }
 }
 
+/// Asks for the lines of frames to come, which the host has read last.
+#[inline(always)]
+fn ask_ahead(place: *mut u8, step: u32, warm_end: *mut u8) {
+    let ahead = place.wrapping_add(step.max(ASK_AHEAD_BYTES) as usize);
+    if let Some(ahead) = NonNull::new(ahead)
+        && ahead.as_ptr() < warm_end
+    {
+        line::fetch_to_write(ahead, step as usize);
+    }
+}
+
 /// The receiving half.
 pub struct Receiver {
     ram: Arc<Ram>,
@@ -663,6 +681,8 @@ pub struct Receiver {
     pool: BufferPool,
     /// Buffer posted in each slot.
     posted: Box<[u32]>,
+    /// Slots reaped last whose buffers are not posted again yet.
+    owed: u32,
     /// How the host broke the ring, until somebody is told.
     broken: Option<Fault>,
     /// Flags that the host may set, and where a frame that does not lie together is put together.
@@ -689,12 +709,13 @@ impl Receiver {
         }
     }
 
-    /// Posts the buffers of the oldest `count` returned slots again, in their order.
+    /// Posts the buffers of the slots that were reaped last again, in their order. Not one by one: a slot lies on the line
+    /// of those that the host fills next, and who waits for a frame would wait for that line to go there and back as well.
     #[inline]
-    fn post_again(&mut self, count: u32) {
-        let (from, to) = (self.ring.reap_index(), self.ring.next_index());
+    fn post_again(&mut self) {
+        let count = std::mem::take(&mut self.owed);
+        let (from, to) = (self.ring.reap_index().wrapping_sub(count), self.ring.next_index());
         let mask = self.posted.len() - 1;
-        self.ring.reap(count);
         for number in 0..count {
             let buffer = self.posted[from.wrapping_add(number) as usize & mask];
             let slot = to.wrapping_add(number);
@@ -713,18 +734,25 @@ impl Receiver {
     }
 
     /// The frame in the `ahead`-th returned slot, checked against what was posted there. `None`: the host broke the ring,
-    /// and `broken` says how. Small, unlike a [`Fault`]: a loop over frames keeps it in registers.
+    /// and `broken` says how. Small, unlike a [`Fault`]: a loop over frames keeps it in registers. `lonely`: what
+    /// [`Self::lonely`] said, if it is the only one.
     #[inline(always)]
-    fn returned(&mut self, ahead: u32) -> Option<Held> {
+    fn returned(&mut self, ahead: u32, lonely: Option<Descriptor>) -> Option<Held> {
         let slot = self.ring.reap_index().wrapping_add(ahead) as usize & (self.posted.len() - 1);
         let buffer = self.posted[slot];
         let offset = self.pool.offset(buffer);
-        let found = self.ring.peek(ahead);
+        let found = lonely.unwrap_or_else(|| self.ring.peek(ahead));
         if found.offset != offset || found.length > self.limit || found.flags != 0 {
             self.refuse(found, offset);
             return None;
         }
         Some(Held { buffer, offset, length: found.length })
+    }
+
+    /// What the only one of `ready` returned slots says, if its line need not be fetched for that.
+    #[inline]
+    fn lonely(&self, ready: u32) -> Option<Descriptor> {
+        if ready == 1 { self.ring.peek_newest() } else { None }
     }
 
     #[cold]
@@ -779,9 +807,10 @@ impl Receiver {
         }
         let (mut done, mut frames, mut bytes) = (0, 0, 0);
         self.ring.answer(ready, monotonic_ns);
+        let lonely = self.lonely(ready);
         while done < ready {
             // Frames before a lie were handed over: they must not come up again.
-            let Some(held) = self.returned(done) else {
+            let Some(held) = self.returned(done, lonely) else {
                 let Some(merged) = self.merge(done) else { break };
                 each(&self.merged[merged.range()], &merged.asked);
                 bytes += merged.range().len() as u64;
@@ -800,7 +829,8 @@ impl Receiver {
             }
             done += 1;
         }
-        self.post_again(done);
+        self.ring.reap(done);
+        self.owed += done;
         self.totals.bytes += bytes;
         self.totals.frames += u64::from(frames);
         self.announce()?;
@@ -820,11 +850,13 @@ impl Receiver {
         if self.receive_flags != 0 {
             return Err(no_views());
         }
+        self.post_again();
         let ready = self.ready()?.min(max);
         self.ring.answer(ready, monotonic_ns);
         let mut frames = 0;
+        let lonely = self.lonely(ready);
         for _ in 0..ready {
-            let Some(frame) = self.returned(0) else { break };
+            let Some(frame) = self.returned(0, lonely) else { break };
             self.ring.reap(1);
             if frame.length == 0 {
                 self.post(frame.buffer);
@@ -849,6 +881,7 @@ impl Receiver {
     ///
     /// [`Error::Machine`]: the doorbell is broken.
     pub fn give_back(&mut self, buffer: u32) -> Result<()> {
+        self.post_again();
         self.pool.give_back(buffer);
         self.refill();
         self.announce()
@@ -860,7 +893,9 @@ impl Receiver {
     fn announce(&mut self) -> Result<()> {
         let slots = self.ring.slots();
         let enough = (slots / 8).clamp(1, ANNOUNCE_MAX);
-        if self.ring.unpublished() >= enough || (self.ring.in_flight() < slots / 2 && self.ring.unpublished() != 0) {
+        let waiting = self.owed + self.ring.unpublished();
+        if waiting >= enough || (self.ring.in_flight() < slots / 2 && waiting != 0) {
+            self.post_again();
             return self.announce_all();
         }
         Ok(())

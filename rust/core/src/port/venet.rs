@@ -378,8 +378,9 @@ impl VenetPort {
             let age = self.tx.published_before(ready as u32, monotonic_ns);
             self.latencies.record(PortLatency::TransmitResidence, age);
         }
+        let lonely = if ready == 1 { self.tx.peek_newest() } else { None };
         for (ahead, piece) in batch.pieces.iter_mut().enumerate().take(ready) {
-            let descriptor = self.tx.peek(ahead as u32);
+            let descriptor = lonely.unwrap_or_else(|| self.tx.peek(ahead as u32));
             match self.check_tx(descriptor) {
                 Ok(source) => {
                     prefetch_read(source.as_ptr());
@@ -501,7 +502,8 @@ impl VenetPort {
     /// Gives the claimed buffers to the guest, filled. `true`: it sleeps, ring.
     #[inline]
     pub(crate) fn release_rx<const COUNTS: bool>(&mut self) -> bool {
-        if self.rx.held() == 0 {
+        let held = self.rx.held();
+        if held == 0 {
             return false;
         }
         (self.rx_bytes, self.rx_more) = (0, 0);
@@ -509,7 +511,21 @@ impl VenetPort {
             self.stamp_rx();
         }
         self.rx.release();
-        self.rx.notify()
+        let wants_call = self.rx.notify();
+        if held == 1 {
+            self.expect_one();
+        }
+        wants_call
+    }
+
+    /// Asks for the first line of the buffer that the next frame goes into, while there is time.
+    #[inline]
+    fn expect_one(&self) {
+        if self.rx.known() != 0
+            && let Ok(target) = self.check_rx(self.rx.peek(0))
+        {
+            prefetch_write(target.as_ptr());
+        }
     }
 
     #[cold]

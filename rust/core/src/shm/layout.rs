@@ -234,6 +234,8 @@ pub struct ProducerWords {
     pub(crate) published_at: AtomicU64,
     /// How long a returned slot lay there: an answer to `returned_at`.
     pub(crate) reaped_after: AtomicU64,
+    /// What the last slot published says, once more; 0: look there.
+    pub(crate) newest: AtomicU64,
 }
 
 /// The words the consumer of a ring writes.
@@ -244,6 +246,8 @@ pub struct ConsumerWords {
     pub(crate) head: AtomicU32,
     /// When a slot was returned: a stamp of its index.
     pub(crate) returned_at: AtomicU64,
+    /// What the last slot returned says, once more; 0: look there.
+    pub(crate) newest: AtomicU64,
 }
 
 /// What stands in front of a ring's slots.
@@ -269,8 +273,13 @@ impl RingHeader {
                 tail: AtomicU32::new(0),
                 published_at: AtomicU64::new(0),
                 reaped_after: AtomicU64::new(0),
+                newest: AtomicU64::new(0),
             },
-            consumer: ConsumerWords { head: AtomicU32::new(0), returned_at: AtomicU64::new(0) },
+            consumer: ConsumerWords {
+                head: AtomicU32::new(0),
+                returned_at: AtomicU64::new(0),
+                newest: AtomicU64::new(0),
+            },
             signal: SignalPair::new(),
         }
     }
@@ -413,8 +422,10 @@ const _: () = {
     assert!(offset_of!(RingHeader, producer) == 0x80);
     assert!(offset_of!(ProducerWords, published_at) == 8);
     assert!(offset_of!(ProducerWords, reaped_after) == 16);
+    assert!(offset_of!(ProducerWords, newest) == 24);
     assert!(offset_of!(RingHeader, consumer) == 0x100);
     assert!(offset_of!(ConsumerWords, returned_at) == 8);
+    assert!(offset_of!(ConsumerWords, newest) == 16);
     assert!(offset_of!(RingHeader, signal) == 0x180);
     assert!(size_of::<FastcallRequest>() == 16 + FASTCALL_DATA_BYTES);
     assert!(size_of::<FastcallAnswer>() == 16 + FASTCALL_DATA_BYTES);
@@ -457,8 +468,10 @@ pub fn wire_table() -> Vec<(&'static str, &'static str, usize, usize)> {
         ("ring", "tail", 0x80, 4),
         ("ring", "published_at", 0x88, 8),
         ("ring", "reaped_after", 0x90, 8),
+        ("ring", "published_newest", 0x98, 8),
         ("ring", "head", 0x100, 4),
         ("ring", "returned_at", 0x108, 8),
+        ("ring", "returned_newest", 0x110, 8),
         ("ring", "signal", ring_signal, SIGNAL_PAIR_BYTES),
         ("ring", "descriptors", RING_HEADER_BYTES, 8),
     ];

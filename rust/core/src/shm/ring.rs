@@ -11,6 +11,9 @@
 //! between two reads or have it read half. The consumer may write a slot back before returning it (a received frame's
 //! length), the producer finds the answer when it reaps: frames to the guest travel in buffers the guest published.
 //!
+//! Beside each index stands what the slot in front of it says, with that slot's number: who waits for one slot at a time
+//! finds it on the line that it waits on anyway, and the line of the slots stays with who writes them.
+//!
 //! Who writes what: the producer `tail` and slots it owns; the consumer `head` and slots it owns. Each keeps its own
 //! indices privately and believes the other's only within bounds; anything else is a [`Fault`] and ends the queue.
 //! Source: vbus IOQ with its store-only barriers mended; `docs/wire/ring.md` has the bytes.
@@ -65,6 +68,24 @@ impl Descriptor {
     pub const fn from_word(word: u64) -> Self {
         Self { offset: word as u32, length: (word >> 32) as u32 & LENGTH_MAX, flags: (word >> 56) as u8 }
     }
+}
+
+/// The word beside an index that repeats slot `index`; 0, which is no slot's, when it does not fit.
+///
+/// ```text
+///   offset | length << 32 | index << 48, the last two modulo 2^16
+/// ```
+const fn newest(slot: u64, index: u32) -> u64 {
+    if slot >> 48 == 0 { slot | (index as u64) << 48 } else { 0 }
+}
+
+/// What a word beside an index says of slot `index`; `None`: nothing, look at the slot.
+///
+/// The number has 16 bits and a ring at most 2^15 slots: a word that was written for any other slot that can be out there,
+/// with whatever index it was read, has another number.
+const fn of_newest(word: u64, index: u32) -> Option<Descriptor> {
+    let found = Descriptor { offset: word as u32, length: (word >> 32) as u32 & 0xffff, flags: 0 };
+    if word >> 48 == index as u64 & 0xffff && found.length != 0 { Some(found) } else { None }
 }
 
 /// Where a ring is, checked once: everything the two ends need is copied from the shared header here.
@@ -317,8 +338,13 @@ impl Producer {
         self.staged.wrapping_sub(self.published)
     }
 
-    /// Makes everything staged visible to the consumer. Cost: one store, no system call.
+    /// Makes everything staged visible to the consumer. Cost: two stores to one line, no system call.
     pub fn publish(&mut self) {
+        if self.staged != self.published {
+            let last = self.staged.wrapping_sub(1);
+            let word = newest(self.ring.slot(last).load(Ordering::Relaxed), last);
+            self.ring.header().producer.newest.store(word, Ordering::Relaxed);
+        }
         self.published = self.staged;
         // [RG-1 slots visible] release: slots and payload before tail; partner in Consumer::available.
         let order = ordering("ring_publish", Ordering::Release);
@@ -399,6 +425,14 @@ impl Producer {
         Descriptor::from_word(self.ring.slot(self.reaped.wrapping_add(ahead)).load(Ordering::Relaxed))
     }
 
+    /// As [`Self::peek`] of the oldest, if it is the only one and stands beside the consumer's index: spares the look at its
+    /// slot. Only after [`Self::completed`] said that there is one. One load.
+    #[inline]
+    #[must_use]
+    pub fn peek_newest(&self) -> Option<Descriptor> {
+        of_newest(self.ring.header().consumer.newest.load(Ordering::Relaxed), self.reaped)
+    }
+
     /// Takes the oldest `count` returned slots back; at most what [`Self::completed`] said.
     pub fn reap(&mut self, count: u32) {
         debug_assert!(count <= self.head_seen.wrapping_sub(self.reaped));
@@ -461,6 +495,8 @@ pub struct Consumer {
     /// The producer's `tail` when last looked at.
     tail_seen: u32,
     publishes: Watch,
+    /// Slots are written here before they are returned.
+    does_answer: bool,
     /// The next slot that is stamped, and the last that was, with when.
     stamp_due: u32,
     stamped: Option<(u32, u64)>,
@@ -488,6 +524,7 @@ impl Consumer {
             returned: index,
             tail_seen: index,
             publishes: Watch::default(),
+            does_answer: false,
             stamp_due: index,
             stamped: None,
         }
@@ -581,9 +618,18 @@ impl Consumer {
         Descriptor::from_word(self.ring.slot(self.next.wrapping_add(ahead)).load(Ordering::Relaxed))
     }
 
+    /// As [`Self::peek`] of the next, if it is the only one and stands beside the producer's index: spares the look at its
+    /// slot. Only after [`Self::available`] said that there is one. One load.
+    #[inline]
+    #[must_use]
+    pub fn peek_newest(&self) -> Option<Descriptor> {
+        of_newest(self.ring.header().producer.newest.load(Ordering::Relaxed), self.next)
+    }
+
     /// Writes the answer into the `ahead`-th slot, before advancing over it.
-    pub fn complete(&self, ahead: u32, descriptor: Descriptor) {
+    pub fn complete(&mut self, ahead: u32, descriptor: Descriptor) {
         self.ring.slot(self.next.wrapping_add(ahead)).store(descriptor.to_word(), Ordering::Relaxed);
+        self.does_answer = true;
     }
 
     /// Steps over `count` slots; they stay ours until [`Self::release`].
@@ -598,8 +644,15 @@ impl Consumer {
         self.next.wrapping_sub(self.returned)
     }
 
-    /// Returns everything advanced over to the producer. Cost: one store, no system call.
+    /// Returns everything advanced over to the producer. Cost: one store, or two to one line when there are answers; no
+    /// system call.
     pub fn release(&mut self) {
+        // Where nothing is answered the producer does not look, and this side may not have had the slot's line.
+        if self.does_answer && self.returned != self.next {
+            let last = self.next.wrapping_sub(1);
+            let word = newest(self.ring.slot(last).load(Ordering::Relaxed), last);
+            self.ring.header().consumer.newest.store(word, Ordering::Relaxed);
+        }
         self.returned = self.next;
         // [RG-2 slots returned] release: slots and payload before head; partner in Producer::completed.
         let order = ordering("ring_release", Ordering::Release);
