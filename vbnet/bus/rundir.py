@@ -27,12 +27,25 @@ from urllib.parse import quote
 
 import msgspec
 
-from vbnet.bus.filelock import hold
+from vbnet.bus.filelock import hold, is_held
 from vbnet.errors import BusyError, NotFoundError, NotPermittedError, PeerFault, ResourceError, UsageError
 
-__all__ = ["DEFAULT_NODE", "HostRecord", "RunDir", "RunLock", "counted_nodes", "run_folders", "run_root", "start_ticks"]
+__all__ = [
+    "DEFAULT_NODE",
+    "HOST_LOCK",
+    "HostRecord",
+    "RunDir",
+    "RunLock",
+    "counted_nodes",
+    "host_lives",
+    "run_folders",
+    "run_root",
+    "start_ticks",
+]
 
 DEFAULT_NODE = "default"
+HOST_LOCK = "host.lock"
+"""Held in a run directory while a host node runs there."""
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MAX_SOCKET_PATH_BYTES = 107
 _FRONT_END = "vhost-user-"
@@ -53,6 +66,11 @@ class HostRecord(msgspec.Struct, frozen=True):
     def is_alive(self) -> bool:
         """Whether exactly that process is there; one that hangs or is stopped is."""
         return self.start_ticks != 0 and start_ticks(self.pid) == self.start_ticks
+
+
+def host_lives(folder: Path) -> bool:
+    """Say whether a living host node holds this run directory."""
+    return is_held(folder / HOST_LOCK) is True
 
 
 def start_ticks(pid: int) -> int:
@@ -269,7 +287,7 @@ class RunLock:
 
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
-        fd = hold(run_dir.path / "host.lock")
+        fd = hold(run_dir.path / HOST_LOCK)
         if fd is None:
             raise BusyError(f"a host node runs in {run_dir.path} already", path=str(run_dir.path))
         self._fd = fd

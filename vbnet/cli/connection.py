@@ -14,10 +14,8 @@ from typer.models import OptionInfo
 from vbnet.bus.keys import KeyStore
 from vbnet.bus.link import Secrets
 from vbnet.bus.operator import Operator, SyncOperator
-from vbnet.bus.rundir import DEFAULT_NODE, RunDir, run_folders, run_root
+from vbnet.bus.rundir import DEFAULT_NODE, HOST_LOCK, RunDir, host_lives, run_folders, run_root
 from vbnet.cli.completion import beginning_so
-from vbnet.cluster import clean
-from vbnet.cluster.clean import host_lives
 from vbnet.errors import NotFoundError, UnsupportedError, UsageError
 
 
@@ -129,7 +127,7 @@ def kept(node: str | None) -> RunDir:
 
 def _nodes_there() -> list[str]:
     """Return the names of the host nodes of this user that run, or left a run directory."""
-    return [entry.name for entry in run_folders(run_root()) if (entry / clean.HOST_LOCK).exists()]
+    return [entry.name for entry in run_folders(run_root()) if (entry / HOST_LOCK).exists()]
 
 
 def secrets(address: RunDir | str, keys: Path | None, server_key: str | None) -> Secrets | None:

@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 
 from vbnet.bus.operator import SyncOperator
-from vbnet.bus.rundir import DEFAULT_NODE, RunDir
+from vbnet.bus.rundir import DEFAULT_NODE, RunDir, host_lives
 from vbnet.cli import output
 from vbnet.cli.connection import KeysOption, NodeOption, ServerKeyOption, connect, default_keys, on_host, resolve
 from vbnet.cli.output import Format, FormatOption
-from vbnet.cluster import clean
 from vbnet.errors import BusyError, DeadlineError
 
 app = output.application(
@@ -112,5 +111,7 @@ def stop(
 def _remove_folder(folder: Path) -> None:
     """Remove the run directory of a host node that has ended in order, if it did not do so itself."""
     with suppress(BusyError):
-        if folder.is_dir() and not clean.host_lives(folder):
-            clean.clean_folder(folder)
+        if folder.is_dir() and not host_lives(folder):
+            from vbnet.cluster.clean import clean_folder  # noqa: PLC0415 -- rarely needed
+
+            clean_folder(folder)

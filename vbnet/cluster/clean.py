@@ -18,15 +18,13 @@ from pathlib import Path
 
 import msgspec
 
-from vbnet.bus.filelock import is_held
-from vbnet.bus.rundir import run_folders, run_root
+from vbnet.bus.rundir import HOST_LOCK, host_lives, run_folders, run_root
 from vbnet.cluster import process, uplinks
 from vbnet.cluster.monitor import FOLDER as MONITOR_FOLDER
 from vbnet.cluster.monitor import is_abandoned
 from vbnet.cluster.state import LOCK_FILE, STATE_FILE, LabState, Lock, is_locked, read_state
 from vbnet.errors import BusyError, ResourceError, VbnetError
 
-HOST_LOCK = "host.lock"
 OUR_NAMES = frozenset(
     {
         *(f"{stem}.sock" for stem in ("bus", "admin", "events", "attach", "operate")),
@@ -166,11 +164,6 @@ def _is_in_use(folder: Path) -> bool:
         return True
     has_lab = (folder / STATE_FILE).exists()
     return not has_lab and host_lives(folder)
-
-
-def host_lives(folder: Path) -> bool:
-    """Say whether a living host node holds this run directory."""
-    return is_held(folder / HOST_LOCK) is True
 
 
 def _state(folder: Path) -> LabState | None:
