@@ -113,11 +113,14 @@ class _Shown(measuring.Shown):
 
 def _print(record: Record, old: Record | None) -> None:
     from vbnet.load.bakeoff import report, verdict  # noqa: PLC0415 - with the run
+    from vbnet.load.bench.report import as_text  # noqa: PLC0415 - with the run
 
     rows: list[dict[str, Any]] = report.result_rows(record)
     _section(f"bake-off: {report.headline(record)}", rows)
     _section("against other models", report.comparison_rows(verdict.comparisons(record)))
     _section("what each mechanism is worth", report.worth_rows(verdict.worths(record)))
+    if record.aside:
+        output.say(f"beside it\n{as_text(record.aside).rstrip()}")
     if old is not None:
         changes = report.change_rows(verdict.changes(old, record))
         _section("changed beyond chance" if changes else "nothing changed beyond chance", changes)

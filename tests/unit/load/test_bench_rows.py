@@ -9,7 +9,7 @@ from vbnet.errors import NotFoundError, UsageError
 from vbnet.load import bench
 from vbnet.load.bench.machine import Machine
 from vbnet.load.bench.registry import BENCHES
-from vbnet.load.bench.report import Report, as_markdown, in_words
+from vbnet.load.bench.report import Report, as_markdown, as_text, in_words
 from vbnet.load.bench.row import Row
 from vbnet.load.bench.summary import AtLeast, AtMost, Summary, Wanted
 
@@ -104,6 +104,16 @@ def test_markdown_tables_have_one_line_a_row() -> None:
     ]
     assert 2 == len(lines)
     assert {8} == {line.count("|") for line in (header, rule, *lines)}
+
+
+def test_plain_tables_have_columns_of_one_width_and_none_that_says_nothing() -> None:
+    """What a bake-off prints of benches is what they print themselves."""
+    header, *lines = as_text([row(), row()]).splitlines()
+
+    assert header.split("  ")[0] == "bench"
+    assert "note" not in header
+    assert "wanted" not in header
+    assert [header.index("placement")] * 2 == [line.index("near") for line in lines]
 
 
 def test_figures_are_said_in_the_units_people_use() -> None:

@@ -15,7 +15,7 @@ from vbnet.load.bench.registry import BENCHES
 from vbnet.load.bench.row import Row
 from vbnet.load.bench.summary import Summary
 
-__all__ = ["Report", "as_markdown", "in_words", "list_text", "params_text"]
+__all__ = ["Report", "as_markdown", "as_text", "in_words", "list_text", "params_text"]
 
 _SCALES: Final = {
     "frames/s": (1e6, "M/s"),
@@ -116,8 +116,7 @@ class Report:
             document = {"machine": self._machine, "rows": self._rows}
             self._out.write(msgspec.json.format(msgspec.json.encode(document), indent=1).decode() + "\n")
             return
-        used = [index for index in range(len(_COLUMNS)) if any(_cells(row)[index] for row in self._rows)]
-        cells = [[_COLUMNS[index] for index in used], *([_cells(row)[index] for index in used] for row in self._rows)]
+        cells = _table(self._rows, range(len(_COLUMNS)))
         if not self._out.isatty():
             self._out.write(_plain_table(cells))
             return
@@ -136,10 +135,20 @@ def _plain_table(cells: Sequence[Sequence[str]]) -> str:
 
 def as_markdown(rows: Sequence[Row], *, with_names: bool = False) -> str:
     """Write rows as the tables of the documentation have them; columns that say nothing are left out."""
-    used = [index for index in range(0 if with_names else 1, 9) if any(_cells(row)[index] for row in rows)]
-    lines = [[_COLUMNS[index] for index in used], ["---"] * len(used)]
-    lines += [[_cells(row)[index] for index in used] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    head, *lines = _table(rows, range(0 if with_names else 1, _COLUMNS.index("note")))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """Write rows as a table of plain text, as ``vbnet bench`` ends with; columns that say nothing are left out."""
+    return _plain_table(_table(rows, range(len(_COLUMNS)))).removeprefix("\n")
+
+
+def _table(rows: Sequence[Row], columns: Sequence[int]) -> list[list[str]]:
+    """A heading and a line for each row, of those columns that say something."""
+    lines = [_cells(row) for row in rows]
+    used = [column for column in columns if any(line[column] for line in lines)]
+    return [[_COLUMNS[column] for column in used], *([line[column] for column in used] for line in lines)]
 
 
 def list_text() -> str:
