@@ -46,6 +46,7 @@ pub(crate) mod forward;
 pub(crate) mod hold;
 pub(crate) mod offloaded;
 pub(crate) mod parking;
+mod source;
 pub(crate) mod watchdog;
 pub(crate) mod watched;
 

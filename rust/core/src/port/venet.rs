@@ -230,6 +230,8 @@ pub(crate) struct VenetPort {
     tx_mitigation: u32,
     /// Frames returned since the guest was last told.
     uncalled: u32,
+    /// It sleeps, and was not rung for what came back.
+    wants_call: bool,
     /// Bytes given since the last release, and slots that frames took beyond one each.
     rx_bytes: u64,
     rx_more: u32,
@@ -274,6 +276,7 @@ impl VenetPort {
             is_up: true,
             tx_mitigation: params.tx_mitigation,
             uncalled: 0,
+            wants_call: false,
             rx_bytes: 0,
             rx_more: 0,
             long: Long::new(&ram, &params.grant)?,
@@ -424,19 +427,25 @@ impl VenetPort {
         self.memory.place(offset, length)
     }
 
-    /// Returns the oldest `count` loaded frames to the guest. `true`: it wants to hear of that, ring.
+    /// Returns the oldest `count` loaded frames to the guest; [`Self::take_wants_call`] tells whether it wants to hear of that.
     #[inline]
-    pub(crate) fn give_back(&mut self, count: u32) -> bool {
+    pub(crate) fn give_back(&mut self, count: u32) {
         let slots = self.long.as_deref_mut().map_or(count, |long| long.slots_of(count));
         self.tx.advance(slots);
         self.tx.release();
         self.uncalled += count;
         // Whoever sleeps until slots come back is told at the end of a backlog in any case.
         if self.uncalled < self.tx_mitigation && self.tx.available().is_ok_and(|waiting| waiting != 0) {
-            return false;
+            return;
         }
         self.uncalled = 0;
-        self.tx.notify()
+        self.wants_call |= self.tx.notify();
+    }
+
+    /// The guest sleeps until frames come back, and some have: ring. Once for each time.
+    #[inline]
+    pub(crate) const fn take_wants_call(&mut self) -> bool {
+        std::mem::replace(&mut self.wants_call, false)
     }
 
     /// Takes the next posted buffer for a frame of `length` bytes: where to write it. At least 64 bytes may be written.

@@ -24,6 +24,7 @@ use crossbeam_channel::Sender;
 use super::hold::Hold;
 use super::offloaded::{Scratch, give, scratch};
 use super::parking::Parking;
+use super::source::{Loaded, Source, Target};
 use super::watchdog::Ringer;
 use super::watched::show_flooded;
 use crate::guest::clock::monotonic_ns;
@@ -358,44 +359,55 @@ impl<const COUNTS: bool> Plane<COUNTS> {
 
     fn turn_at(&mut self, slot: PortSlot) -> Turn {
         match port_at(&mut self.ports, slot) {
-            Some(Port { end: End::Venet(_), .. }) => self.turn_rings(slot),
+            Some(Port { end: End::Venet(_), .. }) => self.turn_from::<VenetPort>(slot),
             Some(Port { end: End::Tap(_), .. }) => self.turn_tap(slot),
-            Some(Port { end: End::Virtqueues(_), .. }) => self.turn_queues(slot),
-            Some(Port { end: End::Nic(_), .. }) => self.turn_card(slot),
-            Some(Port { end: End::Driver(_), .. }) => self.turn_driver(slot),
+            Some(Port { end: End::Virtqueues(_), .. }) => self.turn_from::<VirtqueuePort>(slot),
+            Some(Port { end: End::Nic(_), .. }) => self.turn_from::<NicPort>(slot),
+            Some(Port { end: End::Driver(_), .. }) => self.turn_from::<DriverPort>(slot),
             None => Turn::default(),
         }
     }
 
-    fn turn_rings(&mut self, slot: PortSlot) -> Turn {
+    /// A turn of a port with queues to look into.
+    #[inline(always)]
+    fn turn_from<S: Source>(&mut self, slot: PortSlot) -> Turn {
         let mut turn = Turn::default();
         let mut bytes = 0;
         let mut budget = 1;
-        let mut wants_call = false;
         while turn.cost < budget {
             let Some(port) = port_at(&mut self.ports, slot) else { break };
-            let End::Venet(venet) = &mut port.end else { break };
             budget = port.budget;
-            let loaded = venet.load::<COUNTS>(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
-            if loaded == 0 {
-                // Most turns of a port that is polled: whatever they take, a frame that comes meanwhile waits for.
-                if turn.cost == 0 && venet.tx_fault().is_none() {
-                    return turn;
-                }
+            let Some(source) = S::of(&mut port.end) else { break };
+            let Loaded { frames, runts } =
+                source.look::<COUNTS>(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
+            if frames == 0 && runts == 0 && turn.cost == 0 && source.is_quiet() {
+                return turn;
+            }
+            if runts != 0 {
+                turn.cost += runts;
+                port.count::<COUNTS>(PortCounter::TransmitDropRunt, runts.into());
+            }
+            if frames == 0 {
                 break;
             }
-            let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
+            let done = self.take_on(slot, frames, budget, &mut turn, &mut bytes);
             if self.batch.has_requests {
                 self.count_requests(slot, done);
             }
             let Some(port) = port_at(&mut self.ports, slot) else { break };
-            let End::Venet(venet) = &mut port.end else { break };
-            wants_call |= venet.give_back(done);
-            if done < loaded as u32 {
+            let Some(source) = S::of(&mut port.end) else { break };
+            if source.hand_back(done, &self.ringer) {
+                tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
+            }
+            if done < frames as u32 {
                 break;
             }
         }
-        self.end_turn(slot, turn, bytes, budget, wants_call);
+        let Some(port) = port_at(&mut self.ports, slot) else { return turn };
+        end_turn::<COUNTS>(port, turn, bytes, budget);
+        if S::of(&mut port.end).is_some_and(|source| source.settle::<COUNTS>(turn, &port.block, &self.ringer)) {
+            self.report(slot);
+        }
         turn
     }
 
@@ -421,142 +433,6 @@ impl<const COUNTS: bool> Plane<COUNTS> {
         if let Some(port) = port_at(&mut self.ports, slot) {
             port.count::<COUNTS>(PortCounter::TransmitOffloads, asking as u64);
         }
-    }
-
-    /// Counts, calls the guest, and reports what broke.
-    fn end_turn(&mut self, slot: PortSlot, turn: Turn, bytes: u64, budget: u32, wants_call: bool) {
-        let Some(port) = port_at(&mut self.ports, slot) else { return };
-        if turn.frames != 0 {
-            port.count::<COUNTS>(PortCounter::TransmitFrames, turn.frames.into());
-            port.count::<COUNTS>(PortCounter::TransmitBytes, bytes);
-        }
-        if turn.cost != 0 {
-            port.parking.work();
-        }
-        if turn.cost >= budget {
-            port.count::<COUNTS>(PortCounter::BudgetExhausted, 1);
-        }
-        let End::Venet(venet) = &mut port.end else { return };
-        let [(_, waiting), _] = venet.occupancy();
-        note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
-        if let Some(counts) = venet.take_counts() {
-            count_long::<COUNTS>(&port.block, counts);
-        }
-        if wants_call {
-            tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
-            if let Err(fault) = venet.call_tx::<COUNTS>(&self.ringer) {
-                venet.break_tx(fault);
-            }
-        }
-        if venet.tx_fault().is_some() {
-            self.report(slot);
-        }
-    }
-
-    fn turn_queues(&mut self, slot: PortSlot) -> Turn {
-        let mut turn = Turn::default();
-        let mut bytes = 0;
-        let mut budget = 1;
-        while turn.cost < budget {
-            let Some(port) = port_at(&mut self.ports, slot) else { break };
-            let End::Virtqueues(queues) = &mut port.end else { break };
-            budget = port.budget;
-            let loaded = queues.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
-            if loaded == 0 {
-                break;
-            }
-            let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
-            if self.batch.has_requests {
-                self.count_requests(slot, done);
-            }
-            let Some(port) = port_at(&mut self.ports, slot) else { break };
-            let End::Virtqueues(queues) = &mut port.end else { break };
-            if queues.give_back(done) && queues.call_tx(&self.ringer) {
-                tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
-            }
-            if done < loaded as u32 {
-                break;
-            }
-        }
-        self.end_turn(slot, turn, bytes, budget, false);
-        let Some(port) = port_at(&mut self.ports, slot) else { return turn };
-        let End::Virtqueues(queues) = &mut port.end else { return turn };
-        let [(_, waiting), _] = queues.occupancy();
-        note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
-        if queues.has_news() {
-            self.report(slot);
-        }
-        turn
-    }
-
-    fn turn_card(&mut self, slot: PortSlot) -> Turn {
-        let mut turn = Turn::default();
-        let mut bytes = 0;
-        let mut budget = 1;
-        while turn.cost < budget {
-            let Some(port) = port_at(&mut self.ports, slot) else { break };
-            let End::Nic(nic) = &mut port.end else { break };
-            budget = port.budget;
-            let (loaded, runts) = nic.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
-            if runts != 0 {
-                turn.cost += runts;
-                port.count::<COUNTS>(PortCounter::TransmitDropRunt, runts.into());
-            }
-            if loaded == 0 {
-                break;
-            }
-            let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
-            let Some(port) = port_at(&mut self.ports, slot) else { break };
-            let End::Nic(nic) = &mut port.end else { break };
-            nic.give_back(done);
-            if done < loaded as u32 {
-                break;
-            }
-        }
-        self.end_turn(slot, turn, bytes, budget, false);
-        let Some(port) = port_at(&mut self.ports, slot) else { return turn };
-        let End::Nic(nic) = &mut port.end else { return turn };
-        if turn.frames != 0 {
-            note_card::<COUNTS>(&port.block, nic);
-        }
-        tell_card::<COUNTS>(&port.block, nic, &self.ringer);
-        if nic.has_news() {
-            self.report(slot);
-        }
-        turn
-    }
-
-    fn turn_driver(&mut self, slot: PortSlot) -> Turn {
-        let mut turn = Turn::default();
-        let mut bytes = 0;
-        let mut budget = 1;
-        while turn.cost < budget {
-            let Some(port) = port_at(&mut self.ports, slot) else { break };
-            let End::Driver(driver) = &mut port.end else { break };
-            budget = port.budget;
-            let loaded = driver.load(&mut self.batch, BATCH.min((budget - turn.cost) as usize));
-            if loaded == 0 {
-                break;
-            }
-            let done = self.take_on(slot, loaded, budget, &mut turn, &mut bytes);
-            let Some(port) = port_at(&mut self.ports, slot) else { break };
-            let End::Driver(driver) = &mut port.end else { break };
-            if driver.give_back(done, &self.ringer) {
-                tally::<COUNTS>(&port.block, PortCounter::CallsRung, 1);
-            }
-            if done < loaded as u32 {
-                break;
-            }
-        }
-        self.end_turn(slot, turn, bytes, budget, false);
-        let Some(port) = port_at(&mut self.ports, slot) else { return turn };
-        let End::Driver(driver) = &mut port.end else { return turn };
-        let [(_, waiting), _] = driver.occupancy();
-        note::<COUNTS>(&port.block, PortCounter::TransmitSlotsUsed, waiting.into());
-        if driver.has_news() {
-            self.report(slot);
-        }
-        turn
     }
 
     /// Is the front end of another back end from now on, or of none: the queues until now.
@@ -644,8 +520,9 @@ impl<const COUNTS: bool> Plane<COUNTS> {
             turn.cost += cost;
             bytes += u64::from(length);
         }
-        self.end_turn(slot, turn, bytes, budget, false);
-        if port_at(&mut self.ports, slot).is_some_and(|port| port.is_mute()) {
+        let Some(port) = port_at(&mut self.ports, slot) else { return turn };
+        end_turn::<COUNTS>(port, turn, bytes, budget);
+        if port.is_mute() {
             self.report(slot);
         }
         turn
@@ -883,40 +760,10 @@ impl<const COUNTS: bool> Plane<COUNTS> {
                     tap.is_gone()
                 }
                 End::Virtqueues(queues) => {
-                    let (frames, bytes) = queues.given();
-                    if frames != 0 {
-                        let is_called = queues.release(&self.ringer);
-                        port.hold.earn(frames);
-                        tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
-                        tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
-                        let [_, (_, posted)] = queues.occupancy();
-                        note::<COUNTS>(&port.block, PortCounter::ReceiveSlotsUsed, posted.into());
-                        let outcome = if is_called { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
-                        tally::<COUNTS>(&port.block, outcome, 1);
-                        if self.watches.is_on() {
-                            self.watches.told(slot, Stage::Published);
-                            self.watches.told(slot, if is_called { Stage::Rung } else { Stage::Spared });
-                        }
-                    }
-                    queues.has_news()
+                    show::<COUNTS>(&mut **queues, slot, (&port.block, &mut port.hold), &mut self.watches, &self.ringer)
                 }
                 End::Driver(driver) => {
-                    let (frames, bytes) = driver.given();
-                    if frames != 0 {
-                        let is_kicked = driver.release(&self.ringer);
-                        port.hold.earn(frames);
-                        tally::<COUNTS>(&port.block, PortCounter::ReceiveFrames, frames);
-                        tally::<COUNTS>(&port.block, PortCounter::ReceiveBytes, bytes);
-                        let [_, (_, free)] = driver.occupancy();
-                        note::<COUNTS>(&port.block, PortCounter::ReceiveSlotsUsed, free.into());
-                        let outcome = if is_kicked { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
-                        tally::<COUNTS>(&port.block, outcome, 1);
-                        if self.watches.is_on() {
-                            self.watches.told(slot, Stage::Published);
-                            self.watches.told(slot, if is_kicked { Stage::Rung } else { Stage::Spared });
-                        }
-                    }
-                    driver.has_news()
+                    show::<COUNTS>(&mut **driver, slot, (&port.block, &mut port.hold), &mut self.watches, &self.ringer)
                 }
                 End::Nic(nic) => {
                     let (frames, bytes) = nic.take_given();
@@ -990,6 +837,47 @@ impl<const COUNTS: bool> Plane<COUNTS> {
     }
 }
 
+/// Shows what was put into virtqueues, and counts it. `true`: something broke.
+#[inline]
+fn show<const COUNTS: bool>(
+    queues: &mut impl Target,
+    slot: PortSlot,
+    (block, hold): (&Block, &mut Hold),
+    watches: &mut Watches,
+    ringer: &Ringer,
+) -> bool {
+    let (frames, bytes) = queues.filled();
+    if frames != 0 {
+        let is_told = queues.show(ringer);
+        hold.earn(frames);
+        tally::<COUNTS>(block, PortCounter::ReceiveFrames, frames);
+        tally::<COUNTS>(block, PortCounter::ReceiveBytes, bytes);
+        note::<COUNTS>(block, PortCounter::ReceiveSlotsUsed, queues.places().into());
+        let outcome = if is_told { PortCounter::CallsRung } else { PortCounter::CallsSuppressed };
+        tally::<COUNTS>(block, outcome, 1);
+        if watches.is_on() {
+            watches.told(slot, Stage::Published);
+            watches.told(slot, if is_told { Stage::Rung } else { Stage::Spared });
+        }
+    }
+    queues.is_broken()
+}
+
+/// Counts what a turn did.
+#[inline]
+fn end_turn<const COUNTS: bool>(port: &mut Port, turn: Turn, bytes: u64, budget: u32) {
+    if turn.frames != 0 {
+        port.count::<COUNTS>(PortCounter::TransmitFrames, turn.frames.into());
+        port.count::<COUNTS>(PortCounter::TransmitBytes, bytes);
+    }
+    if turn.cost != 0 {
+        port.parking.work();
+    }
+    if turn.cost >= budget {
+        port.count::<COUNTS>(PortCounter::BudgetExhausted, 1);
+    }
+}
+
 impl EventSink {
     fn tell(&self, port: &Port, part: PortPart, reason: &'static str, text: String) {
         let event = PortEvent { port: port.id, name: port.name.clone(), part, reason, text };
@@ -1001,14 +889,14 @@ impl EventSink {
 }
 
 #[inline]
-fn tally<const COUNTS: bool>(block: &Block, counter: PortCounter, amount: u64) {
+pub(super) fn tally<const COUNTS: bool>(block: &Block, counter: PortCounter, amount: u64) {
     if COUNTS {
         block.add(counter as usize, amount);
     }
 }
 
 /// Counts frames of a venet guest that were in several pieces or buffers.
-fn count_long<const COUNTS: bool>(block: &Block, counts: LongCounts) {
+pub(super) fn count_long<const COUNTS: bool>(block: &Block, counts: LongCounts) {
     tally::<COUNTS>(block, PortCounter::GatheredFrames, counts.gathered);
     tally::<COUNTS>(block, PortCounter::MergedFrames, counts.merged);
     tally::<COUNTS>(block, PortCounter::MergedBuffers, counts.buffers);
@@ -1016,14 +904,14 @@ fn count_long<const COUNTS: bool>(block: &Block, counts: LongCounts) {
 
 /// As [`tally`], for a value that goes up and down.
 #[inline]
-fn note<const COUNTS: bool>(block: &Block, counter: PortCounter, amount: u64) {
+pub(super) fn note<const COUNTS: bool>(block: &Block, counter: PortCounter, amount: u64) {
     if COUNTS {
         block.set(counter as usize, amount);
     }
 }
 
 /// Notes how a card's rings are.
-fn note_card<const COUNTS: bool>(block: &Block, nic: &NicPort) {
+pub(super) fn note_card<const COUNTS: bool>(block: &Block, nic: &NicPort) {
     if !COUNTS {
         return;
     }
@@ -1039,7 +927,7 @@ fn note_card<const COUNTS: bool>(block: &Block, nic: &NicPort) {
 }
 
 /// Raises a card's interrupt if it is due. `true`: it was raised.
-fn tell_card<const COUNTS: bool>(block: &Block, nic: &mut NicPort, ringer: &Ringer) -> bool {
+pub(super) fn tell_card<const COUNTS: bool>(block: &Block, nic: &mut NicPort, ringer: &Ringer) -> bool {
     let settled = nic.settle(ringer);
     match settled {
         Settled::Quiet => {}
