@@ -270,7 +270,7 @@ impl Host {
     }
 
     /// Works on every slot in order; `work` says whether to go on before returning what was done.
-    fn serve(&mut self, messages: u64, mut work: impl FnMut(&Self, u32, u64) -> bool) {
+    fn serve(&mut self, messages: u64, mut work: impl FnMut(&mut Self, u32, u64) -> bool) {
         let (mut number, mut idle) = (0, 0);
         while number < messages {
             let available = self.consumer.available().unwrap();
