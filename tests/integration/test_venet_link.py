@@ -243,6 +243,7 @@ def test_carrier_is_in_memory_for_a_driver_that_asked_for_it(net: Net) -> None:
     signal = nic.link_signal
     assert signal is not None
     assert (True, 1) == (nic.is_link_up, nic.link_changes)
+    assert select.select([signal.call_fd], [], [], PATIENCE)[0]
     os.eventfd_read(signal.call_fd)
 
     for value, number in (("0", 2), ("1", 3)):
