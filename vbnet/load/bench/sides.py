@@ -57,6 +57,8 @@ _TURN_FRAMES: Final = 64
 _TURNS_A_LOOK: Final = 16
 _LOST_AFTER_SECONDS: Final = 0.02
 """How long nothing may come back before what is under way counts as lost."""
+_GONE_AFTER_SECONDS: Final = 5.0
+"""How long nothing may come back before nothing will."""
 _EVERYTHING: Final = NicGrant(list(OFFLOADS.values()), list(OFFLOADS.values()), is_scattered=True, is_merged=True)
 _HEADERS: Final = 54
 _PLAIN_BYTES: Final = 1514
@@ -286,12 +288,13 @@ def _rates(turn: Callable[[bool], int], size: int, under_way: int, windows: tupl
     """What turns receive a second, each of which may send ``size``; the clock is read once in a while.
 
     What does not come back for a while is lost, and other objects are sent in its place: a receiver without room loses
-    what was cut for it.
+    what was cut for it. On a busy machine the host may not run for longer than a window, which lasts until something
+    came.
     """
     warm_up_seconds, window_seconds, count = windows
     outstanding = received = total = total_before = 0
     rates: list[float] = []
-    begun = heard = time.perf_counter()
+    begun = heard = arrived = time.perf_counter()
     end = begun + warm_up_seconds
     is_warm = False
     while len(rates) < count:
@@ -303,14 +306,14 @@ def _rates(turn: Callable[[bool], int], size: int, under_way: int, windows: tupl
             total += got
         now = time.perf_counter()
         if total != total_before:
-            heard, total_before = now, total
+            heard, arrived, total_before = now, now, total
         elif now - heard > _LOST_AFTER_SECONDS:
+            if now - arrived > _GONE_AFTER_SECONDS:
+                raise PeerGone("no object came back")
             heard, outstanding = now, 0
         # Of what was given up some may come late.
         outstanding = max(outstanding, 0)
-        if now >= end:
-            if is_warm and received == 0:
-                raise PeerGone("no object came back")
+        if now >= end and (received != 0 or not is_warm):
             if is_warm:
                 rates.append(received / (now - begun))
             is_warm = True
