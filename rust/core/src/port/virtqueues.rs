@@ -426,18 +426,12 @@ impl VirtqueuePort {
         (entry.length != 0).then_some((entry.source as *const u8, entry.length))
     }
 
-    /// Returns the oldest `count` loaded frames to the driver. `true`: it wants to hear of that, call.
+    /// Returns the oldest `count` loaded frames to the driver. `true`: it wanted to hear of that, and was called.
     #[inline]
-    pub(crate) fn give_back(&mut self, count: u32) -> bool {
+    pub(crate) fn give_back(&mut self, count: u32, ringer: &Ringer) -> bool {
         let Some(ring) = self.rings.as_mut().and_then(|rings| rings.tx.get_mut(self.from)) else { return false };
         let chains = &ring.ahead.chains[..count as usize];
-        count != 0 && ring.queue.complete(chains.iter().map(|chain| chain.used))
-    }
-
-    /// Tells the driver of the queue that frames were last taken from: whether it was rung for.
-    pub(crate) fn call_tx(&mut self, ringer: &Ringer) -> bool {
-        let ring = self.rings.as_mut().and_then(|rings| rings.tx.get_mut(self.from));
-        ring.is_some_and(|ring| ring.ring(ringer))
+        count != 0 && ring.queue.complete(chains.iter().map(|chain| chain.used)) && ring.ring(ringer)
     }
 
     /// Something broke, or memory has ended, and was not told: asked after each turn and each release.

@@ -91,54 +91,6 @@ impl Source for VenetPort {
     }
 }
 
-impl Source for VirtqueuePort {
-    #[inline]
-    fn of(end: &mut End) -> Option<&mut Self> {
-        if let End::Virtqueues(queues) = end { Some(queues) } else { None }
-    }
-
-    #[inline]
-    fn look<const COUNTS: bool>(&mut self, batch: &mut Batch, wanted: usize) -> Loaded {
-        self.load(batch, wanted).into()
-    }
-
-    #[inline]
-    fn hand_back(&mut self, count: u32, ringer: &Ringer) -> bool {
-        self.give_back(count) && self.call_tx(ringer)
-    }
-
-    #[inline]
-    fn settle<const COUNTS: bool>(&mut self, _turn: Turn, block: &Block, _ringer: &Ringer) -> bool {
-        let [(_, waiting), _] = self.occupancy();
-        note::<COUNTS>(block, PortCounter::TransmitSlotsUsed, waiting.into());
-        self.has_news()
-    }
-}
-
-impl Source for DriverPort {
-    #[inline]
-    fn of(end: &mut End) -> Option<&mut Self> {
-        if let End::Driver(driver) = end { Some(driver) } else { None }
-    }
-
-    #[inline]
-    fn look<const COUNTS: bool>(&mut self, batch: &mut Batch, wanted: usize) -> Loaded {
-        self.load(batch, wanted).into()
-    }
-
-    #[inline]
-    fn hand_back(&mut self, count: u32, ringer: &Ringer) -> bool {
-        self.give_back(count, ringer)
-    }
-
-    #[inline]
-    fn settle<const COUNTS: bool>(&mut self, _turn: Turn, block: &Block, _ringer: &Ringer) -> bool {
-        let [(_, waiting), _] = self.occupancy();
-        note::<COUNTS>(block, PortCounter::TransmitSlotsUsed, waiting.into());
-        self.has_news()
-    }
-}
-
 impl Source for NicPort {
     #[inline]
     fn of(end: &mut End) -> Option<&mut Self> {
@@ -183,38 +135,51 @@ pub(super) trait Target {
     fn is_broken(&mut self) -> bool;
 }
 
-impl Target for VirtqueuePort {
-    fn filled(&self) -> (u64, u64) {
-        self.given()
-    }
+/// Virtqueues say the same of themselves whichever end of them is ours.
+macro_rules! virtqueues {
+    ($($port:ident in $end:ident),*) => {$(
+        impl Source for $port {
+            #[inline]
+            fn of(end: &mut End) -> Option<&mut Self> {
+                if let End::$end(port) = end { Some(port) } else { None }
+            }
 
-    fn show(&mut self, ringer: &Ringer) -> bool {
-        self.release(ringer)
-    }
+            #[inline]
+            fn look<const COUNTS: bool>(&mut self, batch: &mut Batch, wanted: usize) -> Loaded {
+                self.load(batch, wanted).into()
+            }
 
-    fn places(&self) -> u32 {
-        self.occupancy()[1].1
-    }
+            #[inline]
+            fn hand_back(&mut self, count: u32, ringer: &Ringer) -> bool {
+                self.give_back(count, ringer)
+            }
 
-    fn is_broken(&mut self) -> bool {
-        self.has_news()
-    }
+            #[inline]
+            fn settle<const COUNTS: bool>(&mut self, _turn: Turn, block: &Block, _ringer: &Ringer) -> bool {
+                let [(_, waiting), _] = self.occupancy();
+                note::<COUNTS>(block, PortCounter::TransmitSlotsUsed, waiting.into());
+                self.has_news()
+            }
+        }
+
+        impl Target for $port {
+            fn filled(&self) -> (u64, u64) {
+                self.given()
+            }
+
+            fn show(&mut self, ringer: &Ringer) -> bool {
+                self.release(ringer)
+            }
+
+            fn places(&self) -> u32 {
+                self.occupancy()[1].1
+            }
+
+            fn is_broken(&mut self) -> bool {
+                self.has_news()
+            }
+        }
+    )*};
 }
 
-impl Target for DriverPort {
-    fn filled(&self) -> (u64, u64) {
-        self.given()
-    }
-
-    fn show(&mut self, ringer: &Ringer) -> bool {
-        self.release(ringer)
-    }
-
-    fn places(&self) -> u32 {
-        self.occupancy()[1].1
-    }
-
-    fn is_broken(&mut self) -> bool {
-        self.has_news()
-    }
-}
+virtqueues!(VirtqueuePort in Virtqueues, DriverPort in Driver);
